@@ -1,0 +1,245 @@
+#include "binding.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <unordered_set>
+
+namespace py = pybind11;
+
+namespace onepass {
+
+namespace {
+
+std::vector<std::pair<PyObject*, PyObject*>> entries_of(PyObject* dict) {
+  std::vector<std::pair<PyObject*, PyObject*>> entries;
+  PyObject *key, *value;
+  for (Py_ssize_t at = 0; PyDict_Next(dict, &at, &key, &value);) entries.emplace_back(key, value);
+  return entries;
+}
+
+// Whether a dict holds just these objects, by identity and in this order: no hashing, no comparison.
+bool unchanged(PyObject* dict, const std::vector<std::pair<PyObject*, PyObject*>>& entries) {
+  if (PyDict_Size(dict) != static_cast<Py_ssize_t>(entries.size())) return false;
+  PyObject *key, *value;
+  size_t i = 0;
+  for (Py_ssize_t at = 0; PyDict_Next(dict, &at, &key, &value); ++i)
+    if (i >= entries.size() || entries[i].first != key || entries[i].second != value) return false;
+  return true;
+}
+
+bool dtype_of(const dlpack::DataType& type, Dtype& out) {
+  if (type.lanes != 1) return false;
+  if (type.code == dlpack::bfloat && type.bits == 16) return out = Dtype::bf16, true;
+  if (type.code != dlpack::floating) return false;
+  if (type.bits == 16) return out = Dtype::f16, true;
+  if (type.bits == 32) return out = Dtype::f32, true;
+  if (type.bits == 64) return out = Dtype::f64, true;
+  return false;
+}
+
+// The strides of a dimension of one element mean nothing, and frameworks differ in them.
+std::vector<int64_t> strides_of(const dlpack::Tensor& x) {
+  std::vector<int64_t> strides(x.strides, x.strides + x.ndim);
+  for (int d = 0; d < x.ndim; ++d)
+    if (x.shape[d] == 1) strides[d] = 0;
+  return strides;
+}
+
+bool same_strides(const dlpack::Tensor& x, const std::vector<int64_t>& strides) {
+  for (int d = 0; d < x.ndim; ++d)
+    if (x.shape[d] != 1 && x.strides[d] != strides[d]) return false;
+  return true;
+}
+
+bool same_shape(const dlpack::Tensor& x, const std::vector<int64_t>& shape) {
+  return x.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), x.shape);
+}
+
+// Whether the elements fill a stretch of memory and, for a projected tensor, dim 0 is the outermost.
+bool packs(const Tensor& t) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (size_t d = 0; d < t.shape.size(); ++d)
+    if (t.shape[d] != 1) dims.emplace_back(t.p.strides[d], t.shape[d]);
+  std::sort(dims.begin(), dims.end());
+  int64_t reach = 1;
+  for (auto [stride, size] : dims) {
+    if (stride != reach) return false;
+    reach *= size;
+  }
+  return t.rows == 1 || t.p.strides[0] == t.length;
+}
+
+}  // namespace
+
+Binding::Binding(const py::list& groups, const py::dict& state, const py::list& moments, bool sgd, bool projected,
+                 bool lazy_buffer, const py::list& first)
+    : state_(state.ptr()), moments_(moments), state_entries_(entries_of(state.ptr())) {
+  py::object type = py::module_::import("torch").attr("Tensor");
+  auto capsule = type.attr("__dlpack_c_exchange_api__").cast<py::capsule>();
+  api_ = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::capsule_name));
+  if (!api_) throw py::error_already_set();
+  if (api_->header.version.major != dlpack::supported_major || !api_->tensor_from_object)
+    throw std::runtime_error("this torch's DLPack exchange table is of a version that onepass does not know");
+
+  plan_.sgd = sgd;
+  plan_.lazy_buffer = lazy_buffer;
+  std::unordered_set<PyObject*> firsts;
+  for (py::handle p : first) firsts.insert(p.ptr());
+  for (size_t g = 0; g < groups.size(); ++g) {
+    groups_.emplace_back();
+    for (py::handle p : groups[g].cast<py::list>()) {
+      groups_.back().push_back(p.ptr());
+      add(p.ptr(), static_cast<int>(g), projected);
+      plan_.tensors.back().first = firsts.count(p.ptr()) > 0;
+    }
+  }
+  gradients_.resize(sources_.size());
+  plan_.cut();
+  stepper_ = std::make_unique<CpuStepper>(plan_);
+}
+
+void Binding::add(PyObject* param, int group, bool projected) {
+  dlpack::Tensor x;
+  if (!describe(param, x)) throw std::runtime_error("a parameter cannot be described through DLPack");
+  Tensor t;
+  t.group = group;
+  if (!dtype_of(x.dtype, t.dtype)) throw std::runtime_error("a parameter has a dtype that cannot be stepped");
+  t.shape.assign(x.shape, x.shape + x.ndim);
+  int64_t elements = 1;
+  for (int64_t size : t.shape) elements *= size;
+  t.projected = projected && x.ndim > 1 && elements > 0;
+  t.rows = t.projected ? t.shape[0] : 1;
+  t.length = elements / t.rows;
+  t.p.strides = strides_of(x);
+  t.packed = packs(t);
+
+  Source source;
+  source.param = param;
+  if (PyObject* own = PyDict_GetItemWithError(state_, param)) {
+    source.state = own;
+    source.entries = entries_of(own);
+    for (size_t j = 0; j < moments_.size(); ++j)
+      source.moment[j] = PyDict_GetItemWithError(own, py::object(moments_[j]).ptr());
+    source.step = PyDict_GetItemString(own, "step");
+    source.gate_counter = PyDict_GetItemString(own, "gate_counter");
+  }
+  auto adopt = [&](PyObject* operand, View& view) {
+    view.strides = t.p.strides;
+    if (!operand || operand == Py_None || !describe(operand, x)) return;
+    view.strides = strides_of(x);
+    t.packed &= view.strides == t.p.strides;
+  };
+  adopt(py::handle(param).attr("grad").ptr(), t.g);
+  for (int j = 0; j < max_moments; ++j) adopt(source.moment[j], t.moment[j]);
+  plan_.tensors.push_back(std::move(t));
+  sources_.push_back(std::move(source));
+}
+
+// ---------------------------------------------------------------- every step
+
+void Binding::set_hypers(const py::list& hypers) {
+  plan_.hypers.clear();
+  for (py::handle h : hypers) {
+    auto number = [&](const char* name) { return h.attr(name).cast<double>(); };
+    auto flag = [&](const char* name) { return h.attr(name).cast<bool>(); };
+    plan_.hypers.push_back({.lr = number("lr"),
+                            .grad_scale = number("grad_scale"),
+                            .beta1 = number("beta1"),
+                            .beta2 = number("beta2"),
+                            .momentum = number("momentum"),
+                            .dampening = number("dampening"),
+                            .eps = number("eps"),
+                            .l2 = number("l2"),
+                            .decay = number("decay"),
+                            .metric_decay = number("metric_decay"),
+                            .delta = number("delta"),
+                            .wd_ratio = number("wd_ratio"),
+                            .nesterov = flag("nesterov"),
+                            .proximal = flag("proximal"),
+                            .project_momentum = flag("project_momentum"),
+                            .speculate = flag("speculate")});
+  }
+}
+
+bool Binding::ready(const py::list& groups) {
+  if (groups.size() != groups_.size()) return false;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    PyObject* params = PyList_GET_ITEM(groups.ptr(), g);
+    if (!PyList_Check(params) || PyList_GET_SIZE(params) != static_cast<Py_ssize_t>(groups_[g].size())) return false;
+    for (size_t i = 0; i < groups_[g].size(); ++i)
+      if (PyList_GET_ITEM(params, i) != groups_[g][i]) return false;
+  }
+  if (!unchanged(state_, state_entries_)) return false;
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    static PyObject* const grad = PyUnicode_InternFromString("grad");
+    gradients_[i] = py::reinterpret_steal<py::object>(PyObject_GetAttr(sources_[i].param, grad));
+    if (!gradients_[i]) throw py::error_already_set();
+    plan_.tensors[i].active = !gradients_[i].is_none();
+    if (plan_.tensors[i].active && !read(sources_[i], plan_.tensors[i], gradients_[i].ptr())) return false;
+  }
+  return true;
+}
+
+// Takes the addresses of a parameter that has a gradient, and of its state.
+bool Binding::read(const Source& source, Tensor& t, PyObject* gradient) const {
+  if (!read_operand(source.param, t, t.dtype, t.p) || !read_operand(gradient, t, t.dtype, t.g)) return false;
+  const Family family = plan_.family(t.group);
+  if (family == Family::plain_sgd) return true;
+  if (!source.state || !unchanged(source.state, source.entries)) return false;
+  const Dtype work = t.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  for (int j = 0; j < (family == Family::adam ? 2 : 1); ++j)
+    if (!source.moment[j] || !read_operand(source.moment[j], t, work, t.moment[j])) return false;
+
+  dlpack::Tensor x;
+  if (family == Family::adam) {
+    Dtype dtype;
+    if (!source.step || !describe(source.step, x) || !dtype_of(x.dtype, dtype) || dtype != Dtype::f32) return false;
+    t.step = static_cast<float*>(x.data);
+  }
+  if (t.projected) {
+    if (!source.gate_counter || !describe(source.gate_counter, x) || x.dtype.bits != 8) return false;
+    t.gate_counter = static_cast<uint8_t*>(x.data);
+  }
+  return true;
+}
+
+// Takes the address of one operand if it is still what was bound.
+bool Binding::read_operand(PyObject* object, const Tensor& t, Dtype dtype, View& view) const {
+  dlpack::Tensor x;
+  Dtype given;
+  if (!describe(object, x) || !dtype_of(x.dtype, given) || given != dtype) return false;
+  if (!same_shape(x, t.shape) || !same_strides(x, view.strides)) return false;
+  view.data = x.data;
+  return x.data || t.length == 0;
+}
+
+// Describes a CPU tensor; false if there is no describing it. What is wrong with it, the caller finds out in Python.
+bool Binding::describe(PyObject* object, dlpack::Tensor& out) const {
+  if (api_->tensor_from_object(object, &out) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  out.data = static_cast<char*>(out.data) + out.byte_offset;
+  return out.device.type == dlpack::cpu;
+}
+
+void Binding::run(int threads) {
+  {
+    py::gil_scoped_release unlocked;
+    stepper_->step(threads);
+  }
+  for (py::object& gradient : gradients_) gradient = py::object();
+}
+
+py::list Binding::verdicts() const {
+  py::list out;
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    const Verdict& v = stepper_->verdicts()[i];
+    if (v.stepped)
+      out.append(py::make_tuple(py::handle(sources_[i].param), static_cast<int>(v.gate), v.scaled_cosine, v.sums.pp,
+                                v.sums.gg, v.settled));
+  }
+  return out;
+}
+
+}  // namespace onepass

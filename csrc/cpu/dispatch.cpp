@@ -1,0 +1,61 @@
+// Which table of kernels runs here.
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace onepass {
+
+namespace {
+
+struct Variant {
+  const char* name;
+  const Kernels (*table)[3];
+  bool usable;
+};
+
+// Best first.
+const std::vector<Variant>& variants() {
+  static const std::vector<Variant> all = {
+#ifdef ONEPASS_X86_64
+      {"avx512", avx512::table, __builtin_cpu_supports("x86-64-v4") != 0},
+      {"avx2", avx2::table, __builtin_cpu_supports("x86-64-v3") != 0},
+#endif
+      {"baseline", baseline::table, true},
+  };
+  return all;
+}
+
+const Variant& choose() {
+  const char* wanted = std::getenv("ONEPASS_ISA");
+  for (const Variant& v : variants())
+    if (v.usable && (!wanted || !*wanted || std::strcmp(wanted, v.name) == 0)) return v;
+  std::string usable;
+  for (const char* name : usable_isas()) usable += std::string(usable.empty() ? "" : ", ") + name;
+  throw std::runtime_error(std::string("ONEPASS_ISA=") + wanted + " is not to be had on this machine; use one of " +
+                           usable + ", or unset it");
+}
+
+const Variant& chosen() {
+  static const Variant& v = choose();
+  return v;
+}
+
+}  // namespace
+
+const Kernels& kernels(Dtype dtype, Family family) {
+  return chosen().table[static_cast<int>(dtype)][static_cast<int>(family)];
+}
+
+const char* isa() { return chosen().name; }
+
+std::vector<const char*> usable_isas() {
+  std::vector<const char*> names;
+  for (const Variant& v : variants())
+    if (v.usable) names.push_back(v.name);
+  return names;
+}
+
+}  // namespace onepass

@@ -1,0 +1,262 @@
+// The CPU kernels: rows of a tensor, walked a pack at a time. Compiled once for each instruction set.
+#include "kernels.h"
+
+#include <type_traits>
+
+#include "simd.h"
+
+namespace onepass {
+namespace ONEPASS_ISA {
+
+// The sum of a product over a row: short runs in the lanes of a pack, folded into double.
+template <class S>
+class Sum {
+ public:
+  ONEPASS_INLINE void add(const Pack<S>& a, const Pack<S>& b) { run_ = run_ + a * b; }
+
+  ONEPASS_INLINE void fold() {
+    S lane[lanes];
+    store(lane, run_);
+    for (int i = 0; i < lanes; ++i) total_[i] += lane[i];
+    run_ = Pack<S>(0);
+  }
+
+  double value() {
+    fold();
+    for (int half = lanes / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) total_[i] += total_[i + half];
+    return total_[0];
+  }
+
+ private:
+  static constexpr int lanes = Pack<S>::lanes;
+  Pack<S> run_ = Pack<S>(0);
+  double total_[lanes] = {};
+};
+
+template <class S>
+struct Sums {
+  // Packs between two folds: 64 terms a lane keep the error of a sum of float32 products near that of one product.
+  static constexpr int run = 64;
+  Sum<S> pg, pp, gg, pu;
+
+  ONEPASS_INLINE void fold() {
+    pg.fold();
+    pp.fold();
+    gg.fold();
+    pu.fold();
+  }
+  RowSums value() { return {pg.value(), pp.value(), gg.value(), pu.value()}; }
+};
+
+// Calls body(i, n) for every pack of a row: n is a compile-time lane count for all but the tail, and 0 means full.
+template <int lanes, class Body>
+ONEPASS_INLINE void each_pack(int64_t begin, int64_t end, const Body& body) {
+  int64_t i = begin;
+  for (; i + lanes <= end; i += lanes) body(i, std::integral_constant<int, lanes>{});
+  if (i < end) body(i, static_cast<int>(end - i));
+}
+
+template <class P, class N>
+ONEPASS_INLINE auto load_some(const P* from, N n) {
+  if constexpr (std::is_same_v<N, int>) return load(from, n);
+  else return load(from);
+}
+template <class P, class X, class N>
+ONEPASS_INLINE void store_some(P* to, const X& x, N n) {
+  if constexpr (std::is_same_v<N, int>) store(to, x, n);
+  else store(to, x);
+}
+
+// One row of a tile, typed.
+template <class P, class Rule>
+struct Row {
+  typedef typename WorkOf<P>::type S;
+  typedef Pack<S> R;
+  static constexpr int lanes = R::lanes;
+
+  P* p;
+  const P* g;
+  S* moment[2];
+  int64_t length;
+
+  Row(const Tile& t, int64_t row) : length(t.length) {
+    int64_t at = row * t.length;
+    p = static_cast<P*>(t.p) + at;
+    g = static_cast<const P*>(t.g) + at;
+    for (int j = 0; j < Rule::moments; ++j) moment[j] = static_cast<S*>(t.moment[j]) + at;
+  }
+
+  template <class N>
+  ONEPASS_INLINE void load_moments(R* x, int64_t i, N n) const {
+    for (int j = 0; j < Rule::moments; ++j) x[j] = load_some(moment[j] + i, n);
+  }
+  template <class N>
+  ONEPASS_INLINE void store_moments(const R* x, int64_t i, N n) const {
+    for (int j = 0; j < Rule::moments; ++j) store_some(moment[j] + i, x[j], n);
+  }
+};
+
+template <class P, class Rule>
+struct Visit {
+  typedef typename WorkOf<P>::type S;
+  typedef Pack<S> R;
+  static constexpr int lanes = R::lanes;
+  static constexpr int64_t run = int64_t(Sums<S>::run) * lanes;
+
+  static Rule rule_of(const Scalars& s) {
+    if constexpr (Rule::moments == 2) return narrow<S>(s.adam);
+    else return narrow<S, Rule::moments == 1>(s.sgd);
+  }
+
+  static void step(const Tile& t) {
+    const Rule rule = rule_of(*t.scalars);
+    const S d = S(t.through.d), k = S(t.through.k);
+    for (int64_t r = 0; r < t.rows; ++r) {
+      const Row<P, Rule> row(t, r);
+      each_pack<lanes>(0, t.length, [&](int64_t i, auto n) {
+        R p = load_some(row.p + i, n), moment[2];
+        R g = rule.gradient(p, R(load_some(row.g + i, n)));
+        row.load_moments(moment, i, n);
+        rule.advance(g, moment);
+        R u = rule.direction(p, g, moment);
+        row.store_moments(moment, i, n);
+        store_some(row.p + i, apply(p, u, d, k), n);
+      });
+    }
+  }
+
+  // Moments and sums of one row, and p or u on the way.
+  template <Write write>
+  static RowSums advance(const Rule& rule, const Row<P, Rule>& row, S d, S k, S* u_out) {
+    Sums<S> sums;
+    for (int64_t begin = 0; begin < row.length; begin += run) {
+      each_pack<lanes>(begin, begin + run < row.length ? begin + run : row.length, [&](int64_t i, auto n) {
+        R p = load_some(row.p + i, n), moment[2];
+        R g = rule.gradient(p, R(load_some(row.g + i, n)));
+        row.load_moments(moment, i, n);
+        rule.advance(g, moment);
+        R u = rule.direction(p, g, moment);
+        row.store_moments(moment, i, n);
+        sums.pg.add(p, g);
+        sums.pp.add(p, p);
+        sums.gg.add(g, g);
+        sums.pu.add(p, u);
+        if constexpr (write == Write::through) store_some(row.p + i, apply(p, u, d, k), n);
+        if constexpr (write == Write::hold) store_some(u_out + i, u, n);
+      });
+      sums.fold();
+    }
+    return sums.value();
+  }
+
+  // p under `a` from the directions that were held; the buffer too where `c` is to be taken out of it.
+  static void write_held(const Row<P, Rule>& row, const S* u_in, const Affine& a, const double* c) {
+    const S d = S(a.d), k = S(a.k);
+    each_pack<lanes>(0, row.length, [&](int64_t i, auto n) {
+      R p = load_some(row.p + i, n), u = load_some(u_in + i, n);
+      if (Rule::moments == 1 && c) project_buffer(row, p, S(*c), i, n);
+      store_some(row.p + i, apply(p, u, d, k), n);
+    });
+  }
+
+  template <class N>
+  static ONEPASS_INLINE void project_buffer(const Row<P, Rule>& row, const R& p, S c, int64_t i, N n) {
+    if constexpr (Rule::moments == 1) store_some(row.moment[0] + i, R(load_some(row.moment[0] + i, n) - c * p), n);
+  }
+
+  static Report update(const Tile& t) {
+    const Rule rule = rule_of(*t.scalars);
+    const Projection& pr = t.scalars->projection;
+    const bool writes_through = t.write == Write::through && recoverable(t.through);
+    Report report;
+    for (int64_t r = 0; r < t.rows; ++r) {
+      const Row<P, Rule> row(t, r);
+      S* u = static_cast<S*>(t.u);
+      RowSums sums;
+      if (writes_through) sums = advance<Write::through>(rule, row, S(t.through.d), S(t.through.k), u);
+      else if (t.write == Write::hold) sums = advance<Write::hold>(rule, row, 0, 0, u);
+      else sums = advance<Write::defer>(rule, row, 0, 0, u);
+
+      report.sums.add(sums);
+      if (t.piece) {
+        report.deferred = !writes_through;
+        continue;
+      }
+      const double c = pr.coefficient(sums);
+      t.coefficient[r] = c;
+      report.max_cosine = max_or_nan(report.max_cosine, pr.cosine(sums));
+      const Applied done = applied(pr, t.write, t.through, c);
+      if (t.write == Write::hold && !done.left_alone)
+        write_held(row, u, done.step, t.scalars->project_momentum ? &c : nullptr);
+      report.deferred |= done.left_alone;
+    }
+    return report;
+  }
+
+  static Report measure(const Tile& t) {
+    const Rule rule = rule_of(*t.scalars);
+    const Projection& pr = t.scalars->projection;
+    Report report;
+    for (int64_t r = 0; r < t.rows; ++r) {
+      const Row<P, Rule> row(t, r);
+      Sums<S> sums;
+      for (int64_t begin = 0; begin < row.length; begin += run) {
+        each_pack<lanes>(begin, begin + run < row.length ? begin + run : row.length, [&](int64_t i, auto n) {
+          R p = load_some(row.p + i, n), g = rule.gradient(p, R(load_some(row.g + i, n)));
+          sums.pg.add(p, g);
+          sums.pp.add(p, p);
+          sums.gg.add(g, g);
+        });
+        sums.fold();
+      }
+      const RowSums row_sums = sums.value();
+      report.sums.add(row_sums);
+      report.max_cosine = max_or_nan(report.max_cosine, pr.cosine(row_sums));
+    }
+    return report;
+  }
+
+  static void settle(const Tile& t, const Settlement& s) {
+    const Rule rule = rule_of(*t.scalars);
+    const Projection& pr = t.scalars->projection;
+    for (int64_t r = 0; r < t.rows; ++r) {
+      const Applied done = applied(pr, s.write, s.through, t.coefficient[r]);
+      const double c = s.verdict == Gate::layer ? s.layer_coefficient : t.coefficient[r];
+      const Affine wanted = pr.affine(s.verdict, c);
+      if (!done.left_alone && done.step == wanted) continue;
+
+      const Affine a = correction(done.step, wanted);
+      const S d = S(a.d), k = S(a.k);
+      const bool buffer_too = t.scalars->project_momentum && s.verdict != Gate::none;
+      const Row<P, Rule> row(t, r);
+      each_pack<lanes>(0, t.length, [&](int64_t i, auto n) {
+        R p = load_some(row.p + i, n), moment[2];
+        R g = rule.gradient(p, R(load_some(row.g + i, n)));
+        row.load_moments(moment, i, n);
+        R u = rule.direction(p, g, moment);
+        if (buffer_too) project_buffer(row, p, S(c), i, n);
+        store_some(row.p + i, apply(p, u, d, k), n);
+      });
+    }
+  }
+
+  static constexpr Kernels kernels() { return {step, update, measure, settle}; }
+};
+
+template <class P>
+struct Families {
+  typedef typename WorkOf<P>::type S;
+  static constexpr Kernels adam = Visit<P, Adam<S>>::kernels();
+  static constexpr Kernels sgd = Visit<P, Sgd<S, true>>::kernels();
+  static constexpr Kernels plain_sgd = Visit<P, Sgd<S, false>>::kernels();
+};
+
+// In the order of Dtype and Family.
+#define ONEPASS_FAMILIES(P) {Families<P>::adam, Families<P>::sgd, Families<P>::plain_sgd}
+extern const Kernels table[4][3] = {ONEPASS_FAMILIES(float), ONEPASS_FAMILIES(double), ONEPASS_FAMILIES(BFloat16),
+                                    ONEPASS_FAMILIES(Half)};
+#undef ONEPASS_FAMILIES
+
+}  // namespace ONEPASS_ISA
+}  // namespace onepass

@@ -1,0 +1,80 @@
+// The table of CPU kernels. kernels.cpp is compiled once for each instruction set and fills one table each.
+#pragma once
+
+#include "../plan.h"
+
+namespace onepass {
+
+// What the update does with the parameter while its gate is not known yet.
+enum class Write {
+  through,  // p is written at once under one affine step for all rows (gate none)
+  hold,     // u is kept until the row's sums are known, then p is written (gate channel)
+  defer,    // p is left alone; settling writes it
+};
+
+// A run of contiguous rows of one tensor, and what to do with them.
+struct Tile {
+  void* p;
+  const void* g;
+  void* moment[max_moments];
+  int64_t rows, length;
+
+  const Scalars* scalars;
+  Write write;
+  Affine through;      // of Write::through
+  double* coefficient;  // c of each row: written by `update` unless the tile is a piece, read by `settle`
+  bool piece;           // a part of one row; the verdict puts the row together
+  void* u;              // room for one row of directions, for Write::hold
+};
+
+// What a tile tells of its tensor. `deferred`: some row could not be written recoverably and was left alone.
+struct Report {
+  RowSums sums;
+  double max_cosine = 0;
+  bool deferred = false;
+};
+
+// The step of the rows as they stand after `update`, given the verdict.
+struct Settlement {
+  Write write;
+  Affine through;
+  Gate verdict;
+  double layer_coefficient;  // of Gate::layer
+};
+
+struct Kernels {
+  void (*step)(const Tile&);       // elementwise: moments and p in one go, no sums
+  Report (*update)(const Tile&);   // moments, p as Tile::write says, and the sums
+  Report (*measure)(const Tile&);  // sums of p and g only; writes nothing
+  void (*settle)(const Tile&, const Settlement&);
+};
+
+// What `update` has done to a row with coefficient c: an affine step, or nothing if it was `left_alone`, because the
+// gate was not to be guessed or p could not have been had back.
+struct Applied {
+  Affine step;
+  bool left_alone;
+};
+
+inline Applied applied(const Projection& pr, Write write, const Affine& through, double c) {
+  Affine step = write == Write::hold ? pr.affine(Gate::channel, c) : through;
+  bool left_alone = write == Write::defer || !recoverable(step);
+  return {left_alone ? Affine{0, 0} : step, left_alone};
+}
+
+namespace baseline {
+extern const Kernels table[4][3];
+}
+namespace avx2 {
+extern const Kernels table[4][3];
+}
+namespace avx512 {
+extern const Kernels table[4][3];
+}
+
+// The kernels of the best instruction set that this machine and the environment variable ONEPASS_ISA allow.
+const Kernels& kernels(Dtype dtype, Family family);
+const char* isa();                       // its name
+std::vector<const char*> usable_isas();  // all that this machine can run
+
+}  // namespace onepass

@@ -1,0 +1,244 @@
+#include "step.h"
+
+#include "strided.h"
+
+#include <algorithm>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace onepass {
+
+namespace {
+
+int this_thread() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+}  // namespace
+
+CpuStepper::CpuStepper(Plan& plan)
+    : plan_(plan), courses_(plan.tensors.size()), reports_(plan.items.size()), verdicts_(plan.tensors.size()) {}
+
+void CpuStepper::step(int threads) {
+  threads_ = threads;
+  if (static_cast<int>(scratch_.size()) < threads) scratch_.resize(threads);
+
+  // Tensors of one group mostly share their step count, and with it their scalars.
+  Scalars scalars{};
+  int group = -1;
+  float count = 0;
+  bool first = false;
+  for (size_t i = 0; i < plan_.tensors.size(); ++i) {
+    Tensor& t = plan_.tensors[i];
+    verdicts_[i].stepped = t.active && t.projected;
+    if (!t.active) continue;
+    float own_count = t.step ? *t.step += 1 : 0;
+    if (t.group != group || own_count != count || t.first != first) {
+      group = t.group, count = own_count, first = t.first;
+      scalars = scalars_of(plan_.hypers[group], plan_.sgd, count, first && plan_.lazy_buffer);
+    }
+    set_course(static_cast<int>(i), scalars);
+    t.first = false;
+  }
+  measure();
+  update();
+  settle();
+}
+
+void CpuStepper::set_course(int tensor, const Scalars& scalars) {
+  const Tensor& t = plan_.tensors[tensor];
+  const Hyper& h = plan_.hypers[t.group];
+  Course& c = courses_[tensor];
+  c.scalars = scalars;
+  c.kernels = &kernels(t.dtype, plan_.family(t.group));
+  c.through = scalars.projection.affine(Gate::none, 0);
+  // Settling takes p back out of p', which a 16-bit p has not the digits for; a projected buffer it cannot undo.
+  c.speculates = t.projected && h.speculate && !scalars.project_momentum && bytes_of(t.dtype) >= 4;
+  c.prediction = c.speculates ? predicted(*t.gate_counter) : Gate::none;
+  predict(c, t);
+}
+
+// The way of writing that suits the gate that is predicted, or known.
+void CpuStepper::predict(Course& c, const Tensor& t) const {
+  const bool fits = t.length <= Plan::item_elements;
+  c.write = c.prediction == Gate::none                ? Write::through
+            : c.prediction == Gate::channel && fits ? Write::hold
+                                                      : Write::defer;
+}
+
+// For the tensors that do not speculate: sums of p and g first, so that the update knows the gate.
+void CpuStepper::measure() {
+  for (size_t i = 0; i < plan_.tensors.size(); ++i)
+    if (plan_.tensors[i].active && plan_.tensors[i].projected && !courses_[i].speculates) add_items(i);
+  if (queue_.empty()) return;
+  std::vector<int64_t> measured = queue_;
+  run_items([this](const Item& item, int64_t index, Scratch& scratch) {
+    reports_[index] = courses_[item.tensor].kernels->measure(tile_of(item, scratch));
+  });
+  int last = -1;
+  for (int64_t index : measured) {
+    const int i = plan_.items[index].tensor;
+    if (i == last) continue;
+    last = i;
+    RowSums sums;
+    bool deferred;
+    const double max_cosine = gather_sums(i, sums, deferred);
+    courses_[i].prediction = gate_of(plan_.tensors[i], courses_[i].scalars.projection, sums, max_cosine);
+    predict(courses_[i], plan_.tensors[i]);
+  }
+}
+
+void CpuStepper::update() {
+  for (size_t i = 0; i < plan_.tensors.size(); ++i)
+    if (plan_.tensors[i].active) add_items(i);
+  run_items([this](const Item& item, int64_t index, Scratch& scratch) {
+    const Course& c = courses_[item.tensor];
+    const Tile tile = tile_of(item, scratch);
+    if (plan_.tensors[item.tensor].projected) reports_[index] = c.kernels->update(tile);
+    else c.kernels->step(tile);
+    put_back(item, tile, {true, true});
+  });
+}
+
+void CpuStepper::settle() {
+  for (size_t i = 0; i < plan_.tensors.size(); ++i)
+    if (verdicts_[i].stepped) judge(i);
+  run_items([this](const Item& item, int64_t, Scratch& scratch) {
+    const Course& c = courses_[item.tensor];
+    const Tile tile = tile_of(item, scratch);
+    c.kernels->settle(tile, {c.write, c.through, verdicts_[item.tensor].gate, c.layer_coefficient});
+    put_back(item, tile, {true, c.scalars.project_momentum});
+  });
+}
+
+// The verdict on one tensor; queues it for settling where that is needed.
+void CpuStepper::judge(int tensor) {
+  const Tensor& t = plan_.tensors[tensor];
+  Course& c = courses_[tensor];
+  Verdict& v = verdicts_[tensor];
+  const Projection& pr = c.scalars.projection;
+  bool deferred = false;
+  v.sums = {};
+  const double max_cosine = gather_sums(tensor, v.sums, deferred);
+  v.scaled_cosine = max_cosine * std::sqrt(double(t.length));
+  v.gate = c.speculates ? gate_of(t, pr, v.sums, max_cosine) : c.prediction;
+  v.settled = v.gate != c.prediction;
+  c.layer_coefficient = pr.coefficient(v.sums);
+  *t.gate_counter = next_counter(*t.gate_counter, v.gate);
+  if (v.settled || deferred) add_items(tensor);
+}
+
+Gate CpuStepper::gate_of(const Tensor& t, const Projection& pr, const RowSums& sums, double max_cosine) const {
+  if (pr.passes(max_cosine, double(t.length))) return Gate::channel;
+  if (pr.passes(pr.cosine(sums), double(t.rows) * double(t.length))) return Gate::layer;
+  return Gate::none;
+}
+
+// Adds up the reports of a tensor in the order of its items, completes the rows that were cut into pieces, and
+// returns the largest cosine of a row.
+double CpuStepper::gather_sums(int tensor, RowSums& sums, bool& deferred) {
+  const Tensor& t = plan_.tensors[tensor];
+  const Projection& pr = courses_[tensor].scalars.projection;
+  double max_cosine = 0;
+  RowSums row;
+  deferred = false;
+  for (int64_t index = t.first_item; index < t.first_item + t.items; ++index) {
+    const Item& item = plan_.items[index];
+    const Report& report = reports_[index];
+    sums.add(report.sums);
+    deferred |= report.deferred;
+    if (item.whole_rows(t)) {
+      max_cosine = max_or_nan(max_cosine, report.max_cosine);
+      continue;
+    }
+    row.add(report.sums);
+    if (item.end < t.length) continue;
+    max_cosine = max_or_nan(max_cosine, pr.cosine(row));
+    plan_.coefficients[t.first_coefficient + item.row] = pr.coefficient(row);
+    row = {};
+  }
+  return max_cosine;
+}
+
+// ---------------------------------------------------------------- items
+
+void CpuStepper::add_items(int tensor) {
+  const Tensor& t = plan_.tensors[tensor];
+  for (int64_t index = t.first_item; index < t.first_item + t.items; ++index) queue_.push_back(index);
+}
+
+// Runs `work` on the queued items, small ones many at a time, and empties the queue.
+void CpuStepper::run_items(const Work& work) {
+  batches_.clear();
+  int64_t elements = 0;
+  for (size_t i = 0; i < queue_.size(); ++i) {
+    const Item& item = plan_.items[queue_[i]];
+    elements += item.rows * (item.end - item.begin);
+    if (elements < Plan::item_elements && i + 1 < queue_.size()) continue;
+    batches_.push_back(static_cast<int64_t>(i) + 1);
+    elements = 0;
+  }
+  auto run_batch = [&](int64_t b, Scratch& scratch) {
+    for (int64_t i = b ? batches_[b - 1] : 0; i < batches_[b]; ++i)
+      work(plan_.items[queue_[i]], queue_[i], scratch);
+  };
+  const int64_t count = static_cast<int64_t>(batches_.size());
+  const int team = static_cast<int>(std::min<int64_t>(threads_, count));
+  if (team <= 1) {  // no region at all: entering one costs more than a small model's step
+    for (int64_t b = 0; b < count; ++b) run_batch(b, scratch_[0]);
+  } else {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
+    for (int64_t b = 0; b < count; ++b) run_batch(b, scratch_[this_thread()]);
+  }
+  queue_.clear();
+}
+
+Tile CpuStepper::tile_of(const Item& item, Scratch& scratch) {
+  const Tensor& t = plan_.tensors[item.tensor];
+  const Course& c = courses_[item.tensor];
+  const int64_t elements = item.rows * (item.end - item.begin), first = item.row * t.length + item.begin;
+  const int64_t bytes = bytes_of(t.dtype), work_bytes = work_bytes_of(t.dtype);
+
+  auto operand = [&](const View& view, int64_t element_bytes, std::vector<char>& room) -> void* {
+    if (!view.data) return nullptr;
+    if (t.packed) return static_cast<char*>(view.data) + first * element_bytes;
+    if (static_cast<int64_t>(room.size()) < elements * element_bytes) room.resize(elements * element_bytes);
+    gather(t, view, element_bytes, item, room.data());
+    return room.data();
+  };
+  Tile tile{};
+  tile.p = operand(t.p, bytes, scratch.operand[0]);
+  tile.g = operand(t.g, bytes, scratch.operand[1]);
+  for (int j = 0; j < max_moments; ++j)
+    tile.moment[j] = operand(t.moment[j], work_bytes, scratch.operand[2 + j]);
+  tile.rows = item.rows;
+  tile.length = item.end - item.begin;
+  tile.scalars = &c.scalars;
+  tile.write = c.write;
+  tile.through = c.through;
+  if (t.projected) {
+    tile.coefficient = &plan_.coefficients[t.first_coefficient + item.row];
+    tile.piece = !item.whole_rows(t);
+    if (c.write == Write::hold) {
+      if (static_cast<int64_t>(scratch.u.size()) < t.length * work_bytes) scratch.u.resize(t.length * work_bytes);
+      tile.u = scratch.u.data();
+    }
+  }
+  return tile;
+}
+
+void CpuStepper::put_back(const Item& item, const Tile& tile, Writes writes) const {
+  const Tensor& t = plan_.tensors[item.tensor];
+  if (t.packed) return;
+  if (writes.p) scatter(t, t.p, bytes_of(t.dtype), item, tile.p);
+  for (int j = 0; j < max_moments; ++j)
+    if (writes.moments && t.moment[j].data) scatter(t, t.moment[j], work_bytes_of(t.dtype), item, tile.moment[j]);
+}
+
+}  // namespace onepass

@@ -1,0 +1,60 @@
+// The hyper-parameters of a param group, and the scalars that the rules make of them, computed once in double.
+#pragma once
+
+#include "adam.h"
+#include "projection.h"
+#include "sgd.h"
+
+namespace onepass {
+
+enum class Family : int { adam = 0, sgd = 1, plain_sgd = 2 };  // plain: without a buffer
+
+// The fields of hyper.py's Hyper, under the same names; what they mean stands there.
+struct Hyper {
+  double lr = 0, grad_scale = 1;
+  double beta1 = 0, beta2 = 0;
+  double momentum = 0, dampening = 0;
+  double eps = 0;
+  double l2 = 0, decay = 0, metric_decay = 0;
+  double delta = 0, wd_ratio = 1;
+  bool nesterov = false, proximal = false, project_momentum = false, speculate = true;
+};
+
+// Every scalar of one tensor at one step.
+struct Scalars {
+  Adam<double> adam;
+  Sgd<double, true> sgd;
+  Projection projection;
+  bool project_momentum;
+};
+
+// t: the tensor's step count, this step included. first: its buffer was made for this step (`lazy_buffer` rules).
+inline Scalars scalars_of(const Hyper& h, bool is_sgd, double t, bool first) {
+  Scalars out{};
+  double s = h.lr;
+  if (is_sgd) {
+    out.sgd = {h.grad_scale, h.l2, h.momentum, 1 - (first ? 0.0 : h.dampening), h.nesterov};
+  } else {
+    s = h.lr / (1 - std::pow(h.beta1, t));
+    double inv_sqrt_bc2 = 1 / std::sqrt(1 - std::pow(h.beta2, t));
+    out.adam = {h.grad_scale, h.l2,           h.beta1, 1 - h.beta1,    h.beta2,
+                1 - h.beta2,  inv_sqrt_bc2,   h.eps,   h.metric_decay, h.metric_decay * s,
+                h.nesterov};
+  }
+  out.projection = {s, h.decay, h.wd_ratio, h.delta, h.eps, h.proximal};
+  out.project_momentum = h.project_momentum && !h.nesterov;
+  return out;
+}
+
+template <class S>
+Adam<S> narrow(const Adam<double>& a) {
+  return {S(a.grad_scale),  S(a.l2),  S(a.beta1),        S(a.one_minus_beta1), S(a.beta2), S(a.one_minus_beta2),
+          S(a.inv_sqrt_bc2), S(a.eps), S(a.metric_decay), S(a.metric_decay_s),  a.nesterov};
+}
+
+template <class S, bool buffered>
+Sgd<S, buffered> narrow(const Sgd<double, true>& a) {
+  return {S(a.grad_scale), S(a.l2), S(a.momentum), S(a.one_minus_dampening), a.nesterov};
+}
+
+}  // namespace onepass

@@ -1,0 +1,38 @@
+// SGD and SGDP up to the direction u of the update, for one element.
+//
+//     g = grad_scale*g (+ l2*p)      b = momentum*b + (1-dampening)*g      u = b, nesterov: u = g + momentum*b
+//
+// Without a buffer (torch.optim.SGD while momentum is 0) u = g. R and S as in adam.h.
+#pragma once
+
+#include "config.h"
+
+namespace onepass {
+
+template <class S, bool buffered>
+struct Sgd {
+  static constexpr int moments = buffered ? 1 : 0;
+
+  S grad_scale, l2;
+  S momentum, one_minus_dampening;
+  bool nesterov;
+
+  template <class R>
+  ONEPASS_HD R gradient(R p, R g) const {
+    g = grad_scale * g;
+    return l2 == S(0) ? g : g + l2 * p;
+  }
+
+  template <class R>
+  ONEPASS_HD void advance(R g, R* moment) const {
+    if constexpr (buffered) moment[0] = momentum * moment[0] + one_minus_dampening * g;
+  }
+
+  template <class R>
+  ONEPASS_HD R direction(R, R g, const R* moment) const {
+    if constexpr (!buffered) return g;
+    return nesterov ? g + momentum * moment[0] : moment[0];
+  }
+};
+
+}  // namespace onepass

@@ -1,0 +1,10 @@
+"""onepass: fused Adam, AdamProx, AdamP and SGDP steps for PyTorch, one pass over memory for all tensors of a model."""
+
+from ._version import __version__
+from .adam import Adam, AdamProx, AdamProxL2, AdamW
+from .adamp import AdamP
+from .backends import backends
+from .reference import Verdict
+from .sgd import SGD, SGDP
+
+__all__ = ["SGD", "SGDP", "Adam", "AdamP", "AdamProx", "AdamProxL2", "AdamW", "Verdict", "__version__", "backends"]

@@ -1,0 +1,86 @@
+"""AdamP: Adam whose update is projected off the weight where the weight is scale-invariant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .adam import MOMENTS
+from .hyper import Rule
+from .optimizer import Optimizer, ParamsT
+
+
+class AdamP(Optimizer):
+    """Adam with decoupled or proximal weight decay and AdamP's projection.
+
+    m, v, D, u and s are Adam's (see `onepass.Adam`), with nesterov `u = (b1*m + (1-b1)*g)/D`. A parameter of more
+    than one dimension is then looked at as rows, first one for each channel (index of dim 0), then as a single one:
+
+        cos_r = |<g_r, p_r>| / (max(|g_r|, eps) * max(|p_r|, eps))
+        the view passes when max over its rows of cos_r < delta/sqrt(row length)
+
+    For the first view that passes, every row loses its radial part, u_r = u_r - c_r*p_r with
+    c_r = <p_r, u_r>/(|p_r| + eps)^2, and the decay is multiplied by wd_ratio. Then
+
+        decay="decoupled":  p = (1 - lr*wd*ratio)*p - s*u
+        decay="proximal":   p = (p - s*u) / (1 + lr*wd*ratio)
+
+    Source: "AdamP", ICLR 2021, arXiv 2006.08217, Alg. 2 and eq. 12-13; the same as the adamp package's AdamP. The
+    proximal decay is that of arXiv 2202.00089, Alg. 2.
+
+    Args:
+        params: tensors of float16, bfloat16, float32 or float64, any dense layout, or param groups (dicts).
+        lr: learning rate, a number or a tensor of one number.
+        betas: decay rates of m and v, each in [0, 1).
+        eps: added to D and to |p|, and the least norm in the cosine.
+        weight_decay: wd, at least 0.
+        delta: threshold of the cosine, times sqrt(row length).
+        wd_ratio: what the decay of a projected parameter is multiplied by.
+        nesterov: use the Nesterov direction.
+        decay: "decoupled" or "proximal".
+        maximize: ascend instead of descend.
+        decouple_lr: the decay is (lr/initial_lr)*wd instead of lr*wd.
+        speculate: step under the gate that is expected and correct the parameter if the verdict differs: 28 bytes of
+            traffic for a float32 parameter against 36. The result may differ in the last place between two histories
+            of the predictor; False never predicts.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
+
+    Moments are float32, and float64 for float64 parameters. Raises ValueError, TypeError or RuntimeError, naming the
+    group and the argument or parameter, on anything it cannot step; nothing has been written then.
+    """
+
+    rule = Rule(family="adam", moments=MOMENTS, decay="group", projected=True)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        delta: float = 0.1,
+        wd_ratio: float = 0.1,
+        nesterov: bool = False,
+        *,
+        decay: str = "decoupled",
+        maximize: bool = False,
+        decouple_lr: bool = False,
+        speculate: bool = True,
+        backend: str = "auto",
+    ):
+        defaults: dict[str, Any] = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            delta=delta,
+            wd_ratio=wd_ratio,
+            nesterov=nesterov,
+            decay=decay,
+            maximize=maximize,
+            decouple_lr=decouple_lr,
+            speculate=speculate,
+            backend=backend,
+        )
+        super().__init__(params, defaults)

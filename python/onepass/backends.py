@@ -1,0 +1,122 @@
+"""Which backend steps which param group, and why one cannot be had."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from . import native
+from .hyper import Hyper
+from .reference import Verdict
+from .reference import step as reference_step
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+
+class Runner(Protocol):
+    """Steps the groups of one backend. Nothing but `run` writes to a parameter, a moment or a step count."""
+
+    name: str
+
+    def bind(self, state: Any, first: list[Tensor]) -> None:
+        """Takes the optimizer's state; `first` lists the parameters whose moments were made for this step."""
+
+    def ready(self, groups: list[dict[str, Any]], hypers: list[Hyper]) -> bool:
+        """Looks at every tensor of the coming step; False if anything is not as it was when it was bound."""
+
+    def run(self, hypers: list[Hyper]) -> None:
+        """Performs the step."""
+
+    def verdicts(self) -> dict[Tensor, Verdict]:
+        """What the gates saw at the last step."""
+
+
+class ReferenceRunner:
+    """The specification as a backend: any device, and slow."""
+
+    name = "reference"
+
+    def __init__(self, optimizer: Optimizer, indices: list[int]):
+        self.rule = optimizer.rule
+        self.groups = [(i, optimizer.param_groups[i]) for i in indices]
+        self.bound = False
+        self.last: dict[Tensor, Verdict] = {}
+
+    def bind(self, state: Any, first: list[Tensor]) -> None:
+        self.state, self.first, self.bound = state, {id(p) for p in first}, True
+
+    def ready(self, groups: list[dict[str, Any]], hypers: list[Hyper]) -> bool:
+        # Bound anew for every step: this is the specification, and checking everything is the safe thing to do.
+        bound, self.bound = self.bound, False
+        return bound
+
+    @torch.no_grad()
+    def run(self, hypers: list[Hyper]) -> None:
+        self.last = {}
+        for i, group in self.groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    own = self.state[p] if p in self.state else {}
+                    verdict = reference_step(self.rule, p, p.grad, own, hypers[i], id(p) in self.first)
+                    if verdict is not None:
+                        self.last[p] = verdict
+
+    def verdicts(self) -> dict[Tensor, Verdict]:
+        return self.last
+
+
+_RUNNERS: dict[str, Callable[[Optimizer, list[int]], Runner]] = {
+    "cpu": native.CpuRunner,
+    "reference": ReferenceRunner,
+}
+NAMES = ("auto", "cpu", "cuda", "triton", "reference")
+_warned: set[str] = set()
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend's name with None if it can be used, else a sentence saying why not and what to do."""
+    return {
+        "cpu": native.unavailable(),
+        "cuda": "The CUDA kernels are not part of this release; use backend='reference' for CUDA tensors.",
+        "triton": "The Triton kernels are not part of this release; use backend='reference' for CUDA tensors.",
+        "reference": None,
+    }
+
+
+def check_name(name: Any) -> None:
+    """Raises if `name` is no backend, or names one that is not there."""
+    if name not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
+    reason = backends().get(name)
+    if reason is not None:
+        raise RuntimeError(f"backend={name!r} cannot be used: {reason}")
+
+
+def resolve(name: str, device: torch.device) -> str:
+    """The backend that `name` stands for on `device`."""
+    if name == "auto":
+        reason = native.unavailable() if device.type == "cpu" else f"onepass has no kernels for {device.type} tensors."
+        if reason is None:
+            return "cpu"
+        if reason not in _warned:
+            _warned.add(reason)
+            warnings.warn(f"onepass: stepping with the slow reference backend. {reason}", stacklevel=5)
+        return "reference"
+    check_name(name)
+    if name == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend='cpu' steps CPU tensors, got parameters on {device}; use backend='auto'")
+    return name
+
+
+def runners_for(optimizer: Optimizer) -> list[Runner]:
+    """One runner for each backend that the optimizer's groups ask for."""
+    indices: dict[str, list[int]] = {}
+    for i, group in enumerate(optimizer.param_groups):
+        if group["params"]:
+            indices.setdefault(resolve(group["backend"], group["params"][0].device), []).append(i)
+    return [_RUNNERS[name](optimizer, members) for name, members in indices.items()]

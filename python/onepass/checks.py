@@ -1,0 +1,121 @@
+"""Every check of the tensors of a step, in a fixed order, all of it before the first write.
+
+A message says what was wrong, what was given and what to do. The compiled backends look at each tensor themselves at
+every step; whenever something is not as it was they come here, where it is either accepted anew or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .hyper import Rule
+from .reference import working_dtype
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+Group = dict[str, Any]
+
+
+def each_parameter(groups: Sequence[Group]) -> Iterator[tuple[str, Tensor]]:
+    """Yields every parameter with the words that name it in a message."""
+    for g, group in enumerate(groups):
+        for i, p in enumerate(group["params"]):
+            yield f"parameter {i} of group {g}, shape {tuple(p.shape)}", p
+
+
+def check_parameters(groups: Sequence[Group]) -> None:
+    """Raises if a parameter cannot be stepped at all."""
+    for name, p in each_parameter(groups):
+        if is_traceable_wrapper_subclass(p):
+            raise TypeError(
+                f"{name}: is a {type(p).__name__}, which wraps other tensors; pass the plain local tensors instead"
+            )
+        if p.layout != torch.strided:
+            raise TypeError(f"{name}: must be dense, got layout {p.layout}; use p.to_dense()")
+        if p.dtype not in DTYPES:
+            raise TypeError(f"{name}: must be float16, bfloat16, float32 or float64, got {p.dtype}")
+        if overlaps(p):
+            raise ValueError(
+                f"{name}: its elements share memory (strides {p.stride()}), so a write to one would change another; "
+                "use p.clone()"
+            )
+    for g, group in enumerate(groups):
+        devices = {p.device for p in group["params"]}
+        if len(devices) > 1:
+            raise ValueError(
+                f"param group {g}: its parameters must lie on one device, got {sorted(map(str, devices))}; make one "
+                "param group for each device"
+            )
+
+
+def check_gradients(groups: Sequence[Group]) -> None:
+    """Raises if a gradient does not fit its parameter."""
+    for name, p in each_parameter(groups):
+        g = p.grad
+        if g is None:
+            continue
+        if is_traceable_wrapper_subclass(g):
+            raise TypeError(f"{name}: its gradient is a {type(g).__name__}, which wraps other tensors; pass plain ones")
+        if g.layout != torch.strided:
+            raise RuntimeError(
+                f"{name}: its gradient must be dense, got layout {g.layout}; use p.grad.to_dense(), or sparse=False in "
+                "the embedding"
+            )
+        if g.dtype != p.dtype:
+            raise TypeError(f"{name}: its gradient must be {p.dtype} as the parameter is, got {g.dtype}")
+        if g.device != p.device:
+            raise RuntimeError(f"{name}: its gradient must be on {p.device} as the parameter is, got {g.device}")
+        if g.shape != p.shape:
+            raise ValueError(f"{name}: its gradient must have the parameter's shape, got {tuple(g.shape)}")
+        if overlaps(g):
+            raise ValueError(
+                f"{name}: its gradient is expanded, elements share memory (strides {g.stride()}); use p.grad.clone()"
+            )
+
+
+def check_state(rule: Rule, groups: Sequence[Group], state: Any) -> None:
+    """Raises if a state tensor, loaded or replaced by hand, does not fit its parameter."""
+    for name, p in each_parameter(groups):
+        own = state[p] if p in state else {}
+        for key in rule.moments:
+            moment = own.get(key)
+            if moment is None:
+                continue
+            dtype = working_dtype(p.dtype)
+            fits = isinstance(moment, Tensor) and moment.shape == p.shape and moment.device == p.device
+            if not fits or moment.dtype != dtype or moment.layout != torch.strided or overlaps(moment):
+                given = (
+                    f"{moment.dtype}, shape {tuple(moment.shape)}, on {moment.device}"
+                    if isinstance(moment, Tensor)
+                    else repr(moment)
+                )
+                raise ValueError(
+                    f"{name}: its state {key!r} must be a dense {dtype} tensor of the parameter's shape on {p.device}, "
+                    f"got {given}; load it with load_state_dict"
+                )
+        for key, dtype in (("step", torch.float32), ("gate_counter", torch.uint8)):
+            value = own.get(key)
+            if value is not None and not (
+                isinstance(value, Tensor) and value.dtype == dtype and value.numel() == 1 and value.device.type == "cpu"
+            ):
+                raise ValueError(
+                    f"{name}: its state {key!r} must be a CPU tensor of one {dtype} number, got {value!r}; load it with "
+                    "load_state_dict"
+                )
+
+
+def overlaps(t: Tensor) -> bool:
+    """Whether two elements of `t` may share memory, judged by its strides."""
+    if t.numel() < 2:
+        return False
+    reach = 1
+    for stride, size in sorted((st, si) for st, si in zip(t.stride(), t.shape, strict=True) if si > 1):
+        if stride < reach:
+            return True
+        reach = stride * (size - 1) + reach
+    return False

@@ -1,0 +1,76 @@
+"""The CPU backend: binds tensors to the compiled plan. The kernels are in csrc/."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .hyper import Hyper
+from .reference import Verdict
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+try:
+    from . import _C
+except ImportError as error:
+    _C = None  # type: ignore[assignment]
+    _import_error: str = str(error)
+
+GATES = ("none", "channel", "layer")
+
+
+def unavailable() -> str | None:
+    """None if the compiled CPU kernels can be used, else a sentence saying why not and what to do."""
+    if _C is None:
+        return (
+            f"The compiled module onepass._C cannot be imported ({_import_error}); reinstall onepass with a C++ "
+            "compiler on the PATH."
+        )
+    if not hasattr(Tensor, "__dlpack_c_exchange_api__"):
+        return (
+            f"torch {torch.__version__} has no DLPack exchange table, through which tensors reach the kernels; install "
+            "torch 2.10 or later."
+        )
+    return None
+
+
+class CpuRunner:
+    """Steps the CPU tensors of some groups through one compiled plan, built once."""
+
+    name = "cpu"
+
+    def __init__(self, optimizer: Optimizer, indices: list[int]):
+        self.rule = optimizer.rule
+        self.indices = indices
+        self.params = [list(optimizer.param_groups[i]["params"]) for i in indices]
+        self.known: list[Hyper] = []
+
+    def bind(self, state: Any, first: list[Tensor]) -> None:
+        rule = self.rule
+        # The plan borrows these objects; held here, the garbage collector sees them.
+        own = [state[p] for params in self.params for p in params if p in state]
+        self.kept = [*self.params, own, *[list(entries.values()) for entries in own], state]
+        self.known = []
+        self.plan = _C.Plan(
+            self.params, state, list(rule.moments), rule.family == "sgd", rule.projected, rule.lazy_buffer, first
+        )
+
+    def ready(self, groups: list[dict[str, Any]], hypers: list[Hyper]) -> bool:
+        mine = [hypers[i] for i in self.indices]
+        if mine != self.known:
+            self.plan.set_hypers(mine)
+            self.known = mine
+        return bool(self.plan.ready([groups[i]["params"] for i in self.indices]))
+
+    def run(self, hypers: list[Hyper]) -> None:
+        self.plan.run(torch.get_num_threads())
+
+    def verdicts(self) -> dict[Tensor, Verdict]:
+        return {
+            p: Verdict(GATES[gate], cosine, math.sqrt(pp), math.sqrt(gg), settled)
+            for p, gate, cosine, pp, gg, settled in self.plan.verdicts()
+        }

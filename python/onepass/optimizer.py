@@ -1,0 +1,184 @@
+"""The base of every optimizer: param groups, state, checkpoints and the order of a step. The rules are elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .checks import check_gradients, check_parameters, check_state
+from .hyper import Hyper, Rule, has_buffer, hyper_of
+from .reference import Verdict, working_dtype
+
+ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+class Optimizer(torch.optim.Optimizer):
+    """What all onepass optimizers share. A subclass gives its `rule` and the defaults of its arguments.
+
+    A step: the hyper-parameters of every group are checked, then every tensor, then missing state is made, and only
+    then does anything get written. Tensors are looked at anew at every step, so a replaced `.data` or `.grad`, or a
+    state tensor put in by hand, is seen.
+    """
+
+    rule: ClassVar[Rule]
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]):
+        self._forget()
+        super().__init__(params, defaults)
+
+    def _forget(self) -> None:
+        """Drops what was derived from groups and state; the next step derives it anew."""
+        self._runners: list[backends.Runner] = []
+        self._cached: list[tuple[tuple[Any, ...], Hyper]] = []
+        self._loading: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------ param groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            if group["decouple_lr"]:
+                group.setdefault("initial_lr", float(group["lr"]))
+            hyper_of(self.rule, group, len(self.param_groups) - 1)
+            backends.check_name(group["backend"])
+            check_parameters(self.param_groups)
+        except Exception:
+            self.param_groups.pop()
+            raise
+        self._forget()
+
+    def _hypers(self) -> list[Hyper]:
+        """The checked hyper-parameters of every group; a group whose values did not change is not checked again."""
+        cached = self._cached if len(self._cached) == len(self.param_groups) else [((), None)] * len(self.param_groups)
+        fresh = []
+        for index, group in enumerate(self.param_groups):
+            values = tuple([value for key, value in group.items() if key != "params"])
+            known, hyper = cached[index]
+            if hyper is None or any([isinstance(value, Tensor) for value in values]) or values != known:
+                hyper = hyper_of(self.rule, group, index)
+            fresh.append((values, hyper))
+        self._cached = fresh
+        return [hyper for _, hyper in fresh]
+
+    # ------------------------------------------------------------------ the step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs one step on every parameter that has a gradient.
+
+        closure: re-evaluates the model with gradients enabled and returns the loss, which is then returned.
+
+        Raises ValueError, TypeError or RuntimeError on bad hyper-parameters, parameters, gradients or state, naming
+        the group and the parameter; nothing has been written then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        hypers = self._hypers()
+        if not self._runners or not all([runner.ready(self.param_groups, hypers) for runner in self._runners]):
+            self._prepare(hypers)
+        for runner in self._runners:
+            runner.run(hypers)
+        return loss
+
+    @torch.no_grad()
+    def _prepare(self, hypers: list[Hyper]) -> None:
+        """The slow path: checks everything, makes missing state, and gives every backend its groups."""
+        check_parameters(self.param_groups)
+        check_gradients(self.param_groups)
+        check_state(self.rule, self.param_groups, self.state)
+        runners = backends.runners_for(self)
+        first = [p for group, h in zip(self.param_groups, hypers, strict=True) for p in self._make_state(group, h)]
+        for runner in runners:
+            runner.bind(self.state, first)
+            if not runner.ready(self.param_groups, hypers):
+                raise RuntimeError(f"onepass: backend {runner.name!r} refuses tensors that passed every check; a bug")
+        self._runners = runners
+
+    def _make_state(self, group: dict[str, Any], h: Hyper) -> list[Tensor]:
+        """Makes the missing state of the parameters that have a gradient; returns those whose moments are new."""
+        first = []
+        for p in group["params"]:
+            if p.grad is None or not (has_buffer(self.rule, h) or self.rule.counted):
+                continue
+            state = self.state[p]
+            if self.rule.counted and state.get("step") is None:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+            if self.rule.projected and p.dim() > 1 and state.get("gate_counter") is None:
+                state["gate_counter"] = torch.ones((), dtype=torch.uint8)
+            for key in self.rule.moments if has_buffer(self.rule, h) else ():
+                if state.get(key) is None:
+                    state[key] = torch.zeros_like(p, dtype=working_dtype(p.dtype), requires_grad=False)
+                    first.append(p)
+        return first
+
+    def last_step(self) -> dict[Tensor, Verdict]:
+        """What the gates saw at the last step: a `Verdict` for each projected parameter that was stepped.
+
+        The numbers are by-products of the step: reading them costs no pass over memory. Empty before the first step,
+        and for optimizers without projection.
+        """
+        return {p: verdict for runner in self._runners for p, verdict in runner.verdicts().items()}
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"defaults": self.defaults, "state": self.state, "param_groups": self.param_groups}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        loading = getattr(self, "_loading", None)
+        # The backend is this optimizer's choice, not the checkpoint's: it may have been written on another machine.
+        kept = [group["backend"] for group in self.param_groups] if loading is not None else []
+        super().__setstate__(state)
+        self._forget()
+        for group, backend in zip(self.param_groups, kept, strict=False):
+            group["backend"] = backend
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+            if group["decouple_lr"]:
+                group.setdefault("initial_lr", float(group["lr"]))
+        if loading is not None:
+            self._restore(loading)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state dict of this class, of the torch.optim class of the same name, or of the adamp package's.
+
+        Unlike torch's base class, which casts moments to the parameter's dtype, this keeps them in the dtype that the
+        arithmetic runs in, so they survive bit for bit.
+        """
+
+        def keep(_: Any, final: dict[str, Any]) -> None:
+            self._loading = final
+
+        # Registered last, so that it sees what every other pre-hook has made of the state dict.
+        handle = self.register_load_state_dict_pre_hook(keep)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loading = None
+
+    @torch.no_grad()
+    def _restore(self, loaded: dict[str, Any]) -> None:
+        """Puts the loaded state in again, from the tensors as they were saved."""
+        ids = chain.from_iterable(group["params"] for group in loaded["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for saved_id, p in zip(ids, params, strict=True):
+            for key, value in loaded["state"].get(saved_id, {}).items():
+                if key == "step":
+                    value = torch.tensor(float(value), dtype=torch.float32)
+                elif key == "gate_counter":
+                    value = torch.as_tensor(value).to(device="cpu", dtype=torch.uint8, copy=True)
+                elif key in self.rule.moments and isinstance(value, Tensor):
+                    moment = torch.empty_like(p, dtype=working_dtype(p.dtype), requires_grad=False)
+                    value = moment.copy_(value) if value.shape == p.shape else value
+                else:
+                    continue
+                self.state[p][key] = value

@@ -1,0 +1,159 @@
+"""The specification: every rule in plain PyTorch, to be read beside the papers.
+
+Adam, AdamW, AdamProx, AdamProxL2: "Understanding AdamW through Proximal Methods and Scale-Freeness",
+TMLR 2022, arXiv 2202.00089. SGDP, AdamP: "AdamP: Slowing Down the Slowdown for Momentum Optimizers on
+Scale-invariant Weights", ICLR 2021, arXiv 2006.08217.
+
+The compiled backends return the bits of these lines wherever no sum over a row is involved: each operation below
+rounds once, and none is contracted into a fused multiply-add. Sums over rows are taken here in float64.
+
+Names: p parameter, g gradient, m and v moments, b momentum buffer, u the direction of the update, s its step size,
+D Adam's denominator, c the projection coefficient of a row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .hyper import Hyper, Rule, has_buffer
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate of one projected parameter saw at the last step.
+
+    gate: "channel", "layer" or "none".
+    cosine: max over rows of |cos(g, p)| * sqrt(row length), to be read against delta (per-channel view).
+    p_norm, g_norm: norms of the whole tensor before the step.
+    settled: whether the prediction was wrong and the parameter was corrected afterwards.
+    """
+
+    gate: str
+    cosine: float
+    p_norm: float
+    g_norm: float
+    settled: bool = False
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of arithmetic and moments: float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def step(rule: Rule, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, first: bool) -> Verdict | None:
+    """One step of one parameter, in place on `p` and on the tensors of `state`.
+
+    first: whether the state was made for this step (torch.optim.SGD's first buffer is the gradient itself).
+    Returns the verdict of the gate for a projected parameter of more than one dimension, else None.
+    """
+    x = p.to(working_dtype(p.dtype))
+    g = h.grad_scale * grad.to(x.dtype)
+    if h.l2:
+        g = g + h.l2 * x
+    if rule.family == "adam":
+        u, s = adam_direction(x, g, state, h)
+    else:
+        u, s = sgd_direction(rule, g, state, h, first), h.lr
+
+    if not rule.projected or p.dim() < 2 or p.numel() == 0:
+        d, k = affine(h, s, projected=False, c=0.0)
+        p.copy_(apply(x, u, d, k))
+        return None
+
+    verdict = gate(x, g, h)
+    c = projection(x, u, h, verdict.gate)
+    d, k = affine(h, s, projected=verdict.gate != "none", c=c)
+    stepped = apply(x, u, d, k)
+    if h.project_momentum and not h.nesterov and isinstance(c, Tensor):
+        state[rule.moments[0]].sub_(c.to(x.dtype) * x)
+    p.copy_(stepped)
+    return verdict
+
+
+def adam_direction(p: Tensor, g: Tensor, state: dict[str, Any], h: Hyper) -> tuple[Tensor, float]:
+    """m = b1*m + (1-b1)*g;  v = b2*v + (1-b2)*g^2;  D = sqrt(v)/sqrt(bc2) + eps;  u = m/D;  s = lr/bc1.
+
+    Where D is 0, and no eps to help, nothing is known of the coordinate and it is left alone: 0/0 := 0.
+    """
+    t = float(state["step"].add_(1))
+    m, v = state["exp_avg"], state["exp_avg_sq"]
+    m.copy_(h.beta1 * m + (1 - h.beta1) * g)
+    v.copy_(h.beta2 * v + (1 - h.beta2) * (g * g))
+    # torch's own square root is off by a unit in the last place here and there; rounded from float64 it is not.
+    D = v.double().sqrt().to(v.dtype) * (1 / math.sqrt(1 - h.beta2**t)) + h.eps
+    D = torch.where(D == 0, math.inf, D)
+    s = h.lr / (1 - h.beta1**t)
+    if h.nesterov:
+        m = h.beta1 * m + (1 - h.beta1) * g
+    if h.metric_decay:  # the prox in Adam's metric, (p - s*m/D)/(1 + wd*s/D), with one division and as p - s*u
+        return (m + h.metric_decay * p) / (D + h.metric_decay * s), s
+    return m / D, s
+
+
+def sgd_direction(rule: Rule, g: Tensor, state: dict[str, Any], h: Hyper, first: bool) -> Tensor:
+    """b = momentum*b + (1-dampening)*g;  u = b, or g + momentum*b with nesterov.
+
+    torch.optim.SGD (rule.lazy_buffer) has no buffer while momentum is 0, and its first b is g, undampened.
+    """
+    if not has_buffer(rule, h):
+        return g
+    b = state[rule.moments[0]]
+    dampening = 0.0 if first and rule.lazy_buffer else h.dampening
+    b.copy_(h.momentum * b + (1 - dampening) * g)
+    return g + h.momentum * b if h.nesterov else b
+
+
+def affine(h: Hyper, s: float, projected: bool, c: Any) -> tuple[Any, float]:
+    """d and k of p' = p - (d*p + k*u), to which every rule comes down.
+
+    decoupled  p' = (1 - q)*p - s*(u - c*p):        d = q - s*c,          k = s
+    proximal   p' = (p - s*(u - c*p))/(1 + q):      d = (q - s*c)/(1+q),  k = s/(1+q)
+
+    with q the decay, times wd_ratio where projected, and c the row's projection coefficient. Writing 1-d out would
+    round a decay of 1e-5 by up to 0.3% in float32.
+    """
+    q = h.decay * h.wd_ratio if projected else h.decay
+    scale = 1 + q if h.proximal else 1.0
+    return (q - s * c) / scale, s / scale
+
+
+def apply(p: Tensor, u: Tensor, d: Any, k: float) -> Tensor:
+    """p - (d*p + k*u); without decay p is not touched by it, so that an infinite weight stays infinite."""
+    if isinstance(d, Tensor):
+        return p - (d.to(p.dtype) * p + k * u)
+    return p - (d * p + k * u) if d else p - k * u
+
+
+def gate(p: Tensor, g: Tensor, h: Hyper) -> Verdict:
+    """The first view, channel then layer, in which every row has |cos(g, p)| < delta/sqrt(row length).
+
+    A NaN makes the maximum NaN and the comparison false: no projection. A row of zeros has cosine 0.
+    """
+    p64, g64 = p.double(), g.double()
+    cosine, passed = math.nan, "none"
+    for view, rows in (("channel", p.size(0)), ("layer", 1)):
+        p_rows, g_rows = p64.reshape(rows, -1), g64.reshape(rows, -1)
+        norms = p_rows.norm(dim=1).clamp(min=h.eps) * g_rows.norm(dim=1).clamp(min=h.eps)
+        cosines = (p_rows * g_rows).sum(dim=1).abs() / torch.where(norms == 0, math.inf, norms)
+        scaled = float(cosines.max()) * math.sqrt(p_rows.size(1))
+        cosine = scaled if view == "channel" else cosine
+        if scaled < h.delta:
+            passed = view
+            break
+    return Verdict(passed, cosine, float(p64.norm()), float(g64.norm()))
+
+
+def projection(p: Tensor, u: Tensor, h: Hyper, view: str) -> Any:
+    """c = <p,u>/(|p|+eps)^2 of every row of the view, shaped to multiply p (float64); 0.0 for "none"."""
+    if view == "none":
+        return 0.0
+    rows = p.size(0) if view == "channel" else 1
+    p_rows, u_rows = p.double().reshape(rows, -1), u.double().reshape(rows, -1)
+    squares = (p_rows.norm(dim=1) + h.eps) ** 2
+    c = (p_rows * u_rows).sum(dim=1) / torch.where(squares == 0, math.inf, squares)
+    return c.reshape(-1, *[1] * (p.dim() - 1))

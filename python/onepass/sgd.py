@@ -1,0 +1,135 @@
+"""SGD as torch has it, and SGDP: SGD whose update is projected off scale-invariant weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .hyper import Rule
+from .optimizer import Optimizer, ParamsT
+
+
+class SGD(Optimizer):
+    """SGD with momentum and coupled weight decay.
+
+        g = g + wd*p
+        b = g at the first step, then momentum*b + (1-dampening)*g
+        u = b, or g + momentum*b with nesterov;   p = p - lr*u
+
+    With momentum 0 there is no buffer and u = g. The same as torch.optim.SGD.
+
+    Args:
+        params: tensors of float16, bfloat16, float32 or float64, any dense layout, or param groups (dicts).
+        lr: learning rate, a number or a tensor of one number.
+        momentum: at least 0.
+        dampening: of the gradient that enters the buffer.
+        weight_decay: wd, at least 0; not multiplied by lr.
+        nesterov: takes a momentum above 0 and a dampening of 0.
+        maximize: ascend instead of descend.
+        decouple_lr: changes nothing here, as the decay is not multiplied by lr.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
+
+    The buffer is float32, and float64 for float64 parameters. Raises ValueError, TypeError or RuntimeError, naming
+    the group and the argument or parameter, on anything it cannot step; nothing has been written then.
+    """
+
+    rule = Rule(family="sgd", moments=("momentum_buffer",), decay="l2", counted=False, lazy_buffer=True)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        decouple_lr: bool = False,
+        backend: str = "auto",
+    ):
+        defaults: dict[str, Any] = dict(
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+            decouple_lr=decouple_lr,
+            backend=backend,
+        )
+        super().__init__(params, defaults)
+
+
+class SGDP(Optimizer):
+    """SGD with decoupled or proximal weight decay and AdamP's projection.
+
+        b = momentum*b + (1-dampening)*g, from b = 0
+        u = b, or g + momentum*b with nesterov
+        u, ratio = the projection of `onepass.AdamP`
+        decay="decoupled":  p = (1 - lr*wd*ratio/(1-momentum))*p - lr*u
+        decay="proximal":   p = (p - lr*u) / (1 + lr*wd*ratio/(1-momentum))
+
+    Source: "AdamP", ICLR 2021, arXiv 2006.08217, Alg. 1 and eq. 12. The paper projects the update and leaves the
+    buffer alone. The adamp package, without nesterov, projects the buffer as well: project_momentum=True.
+
+    Args:
+        params: tensors of float16, bfloat16, float32 or float64, any dense layout, or param groups (dicts).
+        lr: learning rate, a number or a tensor of one number.
+        momentum: at least 0, and below 1 with a weight decay.
+        dampening: of the gradient that enters the buffer.
+        weight_decay: wd, at least 0.
+        nesterov: use the Nesterov direction.
+        eps: added to |p|, and the least norm in the cosine.
+        delta: threshold of the cosine, times sqrt(row length).
+        wd_ratio: what the decay of a projected parameter is multiplied by.
+        decay: "decoupled" or "proximal".
+        project_momentum: project the buffer too, as the adamp package does.
+        maximize: ascend instead of descend.
+        decouple_lr: the decay is (lr/initial_lr)*wd/(1-momentum).
+        speculate: see `onepass.AdamP`.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
+
+    The buffer is float32, and float64 for float64 parameters. Raises ValueError, TypeError or RuntimeError, naming
+    the group and the argument or parameter, on anything it cannot step; nothing has been written then.
+    """
+
+    rule = Rule(family="sgd", moments=("momentum",), decay="group", projected=True, counted=False)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        eps: float = 1e-8,
+        delta: float = 0.1,
+        wd_ratio: float = 0.1,
+        *,
+        decay: str = "decoupled",
+        project_momentum: bool = False,
+        maximize: bool = False,
+        decouple_lr: bool = False,
+        speculate: bool = True,
+        backend: str = "auto",
+    ):
+        defaults: dict[str, Any] = dict(
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            eps=eps,
+            delta=delta,
+            wd_ratio=wd_ratio,
+            decay=decay,
+            project_momentum=project_momentum,
+            maximize=maximize,
+            decouple_lr=decouple_lr,
+            speculate=speculate,
+            backend=backend,
+        )
+        super().__init__(params, defaults)
