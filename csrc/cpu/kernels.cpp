@@ -1,6 +1,7 @@
 // The CPU kernels: rows of a tensor, walked a pack at a time. Compiled once for each instruction set.
 #include "kernels.h"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "simd.h"
@@ -8,45 +9,53 @@
 namespace onepass {
 namespace ONEPASS_ISA {
 
-// The sum of a product over a row: short runs in the lanes of a pack, folded into double.
+// Sums of products over a run of packs, in the lanes of four registers.
 template <class S>
-class Sum {
+struct Run {
+  // 64 terms a lane keep the error of a sum of float32 products near that of one product.
+  static constexpr int64_t elements = 64 * Pack<S>::lanes;
+  Pack<S> pg = Pack<S>(0), pp = Pack<S>(0), gg = Pack<S>(0), pu = Pack<S>(0);
+
+  ONEPASS_INLINE void add(Pack<S> p, Pack<S> g) {
+    pg = pg + p * g;
+    pp = pp + p * p;
+    gg = gg + g * g;
+  }
+  ONEPASS_INLINE void add(Pack<S> p, Pack<S> g, Pack<S> u) {
+    add(p, g);
+    pu = pu + p * u;
+  }
+};
+
+// The sums over a row: runs folded into double lanes, and these in a fixed order into one number each.
+template <class S>
+class Sums {
  public:
-  ONEPASS_INLINE void add(const Pack<S>& a, const Pack<S>& b) { run_ = run_ + a * b; }
-
-  ONEPASS_INLINE void fold() {
-    S lane[lanes];
-    store(lane, run_);
-    for (int i = 0; i < lanes; ++i) total_[i] += lane[i];
-    run_ = Pack<S>(0);
+  void fold(const Run<S>& run) {
+    fold(run.pg, total_[0]);
+    fold(run.pp, total_[1]);
+    fold(run.gg, total_[2]);
+    fold(run.pu, total_[3]);
   }
 
-  double value() {
-    fold();
-    for (int half = lanes / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) total_[i] += total_[i + half];
-    return total_[0];
-  }
+  RowSums value() { return {reduce(total_[0]), reduce(total_[1]), reduce(total_[2]), reduce(total_[3])}; }
 
  private:
   static constexpr int lanes = Pack<S>::lanes;
-  Pack<S> run_ = Pack<S>(0);
-  double total_[lanes] = {};
-};
 
-template <class S>
-struct Sums {
-  // Packs between two folds: 64 terms a lane keep the error of a sum of float32 products near that of one product.
-  static constexpr int run = 64;
-  Sum<S> pg, pp, gg, pu;
-
-  ONEPASS_INLINE void fold() {
-    pg.fold();
-    pp.fold();
-    gg.fold();
-    pu.fold();
+  static ONEPASS_INLINE void fold(const Pack<S>& x, double* total) {
+    S lane[lanes];
+    store(lane, x);
+    for (int i = 0; i < lanes; ++i) total[i] += lane[i];
   }
-  RowSums value() { return {pg.value(), pp.value(), gg.value(), pu.value()}; }
+
+  static ONEPASS_INLINE double reduce(double* total) {
+    for (int half = lanes / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) total[i] += total[i + half];
+    return total[0];
+  }
+
+  double total_[4][lanes] = {};
 };
 
 // Calls body(i, n) for every pack of a row: n is a compile-time lane count for all but the tail, and 0 means full.
@@ -102,7 +111,6 @@ struct Visit {
   typedef typename WorkOf<P>::type S;
   typedef Pack<S> R;
   static constexpr int lanes = R::lanes;
-  static constexpr int64_t run = int64_t(Sums<S>::run) * lanes;
 
   static Rule rule_of(const Scalars& s) {
     if constexpr (Rule::moments == 2) return narrow<S>(s.adam);
@@ -130,22 +138,20 @@ struct Visit {
   template <Write write>
   static RowSums advance(const Rule& rule, const Row<P, Rule>& row, S d, S k, S* u_out) {
     Sums<S> sums;
-    for (int64_t begin = 0; begin < row.length; begin += run) {
-      each_pack<lanes>(begin, begin + run < row.length ? begin + run : row.length, [&](int64_t i, auto n) {
+    for (int64_t begin = 0; begin < row.length; begin += Run<S>::elements) {
+      Run<S> sum;
+      each_pack<lanes>(begin, std::min(begin + Run<S>::elements, row.length), [&](int64_t i, auto n) {
         R p = load_some(row.p + i, n), moment[2];
         R g = rule.gradient(p, R(load_some(row.g + i, n)));
         row.load_moments(moment, i, n);
         rule.advance(g, moment);
         R u = rule.direction(p, g, moment);
         row.store_moments(moment, i, n);
-        sums.pg.add(p, g);
-        sums.pp.add(p, p);
-        sums.gg.add(g, g);
-        sums.pu.add(p, u);
+        sum.add(p, g, u);
         if constexpr (write == Write::through) store_some(row.p + i, apply(p, u, d, k), n);
         if constexpr (write == Write::hold) store_some(u_out + i, u, n);
       });
-      sums.fold();
+      sums.fold(sum);
     }
     return sums.value();
   }
@@ -201,14 +207,13 @@ struct Visit {
     for (int64_t r = 0; r < t.rows; ++r) {
       const Row<P, Rule> row(t, r);
       Sums<S> sums;
-      for (int64_t begin = 0; begin < row.length; begin += run) {
-        each_pack<lanes>(begin, begin + run < row.length ? begin + run : row.length, [&](int64_t i, auto n) {
-          R p = load_some(row.p + i, n), g = rule.gradient(p, R(load_some(row.g + i, n)));
-          sums.pg.add(p, g);
-          sums.pp.add(p, p);
-          sums.gg.add(g, g);
+      for (int64_t begin = 0; begin < row.length; begin += Run<S>::elements) {
+        Run<S> sum;
+        each_pack<lanes>(begin, std::min(begin + Run<S>::elements, row.length), [&](int64_t i, auto n) {
+          R p = load_some(row.p + i, n);
+          sum.add(p, rule.gradient(p, R(load_some(row.g + i, n))));
         });
-        sums.fold();
+        sums.fold(sum);
       }
       const RowSums row_sums = sums.value();
       report.sums.add(row_sums);

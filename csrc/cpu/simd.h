@@ -34,24 +34,22 @@ struct VectorOf {
   typedef T type __attribute__((vector_size(bytes)));
 };
 
-template <class S>
+// Two halves until a half is one register. (An array of registers instead makes g++ 12 go through the stack: measured
+// ten times slower.)
+template <class S, int bytes = 64>
 struct Pack {
-  static constexpr int lanes = 64 / sizeof(S);
-  static constexpr int parts = 64 / ONEPASS_VECTOR_BYTES;
-  static constexpr int width = lanes / parts;
-  typedef typename VectorOf<S, ONEPASS_VECTOR_BYTES>::type Vector;
+  static constexpr int lanes = bytes / sizeof(S);
+  typedef Pack<S, bytes / 2> Part;
 
-  Vector part[parts];
+  Part low, high;
 
   Pack() = default;
-  ONEPASS_INLINE Pack(S x) {
-    for (int i = 0; i < parts; ++i) part[i] = x - Vector{};
-  }
+  ONEPASS_INLINE Pack(S x) : low(x), high(x) {}
+  ONEPASS_INLINE Pack(Part l, Part h) : low(l), high(h) {}
 
-#define ONEPASS_OPERATOR(op)                                      \
-  friend ONEPASS_INLINE Pack operator op(Pack a, const Pack& b) { \
-    for (int i = 0; i < parts; ++i) a.part[i] = a.part[i] op b.part[i]; \
-    return a;                                                     \
+#define ONEPASS_OPERATOR(op)                                                    \
+  friend ONEPASS_INLINE Pack operator op(Pack a, Pack b) {                      \
+    return Pack(a.low op b.low, a.high op b.high);                              \
   }
   ONEPASS_OPERATOR(+)
   ONEPASS_OPERATOR(-)
@@ -59,29 +57,45 @@ struct Pack {
   ONEPASS_OPERATOR(/)
 #undef ONEPASS_OPERATOR
 
-  friend ONEPASS_INLINE Pack where_zero(Pack x, const Pack& instead) {
-    for (int i = 0; i < parts; ++i) x.part[i] = x.part[i] == Vector{} ? instead.part[i] : x.part[i];
-    return x;
+  friend ONEPASS_INLINE Pack where_zero(Pack x, Pack instead) {
+    return Pack(where_zero(x.low, instead.low), where_zero(x.high, instead.high));
   }
+  friend ONEPASS_INLINE Pack sqrt(Pack x) { return Pack(sqrt(x.low), sqrt(x.high)); }
+};
+
+template <class S>
+struct Pack<S, ONEPASS_VECTOR_BYTES> {
+  static constexpr int lanes = ONEPASS_VECTOR_BYTES / sizeof(S);
+  typedef typename VectorOf<S, ONEPASS_VECTOR_BYTES>::type Vector;
+
+  Vector v;
+
+  Pack() = default;
+  ONEPASS_INLINE Pack(S x) : v(x - Vector{}) {}
+  ONEPASS_INLINE Pack(Vector x) : v(x) {}
+
+#define ONEPASS_OPERATOR(op) \
+  friend ONEPASS_INLINE Pack operator op(Pack a, Pack b) { return Pack(a.v op b.v); }
+  ONEPASS_OPERATOR(+)
+  ONEPASS_OPERATOR(-)
+  ONEPASS_OPERATOR(*)
+  ONEPASS_OPERATOR(/)
+#undef ONEPASS_OPERATOR
+
+  friend ONEPASS_INLINE Pack where_zero(Pack x, Pack instead) { return Pack(x.v == Vector{} ? instead.v : x.v); }
 
   friend ONEPASS_INLINE Pack sqrt(Pack x) {
-    for (int i = 0; i < parts; ++i) x.part[i] = root(x.part[i]);
-    return x;
-  }
-
- private:
-  static ONEPASS_INLINE Vector root(Vector x) {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(S) == 4) return (Vector)_mm512_maskz_sqrt_ps(all16, (__m512)x);
-    else return (Vector)_mm512_maskz_sqrt_pd(__mmask8(-1), (__m512d)x);
+    if constexpr (sizeof(S) == 4) return Pack((Vector)_mm512_maskz_sqrt_ps(all16, (__m512)x.v));
+    else return Pack((Vector)_mm512_maskz_sqrt_pd(__mmask8(-1), (__m512d)x.v));
 #elif defined(__AVX2__)
-    if constexpr (sizeof(S) == 4) return (Vector)_mm256_sqrt_ps((__m256)x);
-    else return (Vector)_mm256_sqrt_pd((__m256d)x);
+    if constexpr (sizeof(S) == 4) return Pack((Vector)_mm256_sqrt_ps((__m256)x.v));
+    else return Pack((Vector)_mm256_sqrt_pd((__m256d)x.v));
 #elif defined(__x86_64__)
-    if constexpr (sizeof(S) == 4) return (Vector)_mm_sqrt_ps((__m128)x);
-    else return (Vector)_mm_sqrt_pd((__m128d)x);
+    if constexpr (sizeof(S) == 4) return Pack((Vector)_mm_sqrt_ps((__m128)x.v));
+    else return Pack((Vector)_mm_sqrt_pd((__m128d)x.v));
 #else
-    for (int i = 0; i < width; ++i) x[i] = std::sqrt(x[i]);
+    for (int i = 0; i < lanes; ++i) x.v[i] = std::sqrt(x.v[i]);
     return x;
 #endif
   }
@@ -103,111 +117,133 @@ struct WorkOf<double> {
   typedef double type;
 };
 
-template <class S>
-ONEPASS_INLINE Pack<S> load(const S* from) {
-  Pack<S> x;
-  std::memcpy(x.part, from, 64);
-  return x;
-}
-
-template <class S>
-ONEPASS_INLINE void store(S* to, const Pack<S>& x) {
-  std::memcpy(to, x.part, 64);
-}
-
-constexpr int float_width = Pack<float>::width;
+// One register of a parameter stored as P.
+typedef Pack<float, ONEPASS_VECTOR_BYTES> Floats;
 typedef VectorOf<uint32_t, ONEPASS_VECTOR_BYTES>::type Bits32;
 typedef VectorOf<uint16_t, ONEPASS_VECTOR_BYTES / 2>::type Bits16;
 
-ONEPASS_INLINE Pack<float> load(const BFloat16* from) {
-  Pack<float> x;
-  for (int i = 0; i < Pack<float>::parts; ++i) {
-    Bits16 narrow;
-    std::memcpy(&narrow, from + i * float_width, sizeof narrow);
-    Bits32 bits = __builtin_convertvector(narrow, Bits32) << 16;
-    std::memcpy(&x.part[i], &bits, sizeof bits);
-  }
-  return x;
+template <class To, class From>
+ONEPASS_INLINE To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class S>
+ONEPASS_INLINE void load_register(const S* from, Pack<S, ONEPASS_VECTOR_BYTES>& x) {
+  std::memcpy(&x.v, from, sizeof x.v);
+}
+template <class S>
+ONEPASS_INLINE void store_register(S* to, const Pack<S, ONEPASS_VECTOR_BYTES>& x) {
+  std::memcpy(to, &x.v, sizeof x.v);
+}
+
+// 16 bits to 32 and back. __builtin_convertvector says the same, but g++ 12 makes twice the instructions of it.
+ONEPASS_INLINE Bits32 widen(const void* from) {
+#if defined(__AVX512F__)
+  return (Bits32)_mm512_maskz_cvtepu16_epi32(all16, _mm256_loadu_si256((const __m256i*)from));
+#elif defined(__AVX2__)
+  return (Bits32)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from));
+#else
+  Bits16 bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return __builtin_convertvector(bits, Bits32);
+#endif
+}
+
+ONEPASS_INLINE void narrow(void* to, Bits32 bits) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)to, _mm512_maskz_cvtepi32_epi16(all16, (__m512i)bits));
+#elif defined(__AVX2__)
+  __m256i halves = _mm256_packus_epi32((__m256i)bits, (__m256i)bits);  // of each 128 bits, twice
+  _mm_storeu_si128((__m128i*)to, _mm256_castsi256_si128(_mm256_permute4x64_epi64(halves, 0b1000)));
+#else
+  Bits16 low = __builtin_convertvector(bits, Bits16);
+  std::memcpy(to, &low, sizeof low);
+#endif
+}
+
+ONEPASS_INLINE void load_register(const BFloat16* from, Floats& x) {
+  x.v = bits_as<Floats::Vector>(widen(from) << 16);
 }
 
 // Round to nearest even; a NaN stays one.
-ONEPASS_INLINE void store(BFloat16* to, const Pack<float>& x) {
-  for (int i = 0; i < Pack<float>::parts; ++i) {
-    Bits32 bits;
-    std::memcpy(&bits, &x.part[i], sizeof bits);
-    Bits32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    Bits32 quiet = (bits >> 16) | 0x40;
-    Bits16 narrow = __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded, Bits16);
-    std::memcpy(to + i * float_width, &narrow, sizeof narrow);
-  }
+ONEPASS_INLINE void store_register(BFloat16* to, const Floats& x) {
+  Bits32 bits = bits_as<Bits32>(x.v);
+  Bits32 rounded = bits + (((bits >> 16) & 1) + 0x7fff);
+  narrow(to, (x.v == x.v ? rounded : (bits | 0x400000)) >> 16);
 }
 
 #if defined(__AVX512F__)
-ONEPASS_INLINE Pack<float> load(const Half* from) {
-  Pack<float> x;
-  x.part[0] = (Pack<float>::Vector)_mm512_maskz_cvtph_ps(all16, _mm256_loadu_si256((const __m256i*)from));
-  return x;
+ONEPASS_INLINE void load_register(const Half* from, Floats& x) {
+  x.v = (Floats::Vector)_mm512_maskz_cvtph_ps(all16, _mm256_loadu_si256((const __m256i*)from));
 }
-ONEPASS_INLINE void store(Half* to, const Pack<float>& x) {
-  _mm256_storeu_si256((__m256i*)to, _mm512_maskz_cvtps_ph(all16, (__m512)x.part[0], _MM_FROUND_TO_NEAREST_INT));
+ONEPASS_INLINE void store_register(Half* to, const Floats& x) {
+  _mm256_storeu_si256((__m256i*)to, _mm512_maskz_cvtps_ph(all16, (__m512)x.v, _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(__AVX2__)
-ONEPASS_INLINE Pack<float> load(const Half* from) {
-  Pack<float> x;
-  for (int i = 0; i < 2; ++i)
-    x.part[i] = (Pack<float>::Vector)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + 8 * i)));
-  return x;
+ONEPASS_INLINE void load_register(const Half* from, Floats& x) {
+  x.v = (Floats::Vector)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
 }
-ONEPASS_INLINE void store(Half* to, const Pack<float>& x) {
-  for (int i = 0; i < 2; ++i)
-    _mm_storeu_si128((__m128i*)(to + 8 * i), _mm256_cvtps_ph((__m256)x.part[i], _MM_FROUND_TO_NEAREST_INT));
+ONEPASS_INLINE void store_register(Half* to, const Floats& x) {
+  _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph((__m256)x.v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
 ONEPASS_INLINE float from_half(uint16_t h) {
-  uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff, bits;
-  if (magnitude >= 0x7c00) {
-    bits = 0x7f800000 | (magnitude & 0x3ff) << 13 | (magnitude > 0x7c00 ? 0x400000 : 0);
-  } else if (magnitude >= 0x400) {
-    bits = (magnitude << 13) + (112u << 23);
-  } else {  // subnormal: an integer times 2^-24
-    float x = float(magnitude) * 0x1p-24f;
-    std::memcpy(&bits, &x, 4);
-  }
-  bits |= sign;
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
+  uint32_t magnitude = h & 0x7fff, bits;
+  if (magnitude >= 0x7c00) bits = 0x7f800000 | (magnitude & 0x3ff) << 13 | (magnitude > 0x7c00 ? 0x400000 : 0);
+  else if (magnitude >= 0x400) bits = (magnitude << 13) + (112u << 23);
+  else bits = bits_as<uint32_t>(float(magnitude) * 0x1p-24f);  // subnormal
+  return bits_as<float>(bits | uint32_t(h & 0x8000) << 16);
 }
 
 ONEPASS_INLINE uint16_t to_half(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
+  uint32_t bits = bits_as<uint32_t>(x);
   uint16_t sign = uint16_t((bits >> 16) & 0x8000);
   bits &= 0x7fffffff;
   if (bits > 0x7f800000) return sign | 0x7e00 | uint16_t((bits >> 13) & 0x3ff);
   if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to 2^16 or more
-  if (bits < 0x38800000) {                       // subnormal: the sum leaves the rounded integer in the low bits
-    float magnitude, magic = 0.5f;
-    std::memcpy(&magnitude, &bits, 4);
-    magnitude += magic;
-    std::memcpy(&bits, &magnitude, 4);
-    return sign | uint16_t(bits - 0x3f000000);
-  }
+  if (bits < 0x38800000)  // subnormal: adding 1/2 leaves the rounded integer in the low bits
+    return sign | uint16_t(bits_as<uint32_t>(bits_as<float>(bits) + 0.5f) - 0x3f000000);
   bits += 0xfff + ((bits >> 13) & 1);
   return sign | uint16_t((bits - (112u << 23)) >> 13);
 }
 
-ONEPASS_INLINE Pack<float> load(const Half* from) {
-  float lane[16];
-  for (int i = 0; i < 16; ++i) lane[i] = from_half(from[i].bits);
-  return load(lane);
+ONEPASS_INLINE void load_register(const Half* from, Floats& x) {
+  for (int i = 0; i < Floats::lanes; ++i) x.v[i] = from_half(from[i].bits);
 }
-ONEPASS_INLINE void store(Half* to, const Pack<float>& x) {
-  float lane[16];
-  store(lane, x);
-  for (int i = 0; i < 16; ++i) to[i].bits = to_half(lane[i]);
+ONEPASS_INLINE void store_register(Half* to, const Floats& x) {
+  for (int i = 0; i < Floats::lanes; ++i) to[i].bits = to_half(x.v[i]);
 }
 #endif
+
+template <class P, class S, int bytes>
+ONEPASS_INLINE void load_into(const P* from, Pack<S, bytes>& x) {
+  if constexpr (bytes == ONEPASS_VECTOR_BYTES) {
+    load_register(from, x);
+  } else {
+    load_into(from, x.low);
+    load_into(from + x.low.lanes, x.high);
+  }
+}
+
+// A whole pack.
+template <class P>
+ONEPASS_INLINE Pack<typename WorkOf<P>::type> load(const P* from) {
+  Pack<typename WorkOf<P>::type> x;
+  load_into(from, x);
+  return x;
+}
+template <class P, class S, int bytes>
+ONEPASS_INLINE void store(P* to, const Pack<S, bytes>& x) {
+  if constexpr (bytes == ONEPASS_VECTOR_BYTES) {
+    store_register(to, x);
+  } else {
+    store(to, x.low);
+    store(to + x.low.lanes, x.high);
+  }
+}
 
 // The first n lanes; the others read as 0 and are not written.
 template <class P>

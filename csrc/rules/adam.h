@@ -30,11 +30,13 @@ struct Adam {
   S inv_sqrt_bc2, eps;
   S metric_decay, metric_decay_s;
   bool nesterov;
+  // The same for every element, so tested as flags: a float compare in the loop costs three instructions.
+  bool has_l2, has_metric_decay, has_eps;
 
   template <class R>
   ONEPASS_HD R gradient(R p, R g) const {
     g = grad_scale * g;
-    return l2 == S(0) ? g : g + l2 * p;
+    return has_l2 ? g + l2 * p : g;
   }
 
   template <class R>
@@ -50,9 +52,9 @@ struct Adam {
     R m = moment[0], v = moment[1];
     R D = sqrt(v) * inv_sqrt_bc2 + eps;
     // D is 0 where eps is 0 and no gradient was ever seen: dividing by infinity leaves p alone and keeps a NaN in m.
-    D = where_zero(D, R(std::numeric_limits<S>::infinity()));
+    if (!has_eps) D = where_zero(D, R(std::numeric_limits<S>::infinity()));
     if (nesterov) m = beta1 * m + one_minus_beta1 * g;
-    if (metric_decay != S(0)) return (m + metric_decay * p) / (D + metric_decay_s);
+    if (has_metric_decay) return (m + metric_decay * p) / (D + metric_decay_s);
     return m / D;
   }
 };

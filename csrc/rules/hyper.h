@@ -33,13 +33,23 @@ inline Scalars scalars_of(const Hyper& h, bool is_sgd, double t, bool first) {
   Scalars out{};
   double s = h.lr;
   if (is_sgd) {
-    out.sgd = {h.grad_scale, h.l2, h.momentum, 1 - (first ? 0.0 : h.dampening), h.nesterov};
+    out.sgd = {h.grad_scale, h.l2, h.momentum, 1 - (first ? 0.0 : h.dampening), h.nesterov, h.l2 != 0};
   } else {
     s = h.lr / (1 - std::pow(h.beta1, t));
-    double inv_sqrt_bc2 = 1 / std::sqrt(1 - std::pow(h.beta2, t));
-    out.adam = {h.grad_scale, h.l2,           h.beta1, 1 - h.beta1,    h.beta2,
-                1 - h.beta2,  inv_sqrt_bc2,   h.eps,   h.metric_decay, h.metric_decay * s,
-                h.nesterov};
+    out.adam = {.grad_scale = h.grad_scale,
+                .l2 = h.l2,
+                .beta1 = h.beta1,
+                .one_minus_beta1 = 1 - h.beta1,
+                .beta2 = h.beta2,
+                .one_minus_beta2 = 1 - h.beta2,
+                .inv_sqrt_bc2 = 1 / std::sqrt(1 - std::pow(h.beta2, t)),
+                .eps = h.eps,
+                .metric_decay = h.metric_decay,
+                .metric_decay_s = h.metric_decay * s,
+                .nesterov = h.nesterov,
+                .has_l2 = h.l2 != 0,
+                .has_metric_decay = h.metric_decay != 0,
+                .has_eps = h.eps != 0};
   }
   out.projection = {s, h.decay, h.wd_ratio, h.delta, h.eps, h.proximal};
   out.project_momentum = h.project_momentum && !h.nesterov;
@@ -48,13 +58,30 @@ inline Scalars scalars_of(const Hyper& h, bool is_sgd, double t, bool first) {
 
 template <class S>
 Adam<S> narrow(const Adam<double>& a) {
-  return {S(a.grad_scale),  S(a.l2),  S(a.beta1),        S(a.one_minus_beta1), S(a.beta2), S(a.one_minus_beta2),
-          S(a.inv_sqrt_bc2), S(a.eps), S(a.metric_decay), S(a.metric_decay_s),  a.nesterov};
+  return {.grad_scale = S(a.grad_scale),
+          .l2 = S(a.l2),
+          .beta1 = S(a.beta1),
+          .one_minus_beta1 = S(a.one_minus_beta1),
+          .beta2 = S(a.beta2),
+          .one_minus_beta2 = S(a.one_minus_beta2),
+          .inv_sqrt_bc2 = S(a.inv_sqrt_bc2),
+          .eps = S(a.eps),
+          .metric_decay = S(a.metric_decay),
+          .metric_decay_s = S(a.metric_decay_s),
+          .nesterov = a.nesterov,
+          .has_l2 = a.has_l2,
+          .has_metric_decay = a.has_metric_decay,
+          .has_eps = S(a.eps) != S(0)};
 }
 
 template <class S, bool buffered>
 Sgd<S, buffered> narrow(const Sgd<double, true>& a) {
-  return {S(a.grad_scale), S(a.l2), S(a.momentum), S(a.one_minus_dampening), a.nesterov};
+  return {.grad_scale = S(a.grad_scale),
+          .l2 = S(a.l2),
+          .momentum = S(a.momentum),
+          .one_minus_dampening = S(a.one_minus_dampening),
+          .nesterov = a.nesterov,
+          .has_l2 = a.has_l2};
 }
 
 }  // namespace onepass

@@ -15,12 +15,12 @@ struct Sgd {
 
   S grad_scale, l2;
   S momentum, one_minus_dampening;
-  bool nesterov;
+  bool nesterov, has_l2;
 
   template <class R>
   ONEPASS_HD R gradient(R p, R g) const {
     g = grad_scale * g;
-    return l2 == S(0) ? g : g + l2 * p;
+    return has_l2 ? g + l2 * p : g;
   }
 
   template <class R>
