@@ -14,7 +14,7 @@ PYBIND11_MODULE(_C, m) {
   }, "Every instruction set that this machine can run, best first.");
 
   using onepass::Binding;
-  py::class_<Binding>(m, "Plan")
+  py::class_<Binding>(m, "Plan", py::module_local())
       .def(py::init<const py::list&, const py::dict&, const py::list&, bool, bool, bool, const py::list&>(),
            py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("sgd"), py::arg("projected"),
            py::arg("lazy_buffer"), py::arg("first"))

@@ -48,12 +48,13 @@ struct Item {
   int64_t row, rows;
   int64_t begin, end;  // elements of the row, [0, length) but for a piece
 
+  int64_t elements() const { return rows * (end - begin); }
   bool whole_rows(const Tensor& t) const { return end - begin == t.length; }
 };
 
 struct Plan {
-  // Elements of an item, and of the longest row that is held on chip between its sums and its write: the direction u
-  // of one row takes 128 KiB in float32, which fits the second-level cache of every machine we know of.
+  // Elements of an item, and so of the longest row that is held on chip between its sums and its write: 128 KiB of
+  // float32 directions, which fits the second-level cache of every machine we know of.
   static constexpr int64_t item_elements = 32768;
 
   bool sgd = false;

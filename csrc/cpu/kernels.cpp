@@ -134,9 +134,10 @@ struct Visit {
     }
   }
 
-  // Moments and sums of one row, and p or u on the way.
+  // Moments and sums of one row. through: p under d and k, the weights before into `room`; hold: u into `room`.
   template <Write write>
-  static RowSums advance(const Rule& rule, const Row<P, Rule>& row, S d, S k, S* u_out) {
+  static RowSums advance(const Rule& rule, const Row<P, Rule>& row, const Affine& a, S* room) {
+    const S d = S(a.d), k = S(a.k);
     Sums<S> sums;
     for (int64_t begin = 0; begin < row.length; begin += Run<S>::elements) {
       Run<S> sum;
@@ -148,12 +149,20 @@ struct Visit {
         R u = rule.direction(p, g, moment);
         row.store_moments(moment, i, n);
         sum.add(p, g, u);
-        if constexpr (write == Write::through) store_some(row.p + i, apply(p, u, d, k), n);
-        if constexpr (write == Write::hold) store_some(u_out + i, u, n);
+        if constexpr (write == Write::through) {
+          store_some(room + i, p, n);
+          store_some(row.p + i, apply(p, u, d, k), n);
+        }
+        if constexpr (write == Write::hold) store_some(room + i, u, n);
       });
       sums.fold(sum);
     }
     return sums.value();
+  }
+
+  // The weights that `advance` kept.
+  static void restore(const Row<P, Rule>& row, const S* kept) {
+    each_pack<lanes>(0, row.length, [&](int64_t i, auto n) { store_some(row.p + i, R(load_some(kept + i, n)), n); });
   }
 
   // p under `a` from the directions that were held; the buffer too where `c` is to be taken out of it.
@@ -174,50 +183,60 @@ struct Visit {
   static Report update(const Tile& t) {
     const Rule rule = rule_of(*t.scalars);
     const Projection& pr = t.scalars->projection;
-    const bool writes_through = t.write == Write::through && recoverable(t.through);
+    S* room = static_cast<S*>(t.row_room);
     Report report;
     for (int64_t r = 0; r < t.rows; ++r) {
       const Row<P, Rule> row(t, r);
-      S* u = static_cast<S*>(t.u);
-      RowSums sums;
-      if (writes_through) sums = advance<Write::through>(rule, row, S(t.through.d), S(t.through.k), u);
-      else if (t.write == Write::hold) sums = advance<Write::hold>(rule, row, 0, 0, u);
-      else sums = advance<Write::defer>(rule, row, 0, 0, u);
-
-      report.sums.add(sums);
-      if (t.piece) {
-        report.deferred = !writes_through;
-        continue;
-      }
+      const RowSums sums = t.write == Write::through ? advance<Write::through>(rule, row, t.through, room)
+                           : t.write == Write::hold  ? advance<Write::hold>(rule, row, t.through, room)
+                                                     : advance<Write::defer>(rule, row, t.through, room);
       const double c = pr.coefficient(sums);
+      const Applied done = applied(pr, t.write, t.through, c);
+      if (t.write == Write::through && done.left_alone) restore(row, room);
+      if (t.write == Write::hold && !done.left_alone)
+        write_held(row, room, done.step, t.scalars->project_momentum ? &c : nullptr);
+      report.deferred |= done.left_alone;
+      report.sums.add(sums);
+      if (t.piece) continue;  // the verdict puts the row together
       t.coefficient[r] = c;
       report.max_cosine = max_or_nan(report.max_cosine, pr.cosine(sums));
-      const Applied done = applied(pr, t.write, t.through, c);
-      if (t.write == Write::hold && !done.left_alone)
-        write_held(row, u, done.step, t.scalars->project_momentum ? &c : nullptr);
-      report.deferred |= done.left_alone;
     }
     return report;
   }
 
+  // Without the gradient's scale: it is linear, and applied to the sums.
+  static RowSums measure_row(const Row<P, Rule>& row, double grad_scale) {
+    constexpr int64_t run = 2 * Run<S>::elements;
+    Sums<S> sums;
+    for (int64_t begin = 0; begin < row.length; begin += run) {
+      Run<S> even, odd;
+      const int64_t end = std::min(begin + run, row.length);
+      int64_t i = begin;
+      for (; i + 2 * lanes <= end; i += 2 * lanes) {
+        R p[2], g[2];
+        load_unordered(row.p + i, p[0], p[1]);
+        load_unordered(row.g + i, g[0], g[1]);
+        even.add(p[0], g[0]);
+        odd.add(p[1], g[1]);
+      }
+      each_pack<lanes>(i, end, [&](int64_t j, auto n) { even.add(load_some(row.p + j, n), load_some(row.g + j, n)); });
+      sums.fold(even);
+      sums.fold(odd);
+    }
+    RowSums total = sums.value();
+    total.pg *= grad_scale;
+    total.gg *= grad_scale * grad_scale;
+    return total;
+  }
+
   static Report measure(const Tile& t) {
-    const Rule rule = rule_of(*t.scalars);
     const Projection& pr = t.scalars->projection;
+    const double grad_scale = Rule::moments == 2 ? t.scalars->adam.grad_scale : t.scalars->sgd.grad_scale;
     Report report;
     for (int64_t r = 0; r < t.rows; ++r) {
-      const Row<P, Rule> row(t, r);
-      Sums<S> sums;
-      for (int64_t begin = 0; begin < row.length; begin += Run<S>::elements) {
-        Run<S> sum;
-        each_pack<lanes>(begin, std::min(begin + Run<S>::elements, row.length), [&](int64_t i, auto n) {
-          R p = load_some(row.p + i, n);
-          sum.add(p, rule.gradient(p, R(load_some(row.g + i, n))));
-        });
-        sums.fold(sum);
-      }
-      const RowSums row_sums = sums.value();
-      report.sums.add(row_sums);
-      report.max_cosine = max_or_nan(report.max_cosine, pr.cosine(row_sums));
+      const RowSums sums = measure_row(Row<P, Rule>(t, r), grad_scale);
+      report.sums.add(sums);
+      report.max_cosine = max_or_nan(report.max_cosine, pr.cosine(sums));
     }
     return report;
   }
@@ -226,7 +245,8 @@ struct Visit {
     const Rule rule = rule_of(*t.scalars);
     const Projection& pr = t.scalars->projection;
     for (int64_t r = 0; r < t.rows; ++r) {
-      const Applied done = applied(pr, s.write, s.through, t.coefficient[r]);
+      const Applied done = t.piece ? Applied{t.left_alone ? Affine{0, 0} : s.through, t.left_alone}
+                                   : applied(pr, s.write, s.through, t.coefficient[r]);
       const double c = s.verdict == Gate::layer ? s.layer_coefficient : t.coefficient[r];
       const Affine wanted = pr.affine(s.verdict, c);
       if (!done.left_alone && done.step == wanted) continue;

@@ -24,7 +24,8 @@ struct Tile {
   Affine through;      // of Write::through
   double* coefficient;  // c of each row: written by `update` unless the tile is a piece, read by `settle`
   bool piece;           // a part of one row; the verdict puts the row together
-  void* u;              // room for one row of directions, for Write::hold
+  bool left_alone;      // for `settle` of a piece: whether `update` has left it alone
+  void* row_room;       // room for a row: of directions u (Write::hold) or of the weights before (Write::through)
 };
 
 // What a tile tells of its tensor. `deferred`: some row could not be written recoverably and was left alone.
@@ -50,7 +51,7 @@ struct Kernels {
 };
 
 // What `update` has done to a row with coefficient c: an affine step, or nothing if it was `left_alone`, because the
-// gate was not to be guessed or p could not have been had back.
+// gate was not to be guessed or p could not be had back from the step.
 struct Applied {
   Affine step;
   bool left_alone;
@@ -58,7 +59,7 @@ struct Applied {
 
 inline Applied applied(const Projection& pr, Write write, const Affine& through, double c) {
   Affine step = write == Write::hold ? pr.affine(Gate::channel, c) : through;
-  bool left_alone = write == Write::defer || !recoverable(step);
+  bool left_alone = write == Write::defer || !recoverable(step, pr.s * c);
   return {left_alone ? Affine{0, 0} : step, left_alone};
 }
 

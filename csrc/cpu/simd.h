@@ -245,6 +245,29 @@ ONEPASS_INLINE void store(P* to, const Pack<S, bytes>& x) {
   }
 }
 
+// Two packs of consecutive elements, in whichever order is cheapest, for sums that do not care: the same one for both
+// operands of a product, and on every machine.
+template <class P>
+ONEPASS_INLINE void load_unordered(const P* from, Pack<typename WorkOf<P>::type>& a, Pack<typename WorkOf<P>::type>& b) {
+  a = load(from);
+  b = load(from + a.lanes);
+}
+
+template <int bytes>
+ONEPASS_INLINE void split_pairs(const BFloat16* from, Pack<float, bytes>& even, Pack<float, bytes>& odd) {
+  if constexpr (bytes == ONEPASS_VECTOR_BYTES) {
+    Bits32 pairs;
+    std::memcpy(&pairs, from, sizeof pairs);
+    even.v = bits_as<Floats::Vector>(pairs << 16);
+    odd.v = bits_as<Floats::Vector>(pairs & 0xffff0000);
+  } else {
+    split_pairs(from, even.low, odd.low);
+    split_pairs(from + 2 * even.low.lanes, even.high, odd.high);
+  }
+}
+
+ONEPASS_INLINE void load_unordered(const BFloat16* from, Pack<float>& a, Pack<float>& b) { split_pairs(from, a, b); }
+
 // The first n lanes; the others read as 0 and are not written.
 template <class P>
 ONEPASS_INLINE auto load(const P* from, int n) {

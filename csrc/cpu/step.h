@@ -33,13 +33,14 @@ class CpuStepper {
     Gate prediction;
     bool speculates;
     Write write;
+    bool needs_sums;
     Affine through;
     double layer_coefficient;
   };
 
-  // One thread's room: a row of directions, and the operands of a strided item as contiguous rows.
+  // One thread's room: a row of directions or of weights, and the operands of a strided item as contiguous rows.
   struct Scratch {
-    std::vector<char> u, operand[2 + max_moments];
+    std::vector<char> row, operand[2 + max_moments];
   };
 
   // Which operands of an item a kernel writes.
@@ -52,14 +53,14 @@ class CpuStepper {
   void update();
   void settle();
   void judge(int tensor);
-  void predict(Course& c, const Tensor& t) const;
-  Gate gate_of(const Tensor& t, const Projection& pr, const RowSums& sums, double max_cosine) const;
+  bool decide(int tensor);
+  void choose_write(Course& c, const Tensor& t) const;
   double gather_sums(int tensor, RowSums& sums, bool& deferred);
 
   using Work = std::function<void(const Item&, int64_t index, Scratch&)>;
   void add_items(int tensor);
   void run_items(const Work& work);
-  Tile tile_of(const Item& item, Scratch& scratch);
+  Tile tile_of(const Item& item, int64_t index, Scratch& scratch);
   void put_back(const Item& item, const Tile& tile, Writes writes) const;
 
   Plan& plan_;
