@@ -75,6 +75,7 @@ Binding::Binding(const py::list& groups, const py::dict& state, const py::list& 
                  bool lazy_buffer, const py::list& first)
     : state_(state.ptr()), moments_(moments), state_entries_(entries_of(state.ptr())) {
   py::object type = py::module_::import("torch").attr("Tensor");
+  is_neg_ = type.attr("is_neg");
   auto capsule = type.attr("__dlpack_c_exchange_api__").cast<py::capsule>();
   api_ = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::capsule_name));
   if (!api_) throw py::error_already_set();
@@ -174,8 +175,13 @@ bool Binding::ready(const py::list& groups) {
     static PyObject* const grad = PyUnicode_InternFromString("grad");
     gradients_[i] = py::reinterpret_steal<py::object>(PyObject_GetAttr(sources_[i].param, grad));
     if (!gradients_[i]) throw py::error_already_set();
-    plan_.tensors[i].active = !gradients_[i].is_none();
-    if (plan_.tensors[i].active && !read(sources_[i], plan_.tensors[i], gradients_[i].ptr())) return false;
+    Tensor& t = plan_.tensors[i];
+    t.active = !gradients_[i].is_none();
+    if (!t.active) continue;
+    if (!read(sources_[i], t, gradients_[i].ptr())) return false;
+    py::object negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), gradients_[i].ptr()));
+    if (!negated) throw py::error_already_set();
+    t.negated = negated.ptr() == Py_True;
   }
   return true;
 }
@@ -190,17 +196,15 @@ bool Binding::read(const Source& source, Tensor& t, PyObject* gradient) const {
   for (int j = 0; j < (family == Family::adam ? 2 : 1); ++j)
     if (!source.moment[j] || !read_operand(source.moment[j], t, work, t.moment[j])) return false;
 
-  dlpack::Tensor x;
-  if (family == Family::adam) {
-    Dtype dtype;
-    if (!source.step || !describe(source.step, x) || !dtype_of(x.dtype, dtype) || dtype != Dtype::f32) return false;
-    t.step = static_cast<float*>(x.data);
-  }
-  if (t.projected) {
-    if (!source.gate_counter || !describe(source.gate_counter, x) || x.dtype.bits != 8) return false;
-    t.gate_counter = static_cast<uint8_t*>(x.data);
-  }
+  if (family == Family::adam && !(t.step = static_cast<float*>(number(source.step, 32)))) return false;
+  if (t.projected && !(t.gate_counter = static_cast<uint8_t*>(number(source.gate_counter, 8)))) return false;
   return true;
+}
+
+// The address of a tensor of one number, or null.
+void* Binding::number(PyObject* object, int bits) const {
+  dlpack::Tensor x;
+  return object && describe(object, x) && x.dtype.bits == bits ? x.data : nullptr;
 }
 
 // Takes the address of one operand if it is still what was bound.
@@ -223,12 +227,17 @@ bool Binding::describe(PyObject* object, dlpack::Tensor& out) const {
   return out.device.type == dlpack::cpu;
 }
 
-void Binding::run(int threads) {
+py::list Binding::run(int threads) {
   {
     py::gil_scoped_release unlocked;
     stepper_->step(threads);
   }
-  for (py::object& gradient : gradients_) gradient = py::object();
+  py::list stepped;
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    if (plan_.tensors[i].active) stepped.append(py::handle(sources_[i].param));
+    gradients_[i] = py::object();
+  }
+  return stepped;
 }
 
 py::list Binding::verdicts() const {

@@ -24,8 +24,8 @@ class Binding {
   // for the caller to find out.
   bool ready(const pybind11::list& groups);
 
-  // Steps. Only after `ready` said true.
-  void run(int threads);
+  // Steps, and returns the parameters that were written to. Only after `ready` said true.
+  pybind11::list run(int threads);
 
   pybind11::list verdicts() const;
 
@@ -42,11 +42,13 @@ class Binding {
   };
 
   void add(PyObject* param, int group, bool projected);
+  void* number(PyObject* object, int bits) const;
   bool read(const Source& source, Tensor& t, PyObject* gradient) const;
   bool read_operand(PyObject* object, const Tensor& t, Dtype dtype, View& view) const;
   bool describe(PyObject* object, dlpack::Tensor& out) const;
 
   const dlpack::ExchangeApi* api_;
+  pybind11::object is_neg_;  // torch.Tensor.is_neg: complex autograd leaves gradients to be negated by their reader
   PyObject* state_;
   pybind11::list moments_;
   Entries state_entries_;

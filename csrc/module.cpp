@@ -7,11 +7,14 @@ PYBIND11_MODULE(_C, m) {
   m.attr("version") = ONEPASS_VERSION;
   m.attr("build_flags") = ONEPASS_BUILD_FLAGS;
   m.def("isa", &onepass::isa, "The instruction set whose kernels run here.");
-  m.def("isas", [] {
-    py::list names;
-    for (const char* name : onepass::usable_isas()) names.append(name);
-    return names;
-  }, "Every instruction set that this machine can run, best first.");
+  m.def(
+      "isas",
+      [] {
+        py::list names;
+        for (const char* name : onepass::usable_isas()) names.append(name);
+        return names;
+      },
+      "Every instruction set that this machine can run, best first.");
 
   using onepass::Binding;
   py::class_<Binding>(m, "Plan", py::module_local())

@@ -13,8 +13,12 @@
 namespace onepass {
 
 enum class Dtype : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
-inline int64_t bytes_of(Dtype t) { return t == Dtype::f64 ? 8 : t == Dtype::f32 ? 4 : 2; }
-inline int64_t work_bytes_of(Dtype t) { return t == Dtype::f64 ? 8 : 4; }
+inline int64_t bytes_of(Dtype t) {
+  return t == Dtype::f64 ? 8 : t == Dtype::f32 ? 4 : 2;
+}
+inline int64_t work_bytes_of(Dtype t) {
+  return t == Dtype::f64 ? 8 : 4;
+}
 
 constexpr int max_moments = 2;
 
@@ -37,6 +41,7 @@ struct Tensor {
   float* step = nullptr;            // null for rules without a count
   uint8_t* gate_counter = nullptr;  // null where not projected
   bool active = false;              // has a gradient at this step
+  bool negated = false;             // the gradient is the negative of what lies in memory
   bool first = false;               // its moments were made for this step
 
   int64_t first_item = 0, items = 0;

@@ -49,7 +49,9 @@ const Kernels& kernels(Dtype dtype, Family family) {
   return chosen().table[static_cast<int>(dtype)][static_cast<int>(family)];
 }
 
-const char* isa() { return chosen().name; }
+const char* isa() {
+  return chosen().name;
+}
 
 std::vector<const char*> usable_isas() {
   std::vector<const char*> names;

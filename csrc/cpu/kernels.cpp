@@ -4,61 +4,12 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "simd.h"
+#include "sums.h"
 
 namespace onepass {
 namespace ONEPASS_ISA {
 
-// Sums of products over a run of packs, in the lanes of four registers.
-template <class S>
-struct Run {
-  // 64 terms a lane keep the error of a sum of float32 products near that of one product.
-  static constexpr int64_t elements = 64 * Pack<S>::lanes;
-  Pack<S> pg = Pack<S>(0), pp = Pack<S>(0), gg = Pack<S>(0), pu = Pack<S>(0);
-
-  ONEPASS_INLINE void add(Pack<S> p, Pack<S> g) {
-    pg = pg + p * g;
-    pp = pp + p * p;
-    gg = gg + g * g;
-  }
-  ONEPASS_INLINE void add(Pack<S> p, Pack<S> g, Pack<S> u) {
-    add(p, g);
-    pu = pu + p * u;
-  }
-};
-
-// The sums over a row: runs folded into double lanes, and these in a fixed order into one number each.
-template <class S>
-class Sums {
- public:
-  void fold(const Run<S>& run) {
-    fold(run.pg, total_[0]);
-    fold(run.pp, total_[1]);
-    fold(run.gg, total_[2]);
-    fold(run.pu, total_[3]);
-  }
-
-  RowSums value() { return {reduce(total_[0]), reduce(total_[1]), reduce(total_[2]), reduce(total_[3])}; }
-
- private:
-  static constexpr int lanes = Pack<S>::lanes;
-
-  static ONEPASS_INLINE void fold(const Pack<S>& x, double* total) {
-    S lane[lanes];
-    store(lane, x);
-    for (int i = 0; i < lanes; ++i) total[i] += lane[i];
-  }
-
-  static ONEPASS_INLINE double reduce(double* total) {
-    for (int half = lanes / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) total[i] += total[i + half];
-    return total[0];
-  }
-
-  double total_[4][lanes] = {};
-};
-
-// Calls body(i, n) for every pack of a row: n is a compile-time lane count for all but the tail, and 0 means full.
+// Calls body(i, n) for every pack of a row: n is a constant for a full pack and an int for the tail.
 template <int lanes, class Body>
 ONEPASS_INLINE void each_pack(int64_t begin, int64_t end, const Body& body) {
   int64_t i = begin;
@@ -68,13 +19,17 @@ ONEPASS_INLINE void each_pack(int64_t begin, int64_t end, const Body& body) {
 
 template <class P, class N>
 ONEPASS_INLINE auto load_some(const P* from, N n) {
-  if constexpr (std::is_same_v<N, int>) return load(from, n);
-  else return load(from);
+  if constexpr (std::is_same_v<N, int>)
+    return load(from, n);
+  else
+    return load(from);
 }
 template <class P, class X, class N>
 ONEPASS_INLINE void store_some(P* to, const X& x, N n) {
-  if constexpr (std::is_same_v<N, int>) store(to, x, n);
-  else store(to, x);
+  if constexpr (std::is_same_v<N, int>)
+    store(to, x, n);
+  else
+    store(to, x);
 }
 
 // One row of a tile, typed.
@@ -113,8 +68,10 @@ struct Visit {
   static constexpr int lanes = R::lanes;
 
   static Rule rule_of(const Scalars& s) {
-    if constexpr (Rule::moments == 2) return narrow<S>(s.adam);
-    else return narrow<S, Rule::moments == 1>(s.sgd);
+    if constexpr (Rule::moments == 2)
+      return narrow<S>(s.adam);
+    else
+      return narrow<S, Rule::moments == 1>(s.sgd);
   }
 
   static void step(const Tile& t) {

@@ -21,7 +21,7 @@ struct Tile {
 
   const Scalars* scalars;
   Write write;
-  Affine through;      // of Write::through
+  Affine through;       // of Write::through
   double* coefficient;  // c of each row: written by `update` unless the tile is a piece, read by `settle`
   bool piece;           // a part of one row; the verdict puts the row together
   bool left_alone;      // for `settle` of a piece: whether `update` has left it alone

@@ -33,15 +33,17 @@ void CpuStepper::step(int threads) {
   Scalars scalars{};
   int group = -1;
   float count = 0;
-  bool first = false;
+  bool first = false, negated = false;
   for (size_t i = 0; i < plan_.tensors.size(); ++i) {
     Tensor& t = plan_.tensors[i];
     verdicts_[i].stepped = t.active && t.projected;
     if (!t.active) continue;
-    float own_count = t.step ? *t.step += 1 : 0;
-    if (t.group != group || own_count != count || t.first != first) {
-      group = t.group, count = own_count, first = t.first;
-      scalars = scalars_of(plan_.hypers[group], plan_.sgd, count, first && plan_.lazy_buffer);
+    float own_count = t.step ? * t.step += 1 : 0;
+    if (t.group != group || own_count != count || t.first != first || t.negated != negated) {
+      group = t.group, count = own_count, first = t.first, negated = t.negated;
+      Hyper h = plan_.hypers[group];
+      if (negated) h.grad_scale = -h.grad_scale;
+      scalars = scalars_of(h, plan_.sgd, count, first && plan_.lazy_buffer);
     }
     set_course(static_cast<int>(i), scalars);
     t.first = false;
@@ -67,9 +69,9 @@ void CpuStepper::set_course(int tensor, const Scalars& scalars) {
 // The way of writing that suits the gate that is predicted, or known.
 void CpuStepper::choose_write(Course& c, const Tensor& t) const {
   const bool fits = t.length <= Plan::item_elements;
-  c.write = c.prediction == Gate::none                ? Write::through
+  c.write = c.prediction == Gate::none              ? Write::through
             : c.prediction == Gate::channel && fits ? Write::hold
-                                                      : Write::defer;
+                                                    : Write::defer;
   c.needs_sums = t.projected && (c.speculates || c.prediction != Gate::none);
 }
 
@@ -95,8 +97,10 @@ void CpuStepper::update() {
   run_items([this](const Item& item, int64_t index, Scratch& scratch) {
     const Course& c = courses_[item.tensor];
     const Tile tile = tile_of(item, index, scratch);
-    if (c.needs_sums) reports_[index] = c.kernels->update(tile);
-    else c.kernels->step(tile);
+    if (c.needs_sums)
+      reports_[index] = c.kernels->update(tile);
+    else
+      c.kernels->step(tile);
     put_back(item, tile, {true, true});
   });
 }
@@ -140,7 +144,7 @@ bool CpuStepper::decide(int tensor) {
   v.sums = {};
   const double max_cosine = gather_sums(tensor, v.sums, deferred), length = double(t.length);
   v.scaled_cosine = max_cosine * std::sqrt(length);
-  v.gate = pr.passes(max_cosine, length)                          ? Gate::channel
+  v.gate = pr.passes(max_cosine, length)                           ? Gate::channel
            : pr.passes(pr.cosine(v.sums), double(t.rows) * length) ? Gate::layer
                                                                    : Gate::none;
   return deferred;
@@ -195,12 +199,11 @@ void CpuStepper::run_items(const Work& work) {
     elements = 0;
   }
   auto run_batch = [&](int64_t b, Scratch& scratch) {
-    for (int64_t i = b ? batches_[b - 1] : 0; i < batches_[b]; ++i)
-      work(plan_.items[queue_[i]], queue_[i], scratch);
+    for (int64_t i = b ? batches_[b - 1] : 0; i < batches_[b]; ++i) work(plan_.items[queue_[i]], queue_[i], scratch);
   };
   const int64_t count = static_cast<int64_t>(batches_.size());
-  const int team = static_cast<int>(std::min<int64_t>(threads_, count));
-  if (team <= 1) {  // no region at all: entering one costs more than a small model's step
+  const int team = static_cast<int>(std::min<int64_t>(threads_, count / 2));
+  if (team <= 1) {  // no parallel region at all: entering one costs more than a small model's step
     for (int64_t b = 0; b < count; ++b) run_batch(b, scratch_[0]);
   } else {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(team)
@@ -225,8 +228,7 @@ Tile CpuStepper::tile_of(const Item& item, int64_t index, Scratch& scratch) {
   Tile tile{};
   tile.p = operand(t.p, bytes, scratch.operand[0]);
   tile.g = operand(t.g, bytes, scratch.operand[1]);
-  for (int j = 0; j < max_moments; ++j)
-    tile.moment[j] = operand(t.moment[j], work_bytes, scratch.operand[2 + j]);
+  for (int j = 0; j < max_moments; ++j) tile.moment[j] = operand(t.moment[j], work_bytes, scratch.operand[2 + j]);
   tile.rows = item.rows;
   tile.length = item.end - item.begin;
   tile.scalars = &c.scalars;
@@ -236,7 +238,8 @@ Tile CpuStepper::tile_of(const Item& item, int64_t index, Scratch& scratch) {
     tile.coefficient = &plan_.coefficients[t.first_coefficient + item.row];
     tile.piece = !item.whole_rows(t);
     tile.left_alone = reports_[index].deferred;
-    if (static_cast<int64_t>(scratch.row.size()) < tile.length * work_bytes) scratch.row.resize(tile.length * work_bytes);
+    if (static_cast<int64_t>(scratch.row.size()) < tile.length * work_bytes)
+      scratch.row.resize(tile.length * work_bytes);
     tile.row_room = scratch.row.data();
   }
   return tile;

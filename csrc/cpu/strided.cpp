@@ -48,15 +48,21 @@ void scatter_as(const Tensor& t, const View& to, const Item& item, const void* f
 }  // namespace
 
 void gather(const Tensor& t, const View& from, int64_t element_bytes, const Item& item, void* to) {
-  if (element_bytes == 2) gather_as<uint16_t>(t, from, item, to);
-  else if (element_bytes == 4) gather_as<uint32_t>(t, from, item, to);
-  else gather_as<uint64_t>(t, from, item, to);
+  if (element_bytes == 2)
+    gather_as<uint16_t>(t, from, item, to);
+  else if (element_bytes == 4)
+    gather_as<uint32_t>(t, from, item, to);
+  else
+    gather_as<uint64_t>(t, from, item, to);
 }
 
 void scatter(const Tensor& t, const View& to, int64_t element_bytes, const Item& item, const void* from) {
-  if (element_bytes == 2) scatter_as<uint16_t>(t, to, item, from);
-  else if (element_bytes == 4) scatter_as<uint32_t>(t, to, item, from);
-  else scatter_as<uint64_t>(t, to, item, from);
+  if (element_bytes == 2)
+    scatter_as<uint16_t>(t, to, item, from);
+  else if (element_bytes == 4)
+    scatter_as<uint32_t>(t, to, item, from);
+  else
+    scatter_as<uint64_t>(t, to, item, from);
 }
 
 }  // namespace onepass

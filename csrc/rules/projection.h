@@ -70,12 +70,16 @@ struct Projection {
 };
 
 // The larger of two, or NaN if either is.
-ONEPASS_HD double max_or_nan(double a, double b) { return a > b || a != a ? a : b; }
+ONEPASS_HD double max_or_nan(double a, double b) {
+  return a > b || a != a ? a : b;
+}
 
 // Whether p can be had back from p' = p - (d*p + k*u) to full accuracy: p' must keep half of p at least, and the
 // projection s*c of the update must not exceed p itself, or the rounding of p' would grow by as much when p' is settled
 // to another gate. False for NaN and infinity.
-ONEPASS_HD bool recoverable(const Affine& a, double sc) { return std::fabs(1 - a.d) >= 0.5 && std::fabs(sc) <= 1; }
+ONEPASS_HD bool recoverable(const Affine& a, double sc) {
+  return std::fabs(1 - a.d) >= 0.5 && std::fabs(sc) <= 1;
+}
 
 // The affine step that leads from p' = `from`(p) to `to`(p): p'' = r*p' + (r*k0 - k1)*u with r = (1-d1)/(1-d0).
 ONEPASS_HD Affine correction(const Affine& from, const Affine& to) {
@@ -91,7 +95,9 @@ ONEPASS_HD R apply(R p, R u, S d, S k) {
 
 // The predictor: a counter from 0 to 3 for each tensor. A gate of `layer` is never predicted: a tensor that is not
 // scale-invariant passes that view by chance now and then, and predicting it again would cost a second miss.
-ONEPASS_HD Gate predicted(unsigned char counter) { return counter >= 2 ? Gate::channel : Gate::none; }
+ONEPASS_HD Gate predicted(unsigned char counter) {
+  return counter >= 2 ? Gate::channel : Gate::none;
+}
 ONEPASS_HD unsigned char next_counter(unsigned char counter, Gate verdict) {
   if (verdict == Gate::channel) return counter < 3 ? counter + 1 : 3;
   return counter > 0 ? counter - 1 : 0;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -61,7 +62,7 @@ class ReferenceRunner:
         for i, group in self.groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    own = self.state[p] if p in self.state else {}
+                    own = self.state.get(p, {})
                     verdict = reference_step(self.rule, p, p.grad, own, hypers[i], id(p) in self.first)
                     if verdict is not None:
                         self.last[p] = verdict
@@ -105,12 +106,20 @@ def resolve(name: str, device: torch.device) -> str:
             return "cpu"
         if reason not in _warned:
             _warned.add(reason)
-            warnings.warn(f"onepass: stepping with the slow reference backend. {reason}", stacklevel=5)
+            warnings.warn(f"onepass: stepping with the slow reference backend. {reason}", stacklevel=_callers_level())
         return "reference"
     check_name(name)
     if name == "cpu" and device.type != "cpu":
         raise ValueError(f"backend='cpu' steps CPU tensors, got parameters on {device}; use backend='auto'")
     return name
+
+
+def _callers_level() -> int:
+    """The stacklevel that makes a warning point at the line that called into onepass, or into torch on the way."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("onepass", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def runners_for(optimizer: Optimizer) -> list[Runner]:

@@ -81,7 +81,7 @@ def check_gradients(groups: Sequence[Group]) -> None:
 def check_state(rule: Rule, groups: Sequence[Group], state: Any) -> None:
     """Raises if a state tensor, loaded or replaced by hand, does not fit its parameter."""
     for name, p in each_parameter(groups):
-        own = state[p] if p in state else {}
+        own = state.get(p, {})
         for key in rule.moments:
             moment = own.get(key)
             if moment is None:

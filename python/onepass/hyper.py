@@ -65,7 +65,7 @@ class Hyper:
 _DECAYS = ("decoupled", "proximal")
 
 
-def hyper_of(rule: Rule, group: Mapping[str, Any], index: int) -> Hyper:
+def hyper_of(rule: Rule, group: dict[str, Any], index: int) -> Hyper:
     """Checks the param group `group`, number `index`, and returns its `Hyper`.
 
     Raises ValueError or TypeError naming the group, the argument, what it got and what it takes.
@@ -74,7 +74,7 @@ def hyper_of(rule: Rule, group: Mapping[str, Any], index: int) -> Hyper:
     lr = number("lr", low=0.0)
     wd = number("weight_decay", low=0.0)
     common: dict[str, Any] = {"lr": lr, "grad_scale": -1.0 if group["maximize"] else 1.0}
-    decay_lr = _decay_lr(group, lr, index)
+    decay_lr = _decay_lr(group, number, lr)
 
     if rule.family == "adam":
         common["beta1"], common["beta2"] = number.betas()
@@ -137,8 +137,7 @@ class _Numbers:
             raise TypeError(f"param group {self.index}: {name} must be a number, got {value!r}")
         if getattr(value, "numel", lambda: 1)() != 1:
             raise ValueError(
-                f"param group {self.index}: {name} must hold one number, got a tensor of shape "
-                f"{tuple(value.shape)}"
+                f"param group {self.index}: {name} must hold one number, got a tensor of shape {tuple(value.shape)}"
             )
         number = float(value)
         if not low <= number < below:
@@ -150,14 +149,18 @@ class _Numbers:
         return number
 
 
-def _decay_lr(group: Mapping[str, Any], lr: float, index: int) -> float:
-    """What the decay is multiplied by: lr in torch's convention, lr/initial_lr in the paper's (decouple_lr)."""
+def _decay_lr(group: dict[str, Any], number: _Numbers, lr: float) -> float:
+    """What the decay is multiplied by: lr in torch's convention, lr/initial_lr in the paper's (decouple_lr).
+
+    initial_lr, the lr that the group had when it was first seen, is kept in the group, and so in checkpoints.
+    """
     if not group["decouple_lr"]:
         return lr
-    initial_lr = float(group.get("initial_lr", lr))
+    group.setdefault("initial_lr", lr)
+    initial_lr = number("initial_lr", low=0.0)
     if initial_lr == 0:
         raise ValueError(
-            f"param group {index}: decouple_lr divides lr by initial_lr, which is 0; start from an lr above 0"
+            f"param group {number.index}: decouple_lr divides lr by initial_lr, which is 0; start from an lr above 0"
         )
     return lr / initial_lr
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .hyper import Hyper
 from .reference import Verdict
@@ -53,7 +54,7 @@ class CpuRunner:
         rule = self.rule
         # The plan borrows these objects; held here, the garbage collector sees them.
         own = [state[p] for params in self.params for p in params if p in state]
-        self.kept = [*self.params, own, *[list(entries.values()) for entries in own], state]
+        self.kept = [state, own, [list(entries.values()) for entries in own]]
         self.known = []
         self.plan = _C.Plan(
             self.params, state, list(rule.moments), rule.family == "sgd", rule.projected, rule.lazy_buffer, first
@@ -67,7 +68,8 @@ class CpuRunner:
         return bool(self.plan.ready([groups[i]["params"] for i in self.indices]))
 
     def run(self, hypers: list[Hyper]) -> None:
-        self.plan.run(torch.get_num_threads())
+        # autograd refuses a backward pass through weights that were written to: it knows by their version.
+        increment_version(self.plan.run(torch.get_num_threads()))
 
     def verdicts(self) -> dict[Tensor, Verdict]:
         return {

@@ -35,6 +35,7 @@ class Optimizer(torch.optim.Optimizer):
         """Drops what was derived from groups and state; the next step derives it anew."""
         self._runners: list[backends.Runner] = []
         self._cached: list[tuple[tuple[Any, ...], Hyper]] = []
+        self._layout: list[tuple[int, str]] = []  # identity and backend of the groups that the runners were made for
         self._loading: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ param groups
@@ -43,8 +44,6 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            if group["decouple_lr"]:
-                group.setdefault("initial_lr", float(group["lr"]))
             hyper_of(self.rule, group, len(self.param_groups) - 1)
             backends.check_name(group["backend"])
             check_parameters(self.param_groups)
@@ -58,7 +57,7 @@ class Optimizer(torch.optim.Optimizer):
         cached = self._cached if len(self._cached) == len(self.param_groups) else [((), None)] * len(self.param_groups)
         fresh = []
         for index, group in enumerate(self.param_groups):
-            values = tuple([value for key, value in group.items() if key != "params"])
+            values = tuple([_frozen(value) for key, value in group.items() if key != "params"])
             known, hyper = cached[index]
             if hyper is None or any([isinstance(value, Tensor) for value in values]) or values != known:
                 hyper = hyper_of(self.rule, group, index)
@@ -81,8 +80,10 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         hypers = self._hypers()
-        if not self._runners or not all([runner.ready(self.param_groups, hypers) for runner in self._runners]):
+        layout = [(id(group), group["backend"]) for group in self.param_groups]
+        if layout != self._layout or not all([runner.ready(self.param_groups, hypers) for runner in self._runners]):
             self._prepare(hypers)
+            self._layout = layout
         for runner in self._runners:
             runner.run(hypers)
         return loss
@@ -142,8 +143,6 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-            if group["decouple_lr"]:
-                group.setdefault("initial_lr", float(group["lr"]))
         if loading is not None:
             self._restore(loading)
 
@@ -182,3 +181,8 @@ class Optimizer(torch.optim.Optimizer):
                 else:
                     continue
                 self.state[p][key] = value
+
+
+def _frozen(value: Any) -> Any:
+    """A list, whose elements could be changed in place, as a tuple; anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value

@@ -105,7 +105,8 @@ def sgd_direction(rule: Rule, g: Tensor, state: dict[str, Any], h: Hyper, first:
     b = state[rule.moments[0]]
     dampening = 0.0 if first and rule.lazy_buffer else h.dampening
     b.copy_(h.momentum * b + (1 - dampening) * g)
-    return g + h.momentum * b if h.nesterov else b
+    u: Tensor = g + h.momentum * b if h.nesterov else b
+    return u
 
 
 def affine(h: Hyper, s: float, projected: bool, c: Any) -> tuple[Any, float]:
@@ -122,11 +123,13 @@ def affine(h: Hyper, s: float, projected: bool, c: Any) -> tuple[Any, float]:
     return (q - s * c) / scale, s / scale
 
 
-def apply(p: Tensor, u: Tensor, d: Any, k: float) -> Tensor:
+def apply(p: Tensor, u: Tensor, d: Tensor | float, k: float) -> Tensor:
     """p - (d*p + k*u); without decay p is not touched by it, so that an infinite weight stays infinite."""
     if isinstance(d, Tensor):
-        return p - (d.to(p.dtype) * p + k * u)
-    return p - (d * p + k * u) if d else p - k * u
+        d = d.to(p.dtype)
+    elif d == 0:
+        return p.sub(k * u)
+    return p.sub(d * p + k * u)
 
 
 def gate(p: Tensor, g: Tensor, h: Hyper) -> Verdict:

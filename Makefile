@@ -1,0 +1,60 @@
+# Everything lives in .venv: made when missing, with the pinned dependencies and the package built in place.
+#   PYTHON=python3.12   the interpreter .venv is made with
+#   CXX=clang++         the compiler
+#   ARGS="-k resume"    more arguments for pytest, the demo or the bench
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+BUILT := .venv/.built
+CSRC := $(shell find csrc -type f)
+FORMATTED := $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC))
+
+help:
+	@echo 'make demo     train on real data: a table, and figures in examples/'
+	@echo 'make test     run all tests'
+	@echo 'make bench    time a step beside torch and adamp: a table, a CSV and figures in bench/results/'
+	@echo 'make lint     ruff, mypy, clang-format'
+	@echo 'make format   put the sources into the format that lint asks for'
+	@echo 'make clean    remove what was built (rm -r .venv also removes what was installed)'
+
+demo: $(BUILT)
+	$(BIN)/python examples/demo.py $(ARGS)
+
+# pytest, not python -m pytest: that would put triton_kernels/ in front of the package of that name.
+test: $(BUILT)
+	$(BIN)/pytest $(ARGS)
+
+bench: $(BUILT)
+	$(BIN)/python bench/run.py $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+clean:
+	rm -rf $(BUILT) build dist *.egg-info python/*.egg-info python/onepass/*.so
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# bin/pip is the last thing that venv writes: without it a .venv is unfinished, and is made again.
+$(INSTALLED): requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo 'onepass needs Python >= 3.10; `$(PYTHON)` is not: install it, or say make PYTHON=...' >&2; exit 1; }
+	@for cxx in $${CXX:-c++ g++ clang++}; do command -v $$cxx >/dev/null && exit; done; \
+	  echo 'onepass needs a C++20 compiler: install g++ >= 11, or say make CXX=...' >&2; exit 1
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || \
+	  { echo 'Python has no working venv: install it (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
+	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(BUILT): $(INSTALLED) setup.py pyproject.toml $(CSRC)
+	$(BIN)/pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+.PHONY: help demo test bench lint format clean

@@ -1,0 +1,192 @@
+"""What is timed: a record per case, each with its tensors, its contenders and the ratios to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import adamp
+import torch
+from torch import Tensor
+
+import onepass
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The contender is to take at most `ratio` times the time of the contender named `against`."""
+
+    ratio: float
+    against: str
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer, how to make it, and the optimizer of onepass whose reference says what it has to compute.
+
+    traffic: bytes per parameter, if every operand is read once and written once; None where that is not known.
+    slow: takes part in one round out of seven.
+    """
+
+    name: str
+    cls: type[torch.optim.Optimizer]
+    twin: type[onepass.optimizer.Optimizer]
+    options: dict[str, Any] = field(default_factory=dict)
+    twin_options: dict[str, Any] = field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
+    traffic: int | None = None
+    dtype: torch.dtype = torch.float32
+    slow: bool = False
+
+    def make(self, params: list[Tensor], lr: float) -> torch.optim.Optimizer:
+        return self.cls(params, lr=lr, weight_decay=1e-2, **self.options)
+
+    def make_twin(self, params: list[Tensor], lr: float) -> torch.optim.Optimizer:
+        return self.twin(params, lr=lr, weight_decay=1e-2, backend="reference", **self.twin_options)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Contenders, the first of which is the baseline, on parameters of some shapes.
+
+    gradients: "random" is drawn anew each round; almost all tensors then take the gate none, some by chance layer.
+        "tangent" is orthogonal to each row of the parameter, as it is under normalisation: the gate is channel.
+    repeat: steps taken in a row and timed as one, where a step is short beside the waking of threads.
+    """
+
+    name: str
+    title: str
+    shapes: tuple[Shape, ...]
+    contenders: tuple[Contender, ...]
+    gradients: str = "random"
+    rounds: int = 20
+    repeat: int = 1
+
+
+def gpt2_shapes(
+    width: int = 768, vocabulary: int = 50257, positions: int = 1024, blocks: int = 12
+) -> tuple[Shape, ...]:
+    """The 148 tensors of GPT-2 small: 124,439,808 parameters."""
+
+    def block() -> Iterator[Shape]:
+        yield from ((width,), (width,))  # ln_1
+        yield from ((width, 3 * width), (3 * width,))  # attn.c_attn
+        yield from ((width, width), (width,))  # attn.c_proj
+        yield from ((width,), (width,))  # ln_2
+        yield from ((width, 4 * width), (4 * width,))  # mlp.c_fc
+        yield from ((4 * width, width), (width,))  # mlp.c_proj
+
+    shapes = [(vocabulary, width), (positions, width)]
+    for _ in range(blocks):
+        shapes += block()
+    return (*shapes, (width,), (width,))  # ln_f
+
+
+def resnet50_shapes(classes: int = 1000) -> tuple[Shape, ...]:
+    """The 161 tensors of ResNet-50: 25,557,032 parameters."""
+
+    def conv_bn(out: int, into: int, size: int) -> Iterator[Shape]:
+        yield from ((out, into, size, size), (out,), (out,))
+
+    shapes = [*conv_bn(64, 3, 7)]
+    channels = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for i in range(blocks):
+            shapes += [*conv_bn(width, channels, 1), *conv_bn(width, width, 3), *conv_bn(4 * width, width, 1)]
+            if i == 0:  # the shortcut
+                shapes += conv_bn(4 * width, channels, 1)
+            channels = 4 * width
+    return (*shapes, (classes, channels), (classes,))
+
+
+TORCH_ADAMW = Contender("torch fused AdamW", torch.optim.AdamW, onepass.AdamW, {"fused": True}, traffic=28)
+TORCH_SGD = Contender("torch fused SGD", torch.optim.SGD, onepass.SGD, {"fused": True}, traffic=20)
+ADAMW = Contender("onepass AdamW", onepass.AdamW, onepass.AdamW, traffic=28)
+ADAMPROX = Contender("onepass AdamProx", onepass.AdamProx, onepass.AdamProx, traffic=28)
+ADAMP = Contender("onepass AdamP", onepass.AdamP, onepass.AdamP, traffic=28)
+ADAMP_PROXIMAL = replace(
+    ADAMP, name="onepass AdamP proximal", options={"decay": "proximal"}, twin_options={"decay": "proximal"}
+)
+ADAMP_TWO_VISITS = replace(ADAMP, name="onepass AdamP two-visit", options={"speculate": False}, traffic=36)
+SGD = Contender("onepass SGD", onepass.SGD, onepass.SGD, traffic=20)
+SGDP = Contender("onepass SGDP", onepass.SGDP, onepass.SGDP, traffic=20)
+THEIR_ADAMP = Contender("adamp AdamP", adamp.AdamP, onepass.AdamP, slow=True)
+THEIR_SGDP = Contender("adamp SGDP", adamp.SGDP, onepass.SGDP, twin_options={"project_momentum": True}, slow=True)
+
+
+def aimed(contender: Contender, *targets: tuple[float, Contender]) -> Contender:
+    return replace(contender, targets=tuple(Target(ratio, against.name) for ratio, against in targets))
+
+
+def with_momentum(contender: Contender) -> Contender:
+    return replace(
+        contender,
+        options={**contender.options, "momentum": 0.9},
+        twin_options={**contender.twin_options, "momentum": 0.9},
+    )
+
+
+def in_bf16(contender: Contender, traffic: int) -> Contender:
+    """With bfloat16 parameters and gradients, and float32 moments."""
+    return replace(contender, name=f"{contender.name} bf16", dtype=torch.bfloat16, traffic=traffic)
+
+
+ADAM_CONTENDERS = (
+    TORCH_ADAMW,
+    aimed(ADAMW, (1.00, TORCH_ADAMW)),
+    aimed(ADAMPROX, (1.02, ADAMW)),
+    aimed(ADAMP, (1.05, TORCH_ADAMW), (1 / 15, THEIR_ADAMP)),
+    aimed(ADAMP_PROXIMAL, (1.05, TORCH_ADAMW), (1 / 15, THEIR_ADAMP)),
+    ADAMP_TWO_VISITS,
+    THEIR_ADAMP,
+)
+SGD_CONTENDERS = tuple(
+    with_momentum(contender) for contender in (TORCH_SGD, SGD, aimed(SGDP, (1.10, TORCH_SGD)), THEIR_SGDP)
+)
+RESNET_CONTENDERS = (TORCH_ADAMW, ADAMW, aimed(ADAMP, (1.05, TORCH_ADAMW)), ADAMP_PROXIMAL, THEIR_ADAMP)
+SMALL_CONTENDERS = (TORCH_ADAMW, aimed(ADAMW, (0.05, TORCH_ADAMW)), aimed(ADAMP, (0.05, TORCH_ADAMW)), THEIR_ADAMP)
+BF16_CONTENDERS = (
+    TORCH_ADAMW,
+    in_bf16(ADAMW, traffic=22),
+    aimed(in_bf16(ADAMP, traffic=26), (1.00, TORCH_ADAMW)),
+    in_bf16(ADAMP_PROXIMAL, traffic=26),
+)
+
+
+def cases(quick: bool = False) -> list[Case]:
+    """All of them; `quick` has the same contenders on small tensors."""
+    gpt2 = gpt2_shapes(width=48, vocabulary=500, positions=64, blocks=2) if quick else gpt2_shapes()
+    resnet = resnet50_shapes()[:12] if quick else resnet50_shapes()
+    count = 50 if quick else 1000
+    listed = [
+        Case("gpt2-adam", "GPT-2, fp32", gpt2, ADAM_CONTENDERS),
+        Case("gpt2-adam-tangent", "GPT-2, fp32, all matrices projected", gpt2, ADAM_CONTENDERS, "tangent"),
+        Case("gpt2-sgd", "GPT-2, fp32, momentum", gpt2, SGD_CONTENDERS),
+        Case("gpt2-sgd-tangent", "GPT-2, fp32, momentum, all matrices projected", gpt2, SGD_CONTENDERS[:-1], "tangent"),
+        Case("gpt2-bf16", "GPT-2, bf16 against fp32", gpt2, BF16_CONTENDERS),
+        Case("resnet50", "ResNet-50, fp32", resnet, RESNET_CONTENDERS, rounds=40),
+        Case("resnet50-tangent", "ResNet-50, fp32, all kernels projected", resnet, RESNET_CONTENDERS, "tangent", 40),
+        Case("small", "vectors of 64", ((64,),) * count, SMALL_CONTENDERS, rounds=40, repeat=10),
+        Case(
+            "small-matrices",
+            "matrices of 8x8, each with a gate",
+            ((8, 8),) * count,
+            SMALL_CONTENDERS,
+            rounds=40,
+            repeat=10,
+        ),
+    ]
+    return [replace(case, rounds=5) for case in listed] if quick else listed
+
+
+# Contenders whose extra memory is measured, in fp32, as a share of the parameters' bytes.
+MEMORY_TARGET = 0.01
+MEMORY = (ADAMW, ADAMPROX, ADAMP, ADAMP_TWO_VISITS, with_momentum(SGDP), TORCH_ADAMW, THEIR_ADAMP)
+
+
+def memory_shapes(quick: bool) -> tuple[Shape, ...]:
+    """Not smaller than ResNet-50: what a process takes by the way, some 100 kB, would be a large share of less."""
+    return resnet50_shapes() if quick else gpt2_shapes()

@@ -1,0 +1,71 @@
+"""The most memory that steps take beyond parameters, gradients and moments, measured in a process of its own.
+
+The kernel's own high-water mark of resident memory (VmHWM in /proc/self/status, reset by writing 5 to
+/proc/self/clear_refs) is read after a few steps, and what was resident before the first step, and the bytes of the
+optimizer's state, are taken off. So the plan, scratch space and every temporary count. Linux only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from cases import MEMORY, memory_shapes
+from harness import LR, Gradients, copies, give, parameters
+
+
+def measure(name: str, quick: bool) -> float | None:
+    """The extra bytes of contender `name` over the bytes of its parameters; None where this cannot be told."""
+    # Freed blocks go back to the system at once, or memory kept from earlier would hide what a step takes.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, str(Path(__file__).resolve()), name, *(["--quick"] if quick else [])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"memory of {name}: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def extra_share(name: str, quick: bool) -> float | None:
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        return None
+    contender = next(c for c in MEMORY if c.name == name)
+
+    # Code, threads and allocator pools of the optimizer come into memory here, not below.
+    small = copies(parameters(((64, 64), (64,)), seed=0), contender.dtype)
+    give(small, [torch.ones_like(p) for p in small])
+    warm = contender.make(small, LR)
+    for _ in range(3):
+        warm.step()
+
+    start = parameters(memory_shapes(quick), seed=0)
+    gradients = Gradients("tangent", start, {contender.dtype}, seed=0)
+    params = copies(start, contender.dtype)
+    give(params, gradients.of_round(contender.dtype, 0))
+    del start
+    optimizer = contender.make(params, LR)
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    for _ in range(3):
+        optimizer.step()
+    tensors = [value for own in optimizer.state.values() for value in own.values() if isinstance(value, torch.Tensor)]
+    state = sum(t.nbytes for t in tensors if t.dim())
+    weights = sum(p.nbytes for p in params)
+    return (status("VmHWM") - before - state) / weights
+
+
+def status(field: str) -> int:
+    """A field of /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+if __name__ == "__main__":
+    print(json.dumps(extra_share(sys.argv[1], "--quick" in sys.argv)))

@@ -1,0 +1,103 @@
+"""Times optimizer steps beside torch.optim's fused ones and the adamp package: tables, a CSV and a figure."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import re
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+import onepass
+from cases import MEMORY, Case, cases, memory_shapes
+from harness import WARM, batches, check, time_case
+from memory import measure
+from report import Row, figure, machine, memory_row, memory_table, target_table, time_rows, time_table, write_csv
+
+
+def arguments(known: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    results = Path(__file__).resolve().parent / "results"
+    parser.add_argument("--case", action="append", choices=[*known, "memory"], help="only this one; may be repeated")
+    parser.add_argument(
+        "--quick", action="store_true", help="small tensors and few rounds: a smoke run, no figures to quote"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of parameters and gradients (default: 0)")
+    parser.add_argument(
+        "--out", type=Path, default=results, help="where CSV and PNG go (default: results beside this file)"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments([case.name for case in cases()])
+    if args.quick:
+        torch.set_num_threads(1)  # two threads on steps this short wait for each other whenever the machine is busy
+    started = time.perf_counter()
+    console = Console()
+    about = machine()
+    console.print(", ".join(f"{key} {value}" for key, value in about.items() if value != ""), highlight=False)
+    if about["backend"] != "cpu":
+        console.print(f"[yellow]The reference is timed: {onepass.backends()['cpu']}[/]")
+
+    chosen = [case for case in cases(args.quick) if not args.case or case.name in args.case]
+    rows: list[Row] = []
+    for case in chosen:
+        own = run_case(console, case, args.seed)
+        console.print(time_table(case, own))
+        rows += own
+    if not args.case or "memory" in args.case:
+        own = run_memory(console, args.quick)
+        console.print(memory_table(own))
+        rows += own
+
+    console.print(target_table(rows))
+    if args.quick:
+        console.print(
+            "[yellow]--quick times small tensors in one thread; the ratios to reach are meant for the full run.[/]"
+        )
+    save(console, {case.name: case.title for case in chosen}, rows, about, args)
+    console.print(f"Took {time.perf_counter() - started:.0f} s.", highlight=False)
+
+
+def run_case(console: Console, case: Case, seed: int) -> list[Row]:
+    """Checks every contender, times them, and frees their tensors."""
+    for contender in case.contenders:
+        check(case, contender)
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(case.name, total=len(batches(case)) * (case.rounds + WARM))
+        timings = time_case(case, seed, lambda: progress.advance(task))
+    gc.collect()
+    return time_rows(case, timings)
+
+
+def run_memory(console: Console, quick: bool) -> list[Row]:
+    rows = []
+    for contender in MEMORY:
+        with console.status(f"memory of {contender.name}"):
+            share = measure(contender.name, quick)
+        rows.append(memory_row(contender.name, share, memory_shapes(quick), aimed=contender.name.startswith("onepass")))
+    return rows
+
+
+def save(console: Console, titles: dict[str, str], rows: list[Row], about: Row, args: argparse.Namespace) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    device = re.sub(r"[^a-z0-9]+", "-", str(about["device"]).lower()).strip("-")
+    parts = [about["date"], device, *(args.case or []), *(["quick"] if args.quick else [])]
+    path = args.out / ("-".join(parts) + ".csv")
+    write_csv(rows, about, path)
+    written = [path]
+    if titles:
+        written.append(path.with_suffix(".png"))
+        figure(titles, rows, about, written[-1])
+    console.print(f"Written: {', '.join(os.path.relpath(p) for p in written)}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

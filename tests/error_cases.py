@@ -1,0 +1,190 @@
+"""What an optimizer must refuse, and what it must say. See test_errors.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Wrapper(torch.Tensor):
+    """A tensor that holds another one, as DTensor and many others do."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapper:
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner: Tensor):
+        self.inner = inner
+
+    def __tensor_flatten__(self) -> Any:
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: Any, *_: Any) -> Wrapper:
+        return Wrapper(inner["inner"])
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inner = [a.inner if isinstance(a, Wrapper) else a for a in args]
+        return function(*inner, **(kwargs or {}))
+
+
+class Elsewhere(torch.nn.Parameter):
+    """A parameter whose gradient is on another device, which torch does not let one assign."""
+
+    @property
+    def grad(self) -> Tensor:
+        return torch.empty(self.shape, device="meta")
+
+
+Spoil = Callable[[Any, dict[str, Any], Tensor], Any]
+PARAMETER = "parameter 1 of group 1, shape "
+GROUP = "param group 1: "
+
+
+@dataclass(frozen=True)
+class Case:
+    """record: the optimizer. spoil: breaks it, given the optimizer, its second group and that group's parameter 1.
+
+    kind, about, words: the exception, what its message names, and what it must say of it.
+    """
+
+    name: str
+    record: str
+    spoil: Spoil
+    kind: type[Exception]
+    about: str
+    words: tuple[str, ...]
+
+
+def _argument(name: str, value: Any) -> Spoil:
+    def spoil(opt: Any, group: dict[str, Any], p: Tensor) -> None:
+        group[name] = value
+
+    return spoil
+
+
+def _gradient(make: Callable[[Tensor], Tensor]) -> Spoil:
+    def spoil(opt: Any, group: dict[str, Any], p: Tensor) -> None:
+        p.grad = None
+        p.grad = make(p)
+
+    return spoil
+
+
+def _replace(make: Callable[[Tensor], Tensor]) -> Spoil:
+    """Another object in the group's list of parameters."""
+
+    def spoil(opt: Any, group: dict[str, Any], p: Tensor) -> None:
+        group["params"][1] = make(p)
+
+    return spoil
+
+
+def _data(make: Callable[[Tensor], Tensor]) -> Spoil:
+    def spoil(opt: Any, group: dict[str, Any], p: Tensor) -> None:
+        p.data = make(p)
+
+    return spoil
+
+
+def _state(key: str, make: Callable[[Tensor], Any]) -> Spoil:
+    def spoil(opt: Any, group: dict[str, Any], p: Tensor) -> None:
+        opt.state[p][key] = make(p)
+
+    return spoil
+
+
+def _bad(name: str, record: str, values: list[Any], kind: type[Exception], says: str) -> list[Case]:
+    return [
+        Case(f"{name}={bad!r}", record, _argument(name, bad), kind, GROUP, (f"{name} must {says.format(bad)}",))
+        for bad in values
+    ]
+
+
+def _numbers() -> list[Case]:
+    """Every number of every group out of its range, NaN, infinite, and no number at all."""
+    inf, nan = float("inf"), float("nan")
+    homes = {"momentum": "SGD", "dampening": "SGD", "delta": "AdamP", "wd_ratio": "SGDP"}
+    cases = []
+    for name in ("lr", "weight_decay", "eps", "momentum", "dampening", "delta", "wd_ratio"):
+        at = (name, homes.get(name, "AdamW"))
+        if name == "dampening":
+            cases += _bad(*at, [-inf, nan, inf], ValueError, "be a finite number, got {}")
+        else:
+            cases += _bad(*at, [-1.0, -inf, nan, inf], ValueError, "be at least 0 and finite, got {}")
+        cases += _bad(*at, ["1", None, True, [0.1], 1j], TypeError, "be a number, got {!r}")
+        cases += _bad(*at, [torch.ones(2)], ValueError, "hold one number, got a tensor of shape (2,)")
+    return cases
+
+
+def _betas() -> list[Case]:
+    cases = _bad("betas", "AdamP", [0.9, (0.9,), (0.9, 0.99, 0.9), None, "ab"], TypeError, "be two numbers, got {!r}")
+    for i in (0, 1):
+        for bad in (-0.1, 1.0, float("nan"), float("inf"), "a"):
+            pair = (bad, 0.5) if i == 0 else (0.5, bad)
+            says, kind = (f"at least 0 and below 1, got {bad}", ValueError) if bad != "a" else ("a number", TypeError)
+            words = (f"betas[{i}] must be {says}",)
+            cases.append(Case(f"betas={pair}", "AdamW", _argument("betas", pair), kind, GROUP, words))
+    return cases
+
+
+def _without_lr(opt: Any, group: dict[str, Any], p: Tensor) -> None:
+    group.update(decouple_lr=True, lr=0.0, initial_lr=0.0)
+
+
+def _nesterov(opt: Any, group: dict[str, Any], p: Tensor) -> None:
+    group.update(nesterov=True, dampening=0.5)
+
+
+CASES = [
+    *_numbers(),
+    *_betas(),
+    Case("amsgrad", "AdamW", _argument("amsgrad", True), ValueError, GROUP, ("amsgrad is not implemented", "amsgrad=False")),
+    Case("decay", "AdamP", _argument("decay", "l2"), ValueError, GROUP, ("'decoupled' or 'proximal'", "'l2'")),
+    Case("nesterov", "SGD", _nesterov, ValueError, GROUP, ("momentum above 0 and a dampening of 0", "dampening=0.5")),
+    Case("momentum=1", "SGDP", _argument("momentum", 1.0), ValueError, GROUP, ("momentum below 1 or weight_decay=0", "=1.0")),
+    Case("initial_lr=0", "AdamProx", _without_lr, ValueError, GROUP, ("initial_lr, which is 0", "an lr above 0")),
+    Case("initial_lr=nan", "AdamW", lambda o, g, p: g.update(decouple_lr=True, initial_lr=float("nan")),
+         ValueError, GROUP, ("initial_lr",)),
+    Case("backend", "AdamW", _argument("backend", "gpu"), ValueError, "", ("backend must be one of", "'gpu'")),
+    Case("cuda", "AdamW", _argument("backend", "cuda"), RuntimeError, "", ("backend='cuda' cannot be used", "reference")),
+    Case("triton", "AdamW", _argument("backend", "triton"), RuntimeError, "", ("backend='triton' cannot be used",)),
+    Case("wrapper", "AdamW", _replace(lambda p: Wrapper(p.data)), TypeError, PARAMETER, ("Wrapper", "plain local tensors")),
+    Case("sparse", "SGD", _replace(lambda p: p.data.to_sparse()), TypeError, PARAMETER, ("torch.sparse_coo", "p.to_dense()")),
+    Case("integer", "AdamW", _replace(lambda p: p.data.int()), TypeError, PARAMETER, ("float16, bfloat16", "torch.int32")),
+    Case("complex", "AdamW", _replace(lambda p: p.data + 0j), TypeError, PARAMETER, ("float16, bfloat16", "torch.complex64")),
+    Case("expanded", "AdamW", _replace(lambda p: torch.zeros(6).expand(4, 6)), ValueError, PARAMETER,
+         ("share memory", "(0, 1)", "p.clone()")),
+    Case("overlapping", "AdamP", _data(lambda p: torch.zeros(99).as_strided((4, 6), (3, 1))), ValueError, PARAMETER,
+         ("share memory", "(3, 1)", "p.clone()")),
+    Case("two devices", "AdamW", _replace(lambda p: torch.empty(4, 6, device="meta")), ValueError, GROUP,
+         ("one device", "['cpu', 'meta']", "one param group for each device")),
+    Case("sparse gradient", "SGD", _gradient(lambda p: torch.ones(4, 6).to_sparse()), RuntimeError, PARAMETER,
+         ("gradient must be dense", "sparse_coo", "sparse=False")),
+    Case("wrapped gradient", "SGD", _gradient(lambda p: Wrapper(torch.ones(4, 6))), TypeError, PARAMETER,
+         ("its gradient is a Wrapper", "plain")),
+    Case("expanded gradient", "AdamP", _gradient(lambda p: torch.ones(6).expand(4, 6)), ValueError, PARAMETER,
+         ("gradient is expanded", "(0, 1)", "p.grad.clone()")),
+    Case("gradient of another dtype", "AdamW", _data(lambda p: p.data.half()), TypeError, PARAMETER,
+         ("torch.float16 as the parameter is", "torch.float32")),
+    Case("gradient of another shape", "SGDP", _data(lambda p: torch.zeros(4, 6, 1)), ValueError, PARAMETER,
+         ("the parameter's shape", "(4, 6)")),
+    Case("gradient on another device", "AdamW", _replace(lambda p: Elsewhere(p.data.clone())), RuntimeError, PARAMETER,
+         ("must be on cpu as the parameter is", "meta")),
+    Case("moment of another shape", "AdamW", _state("exp_avg", lambda p: torch.zeros(3)), ValueError, PARAMETER,
+         ("'exp_avg'", "shape (3,)", "load_state_dict")),
+    Case("moment of another dtype", "SGDP", _state("momentum", lambda p: torch.zeros(4, 6).double()), ValueError, PARAMETER,
+         ("'momentum'", "torch.float32", "torch.float64")),
+    Case("moment that is none", "AdamP", _state("exp_avg_sq", lambda p: 1.0), ValueError, PARAMETER, ("'exp_avg_sq'", "got 1.0")),
+    Case("moment that overlaps", "SGD", _state("momentum_buffer", lambda p: torch.zeros(6).expand(4, 6)), ValueError, PARAMETER,
+         ("'momentum_buffer'", "dense")),
+    Case("step that is none", "Adam", _state("step", lambda p: 3), ValueError, PARAMETER, ("'step'", "float32", "got 3")),
+    Case("step of two", "Adam", _state("step", lambda p: torch.ones(2)), ValueError, PARAMETER, ("'step'", "one")),
+    Case("counter of another dtype", "AdamP", _state("gate_counter", lambda p: torch.ones(())), ValueError, PARAMETER,
+         ("'gate_counter'", "uint8")),
+]  # fmt: skip

@@ -1,0 +1,45 @@
+"""One step of one projected parameter, and the check of it against the truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import truth
+from compare import assert_within
+from records import Record
+
+GATES = ["none", "channel", "layer"]
+
+# Of the magnitude of the terms of one projected step, settled or not; see twins.py.
+UNITS = 6
+
+
+def optimizer_of(record: Record, p: Tensor, backend: str, **changed: Any) -> Any:
+    """The record's optimizer with its typical arguments, but for those that are given."""
+    return record.make([p], backend=backend, **{**record.typical, **changed})
+
+
+def set_counter(opt: Any, p: Tensor, counter: int) -> None:
+    """Makes the predictor say "channel" (counter 2 or 3) or "none" (0 or 1)."""
+    opt.state[p]["gate_counter"] = torch.tensor(counter, dtype=torch.uint8)
+
+
+def first_step_of(opt: Any, record: Record, p: Tensor) -> truth.Step:
+    """What the optimizer's first step on `p` ought to do."""
+    zero = truth.wide(torch.zeros_like(p))
+    state = {"step": 0.0, **{key: zero for key in record.moments}}
+    with np.errstate(invalid="ignore"):
+        return truth.step(record.name, opt.param_groups[0], truth.wide(p), truth.wide(p.grad), state)
+
+
+def check_first_step(opt: Any, record: Record, p: Tensor) -> str:
+    """Steps, holds parameter and verdict against the truth, and returns the gate."""
+    want = first_step_of(opt, record, p)
+    opt.step()
+    assert_within(p, want.p, want.size, UNITS, f"gate {want.gate}")
+    assert opt.last_step()[p].gate == want.gate
+    return want.gate

@@ -1,0 +1,56 @@
+"""The bench runs, and leaves a CSV whose rows say what was measured, on what, and what was to be reached."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("adamp")
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+
+RUN = Path(__file__).parent.parent / "bench" / "run.py"
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    out = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, str(RUN), "--quick", "--case", "gpt2-adam", "--case", "gpt2-bf16", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [path.stat().st_size > 10_000 for path in out.glob("*.png")] == [True]
+    (path,) = out.glob("*.csv")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_contender_has_a_row(rows):
+    names = [row["contender"] for row in rows if row["case"] == "gpt2-adam"]
+    assert names[0] == "torch fused AdamW" and names[-1] == "adamp AdamP"
+    assert {"onepass AdamW", "onepass AdamProx", "onepass AdamP", "onepass AdamP proximal"} < set(names)
+    assert {row["dtype"] for row in rows if row["case"] == "gpt2-bf16"} == {"float32", "bfloat16"}
+
+
+def test_rows_say_what_was_measured(rows):
+    for row in rows:
+        assert 0 < float(row["q1_ms"]) <= float(row["median_ms"]) <= float(row["q3_ms"])
+        assert float(row["ratio"]) > 0 and int(row["rounds"]) > 0 and int(row["parameters"]) > 0
+    assert all(float(row["ratio"]) == 1 for row in rows if row["contender"] == row["baseline"])
+
+
+def test_rows_say_on_what(rows):
+    for row in rows:
+        assert all(row[field] for field in ("date", "device", "cores", "threads", "isa", "backend", "torch", "onepass"))
+
+
+def test_targets_are_compared_with_what_was_measured(rows):
+    (row,) = (row for row in rows if row["case"] == "gpt2-adam" and row["contender"] == "onepass AdamP")
+    assert row["target"] == "<= 1.05 x torch fused AdamW; <= 0.0667 x adamp AdamP"
+    limits = (1.05, 1 / 15)
+    for limit, measured, reached in zip(limits, row["measured"].split("; "), row["reached"].split("; "), strict=True):
+        if abs(float(measured) - limit) > 1e-3:  # it is written with three decimals
+            assert reached == ("yes" if float(measured) <= limit else "no")

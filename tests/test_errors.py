@@ -1,0 +1,98 @@
+"""Every refusal: what is said, and that nothing has been written when it is said.
+
+A case breaks something about an optimizer that has stepped before. Its second group holds what is broken, so that the
+first would have been stepped already if the checks did not all come first.
+"""
+
+from __future__ import annotations
+
+import ast
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import onepass
+from compare import Snapshot, assert_same_bits
+from drive import feed, parameters, parameters_of, train
+from error_cases import CASES, GROUP, Case
+from records import RECORDS, Record, each_backend, each_optimizer
+from tensors import values
+
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+
+
+def _optimizer(record: Record, backend: str) -> Any:
+    groups = [{"params": parameters(shapes=[(4, 6), (5,)])} for _ in range(2)]
+    groups[1]["params"].reverse()
+    return train(record.make(groups, backend=backend, **record.typical), range(2))
+
+
+def _error(case: Case, backend: str) -> tuple[BaseException, Snapshot]:
+    opt = _optimizer(RECORDS[case.record], backend)
+    feed(opt, 2)
+    group = opt.param_groups[1]
+    case.spoil(opt, group, group["params"][1])
+    before = Snapshot(opt)
+    with pytest.raises(case.kind) as caught:
+        opt.step()
+    return caught.value, before
+
+
+@each_backend
+@each_case
+def test_message_and_nothing_written(backend: str, case: Case) -> None:
+    error, before = _error(case, backend)
+    before.assert_unchanged()
+    assert type(error) is case.kind
+    for words in (case.about, *case.words):
+        assert words in str(error)
+
+
+@each_backend
+@each_optimizer
+def test_the_step_after_an_error(backend: str, record: Record) -> None:
+    """As if the refused step had never been asked for."""
+    opt, other = (_optimizer(record, backend) for _ in range(2))
+    feed(opt, 2)
+    p = opt.param_groups[1]["params"][1]
+    p.grad = torch.ones(6).expand(4, 6)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="its gradient is expanded"):
+            opt.step()
+    for each in (opt, other):
+        train(each, [2])
+    for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):
+        assert_same_bits(p, q, "parameter")
+        for key, value in other.state.get(q, {}).items():
+            assert_same_bits(opt.state[p][key], value, key)
+
+
+@each_backend
+@pytest.mark.parametrize("case", [c for c in CASES if c.about == GROUP], ids=lambda c: c.name)
+def test_refused_at_the_start_too(backend: str, case: Case) -> None:
+    """A group that cannot be stepped cannot be added, and the optimizer stays as it was."""
+    opt = _optimizer(RECORDS[case.record], backend)
+    group: dict[str, Any] = {"params": [values((4, 6), torch.float32, 1), values((4, 6), torch.float32, 2)]}
+    case.spoil(opt, group, group["params"][1])
+    with pytest.raises(case.kind, match="group 2"):
+        opt.add_param_group(group)
+    assert len(opt.param_groups) == 2
+    train(opt, [2])
+
+
+def _raises_of(file: Path) -> set[tuple[str, int]]:
+    return {(file.name, node.lineno) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Raise)}
+
+
+def test_every_raise_is_hit() -> None:
+    """The cases reach each `raise` of checks.py and hyper.py; those of backends.py are in test_backends.py too."""
+    package = Path(onepass.__file__).parent
+    wanted = set().union(*(_raises_of(package / name) for name in ("checks.py", "hyper.py")))
+    hit = set()
+    for case in CASES:
+        frame = traceback.extract_tb(_error(case, "reference")[0].__traceback__)[-1]
+        hit |= {(Path(frame.filename).name, line) for line in range(frame.lineno or 0, (frame.end_lineno or 0) + 1)}
+    assert wanted <= hit, sorted(wanted - hit)

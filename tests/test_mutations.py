@@ -1,0 +1,88 @@
+"""The suite can fail: the reference is broken in many ways, one at a time, and each must be noticed."""
+
+from __future__ import annotations
+
+import importlib
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import checks
+from edits import edited
+from onepass import reference
+
+# name: pairs of what stands in reference.py, once, and what takes its place.
+MUTANTS: dict[str, list[tuple[str, str]]] = {
+    "the decay is dropped": [("q = h.decay * h.wd_ratio if projected else h.decay", "q = 0.0")],
+    "wd_ratio is ignored": [("h.decay * h.wd_ratio if projected else h.decay", "h.decay")],
+    "wd_ratio applies always": [("h.decay * h.wd_ratio if projected else h.decay", "h.decay * h.wd_ratio")],
+    "the l2 decay is dropped": [("g = g + h.l2 * x", "pass")],
+    "the l2 decay comes without maximize": [("g = g + h.l2 * x", "g = g + h.grad_scale * h.l2 * x")],
+    "maximize is ignored": [("h.grad_scale * grad.to", "grad.to")],
+    "proximal decay before the update": [("return (q - s * c) / scale, s / scale", "return (q - s * c) / scale, s")],
+    "proximal decay is decoupled": [("scale = 1 + q if h.proximal else 1.0", "scale = 1.0")],
+    "decay is 1 - d, rounded": [("return p.sub(d * p + k * u)", "return (1 - d) * p - k * u")],
+    "the prox metric is dropped": [("(D + h.metric_decay * s), s", "D, s")],
+    "u of the last step's m": [
+        ("m.copy_(h.beta1 * m", "old = m.clone()\n    m.copy_(h.beta1 * m"),
+        ("return m / D, s", "return old / D, s"),
+    ],
+    "v of the last step": [
+        ("v.copy_(h.beta2 * v", "old = v.clone()\n    v.copy_(h.beta2 * v"),
+        ("D = v.double()", "D = old.double()"),
+    ],
+    "m without bias correction": [("s = h.lr / (1 - h.beta1**t)", "s = h.lr")],
+    "v without bias correction": [(" * (1 / math.sqrt(1 - h.beta2**t))", "")],
+    "v corrected without the root": [("(1 / math.sqrt(1 - h.beta2**t))", "(1 / (1 - h.beta2**t))")],
+    "no step count": [('t = float(state["step"].add_(1))', 't = float(state["step"]) or 1.0')],
+    "eps inside the bias correction": [
+        ("1 - h.beta2**t)) + h.eps", "1 - h.beta2**t)) + h.eps / math.sqrt(1 - h.beta2**t)")
+    ],
+    "no eps": [("1 - h.beta2**t)) + h.eps", "1 - h.beta2**t))")],
+    "0/0 is NaN": [("D = torch.where(D == 0, math.inf, D)", "pass")],
+    "nesterov is ignored": [("if h.nesterov:\n        m = ", "if False:\n        m = ")],
+    "nesterov of SGD is ignored": [("g + h.momentum * b if h.nesterov else b", "b")],
+    "dampening is ignored": [("else h.dampening", "else 0.0")],
+    "the first buffer is dampened": [("0.0 if first and rule.lazy_buffer else", "")],
+    "the gate is a mean": [("cosines.max()", "cosines.mean()")],
+    "the gate drops NaN": [("cosines.max()", "cosines.nan_to_num(0.0).max()")],
+    "the gate is always open": [("if scaled < h.delta:", "if True:")],
+    "the threshold is not strict": [("if scaled < h.delta:", "if scaled <= h.delta:")],
+    "no layer view": [('("channel", p.size(0)), ("layer", 1)', '("channel", p.size(0)),')],
+    "the layer first": [('("channel", p.size(0)), ("layer", 1)', '("layer", 1), ("channel", p.size(0))')],
+    "threshold without sqrt(D)": [("* math.sqrt(p_rows.size(1))", "")],
+    "cosine without abs": [(".sum(dim=1).abs() /", ".sum(dim=1) /")],
+    "no least norm in the cosine": [(".norm(dim=1).clamp(min=h.eps) * g_rows", ".norm(dim=1) * g_rows")],
+    "no eps in the projection": [("(p_rows.norm(dim=1) + h.eps) ** 2", "p_rows.norm(dim=1) ** 2")],
+    "0/0 is NaN in the projection": [("torch.where(squares == 0, math.inf, squares)", "squares")],
+    "the projection is dropped": [("return (q - s * c) / scale, s / scale", "return q / scale, s / scale")],
+    "the projection is of m": [("c = projection(x, u, h,", "c = projection(x, g, h,")],
+    "one dimension is projected": [("p.dim() < 2", "p.dim() < 1")],
+    "the buffer is always projected": [("if h.project_momentum and not h.nesterov", "if rule.family == 'sgd'")],
+    "the buffer is never projected": [("if h.project_momentum and not h.nesterov", "if False")],
+    "16-bit arithmetic": [("return torch.float64 if dtype == torch.float64 else torch.float32", "return dtype")],
+}  # fmt: skip
+
+
+def _mutated(edits: list[tuple[str, str]]) -> Any:
+    """`step` of a reference.py with these edits."""
+    source = Path(reference.__file__).read_text()
+    for old, new in edits:
+        source = edited(source, old, new)
+    module = types.ModuleType(reference.__name__)
+    module.__package__ = reference.__package__
+    exec(compile(source, "a mutant of reference.py", "exec"), module.__dict__)
+    return module.step
+
+
+def test_the_checks_pass_on_the_reference() -> None:
+    for check in checks.of_the_rule("reference"):
+        check()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("onepass.backends"), "reference_step", _mutated(MUTANTS[name]))
+    assert checks.first_failure(checks.of_the_rule("reference")), f"nobody noticed: {name}"

@@ -1,0 +1,39 @@
+"""The suite can fail, second part: csrc/ is broken in many ways, one at a time, and each must be noticed."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Iterator
+from itertools import chain
+
+import pytest
+
+import checks
+import native_mutants
+from native_mutants import MUTANTS
+from records import COMPILED
+
+
+@pytest.fixture(scope="module")
+def switch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.c_int]:
+    """Which mutant runs when the "cpu" backend is asked for; 0 is none."""
+    module = native_mutants.build(tmp_path_factory.mktemp("mutants"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("onepass.native"), "_C", module)
+        yield native_mutants.switch_of(module)
+
+
+def _checks() -> Iterator:
+    return chain(checks.of_the_kernels(COMPILED[0]), checks.of_the_rule(COMPILED[0]))
+
+
+def test_the_checks_pass_without_a_mutation(switch: ctypes.c_int) -> None:
+    switch.value = 0
+    assert checks.first_failure(_checks()) is None
+
+
+@pytest.mark.parametrize("number", range(1, len(MUTANTS) + 1), ids=lambda n: MUTANTS[n - 1].name)
+def test_mutant_of_the_kernels(switch: ctypes.c_int, number: int) -> None:
+    switch.value = number
+    assert checks.first_failure(_checks()), f"nobody noticed: {MUTANTS[number - 1].name}"

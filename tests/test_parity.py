@@ -1,0 +1,149 @@
+"""The compiled backends against the reference: every optimizer, variant, dtype, layout and a list of ugly sizes.
+
+Rules without a sum over rows give the reference's bits, projected tensors its numbers within rounding; see twins.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from oracles import Arguments
+from records import (
+    Record,
+    each_compiled,
+    each_dtype,
+    each_optimizer,
+    each_projected,
+    each_projected_variant,
+    each_variant,
+)
+from tensors import LARGE_SHAPES, LAYOUTS, SMALL_SHAPES, generator, gradient, values
+from twins import Twins
+
+GATES = ["none", "channel", "layer"]
+
+
+class Gradients:
+    """Gradients of shifting gates: at every step each tensor takes another, and predictions go wrong."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, p: Tensor) -> Tensor:
+        self.count += 1
+        if p.dim() > 1 and p.size(0) > 1 and p.numel() > p.size(0):
+            return gradient(GATES[self.count % 7 % 3], p, self.count)
+        noise = torch.randn(p.shape, generator=generator(self.count), dtype=torch.float64)
+        return noise.to(p.dtype)
+
+
+def _starts(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
+    return [values(shape, dtype, seed, scale=0.7) for seed, shape in enumerate(shapes)]
+
+
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def _step_small_tensors(backend: str, dtype: torch.dtype, layout: str, record: Record, arguments: Arguments) -> None:
+    twins = Twins(record, arguments, _starts(SMALL_SHAPES, dtype), backend, LAYOUTS[layout])
+    gradients = Gradients()
+    for _ in range(3):
+        twins.step(gradients)
+
+
+@each_compiled
+@each_dtype
+@each_variant
+def test_variants(backend: str, dtype: torch.dtype, record: Record, arguments: Arguments) -> None:
+    _step_small_tensors(backend, dtype, "contiguous", record, arguments)
+
+
+@each_compiled
+@each_dtype
+@each_layout
+@each_optimizer
+def test_layouts(backend: str, dtype: torch.dtype, layout: str, record: Record) -> None:
+    _step_small_tensors(backend, dtype, layout, record, record.typical)
+
+
+@each_compiled
+@each_variant
+def test_strided_variants(backend: str, record: Record, arguments: Arguments) -> None:
+    _step_small_tensors(backend, torch.float32, "gapped_transposed", record, arguments)
+
+
+@each_compiled
+@each_dtype
+@each_optimizer
+def test_large_tensors(backend: str, dtype: torch.dtype, record: Record) -> None:
+    twins = Twins(record, record.typical, _starts(LARGE_SHAPES, dtype), backend, threads=3)
+    gradients = Gradients()
+    for _ in range(2):
+        twins.step(gradients)
+
+
+@each_compiled
+@each_layout
+@each_optimizer
+def test_large_strided_tensors(backend: str, layout: str, record: Record) -> None:
+    shapes = [(2, 40000), (300, 130), (33, 16, 9, 7)]
+    twins = Twins(record, record.typical, _starts(shapes, torch.float32), backend, LAYOUTS[layout])
+    twins.step(Gradients())
+
+
+@each_compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("other", ["contiguous", "transposed", "gapped"])
+@each_layout
+@each_optimizer
+def test_operands_of_different_layouts(
+    backend: str, dtype: torch.dtype, other: str, layout: str, record: Record
+) -> None:
+    """Gradients laid out unlike the parameters, moments unlike both."""
+    starts = _starts([(), (17,), (5, 17), (3, 7, 3, 3), (40, 1025)], dtype)
+    p, g, m = LAYOUTS[layout], LAYOUTS[other], LAYOUTS["padded"]
+    twins = Twins(record, record.typical, starts, backend, p, gradient_layout=g, moment_layout=m)
+    gradients = Gradients()
+    for _ in range(2):
+        twins.step(gradients)
+
+
+@each_compiled
+@each_projected
+@pytest.mark.parametrize("gate", ["none", "channel"])
+@pytest.mark.parametrize("counter", [0, 3])
+def test_one_row_of_a_million(backend: str, record: Record, gate: str, counter: int) -> None:
+    starts = [values((1, 1_000_003), torch.float32, 5)]
+    twins = Twins(record, record.typical, starts, backend, threads=3)
+    twins.opt.state[twins.params[0]]["gate_counter"] = torch.tensor(counter, dtype=torch.uint8)
+    twins.reference.state[twins.models[0]]["gate_counter"] = torch.tensor(1, dtype=torch.uint8)
+    twins.step(lambda p: gradient(gate, p, 6))
+    assert twins.opt.last_step()[twins.params[0]].gate == gate
+
+
+@each_compiled
+@each_dtype
+@each_projected_variant
+def test_wrong_and_right_predictions(backend: str, dtype: torch.dtype, record: Record, arguments: Arguments) -> None:
+    """Every pair of a predicted and a true gate, in short rows, held rows and rows that are cut into pieces."""
+    shapes = [(6, 33), (33, 1025), (2, 33000)]
+    for counter in (0, 3):
+        for gate in GATES:
+            twins = Twins(record, arguments, _starts(shapes, dtype), backend)
+            for p, q in zip(twins.params, twins.models, strict=True):
+                twins.opt.state[p]["gate_counter"] = torch.tensor(counter, dtype=torch.uint8)
+                twins.reference.state[q]["gate_counter"] = torch.tensor(1, dtype=torch.uint8)
+            twins.step(lambda p, gate=gate: gradient(gate, p, 3))
+
+
+@each_compiled
+@each_optimizer
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12], ids="{:g}".format)
+def test_magnitudes(backend: str, record: Record, scale: float) -> None:
+    """Numbers far from 1 whose squares float32 still holds."""
+    starts = [scale * start for start in _starts([(9,), (6, 33), (3, 7, 3, 3)], torch.float32)]
+    twins = Twins(record, record.typical, starts, backend)
+    for seed in range(3):
+        twins.step(lambda p, seed=seed: scale * values(p.shape, p.dtype, seed))

@@ -1,0 +1,118 @@
+"""Proximal decay beside the decoupled one: when they agree, and where only one of them may go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from records import RECORDS, each_backend, each_dtype
+from tensors import gradient, values
+
+DECAYS = [1e-3, 0.5, 1.0, 3.0, 1e3, 1e8, 1e20]
+PROXIMAL: list[tuple[str, dict[str, Any]]] = [
+    ("AdamProx", {}),
+    ("AdamProxL2", {}),
+    ("AdamP", {"decay": "proximal", "wd_ratio": 1.0}),
+    ("SGDP", {"decay": "proximal", "wd_ratio": 1.0, "momentum": 0.5}),
+]
+each_proximal = pytest.mark.parametrize(("name", "arguments"), PROXIMAL, ids=[n for n, _ in PROXIMAL])
+
+
+def _decayed(name: str, p: Tensor, backend: str, **arguments: Any) -> Tensor:
+    """p after one step on gradients of zero."""
+    q = p.clone()
+    opt = RECORDS[name].make([q], backend=backend, **arguments)
+    q.grad = torch.zeros_like(q)
+    opt.step()
+    return q
+
+
+@each_backend
+@each_dtype
+@each_proximal
+@pytest.mark.parametrize("weight_decay", DECAYS, ids="{:g}".format)
+def test_never_overshoots_zero(
+    backend: str, dtype: torch.dtype, name: str, arguments: dict[str, Any], weight_decay: float
+) -> None:
+    """Whatever the decay, every weight keeps its side of zero and none grows."""
+    p = values((9, 60), dtype, 1)
+    q = _decayed(name, p, backend, lr=1.0, weight_decay=weight_decay, **arguments).double()
+    assert q.isfinite().all()
+    # AdamProxL2's decay, p - s*(wd*p)/(D + wd*s), is rounded as a whole.
+    slack = 4 * 2.0**-24 * p.double().abs() if name == "AdamProxL2" else 0
+    assert (q * p.double().sign() >= -slack).all()
+    assert (q.abs() <= p.abs()).all()
+
+
+@each_backend
+@pytest.mark.parametrize("weight_decay", DECAYS, ids="{:g}".format)
+def test_prox_of_the_update(backend: str, weight_decay: float) -> None:
+    """With an update too: the sign is that of p - s*u, which decay may shrink but not turn."""
+    p, g = values((500,), torch.float32, 1), values((500,), torch.float32, 2)
+    stepped, shrunk = p.clone(), p.clone()
+    for q, wd in ((stepped, 0.0), (shrunk, weight_decay)):
+        opt = RECORDS["AdamProx"].make([q], lr=0.3, weight_decay=wd, backend=backend)
+        q.grad = g
+        opt.step()
+    want = stepped.double() / (1 + 0.3 * weight_decay)
+    # Where p and the update cancel, or all but nothing is left, the rounding of the terms themselves remains.
+    assert float(((shrunk.double() - want).abs() / (p.double().abs() + 0.3)).max()) < 4 * 2.0**-24
+
+
+@each_backend
+@pytest.mark.parametrize("name", ["AdamW", "AdamP"])
+@pytest.mark.parametrize(("lr_wd", "sign"), [(0.5, 1), (0.999, 1), (1.001, -1), (1.5, -1), (2.5, -1)])
+def test_decoupled_decay_flips_the_sign(backend: str, name: str, lr_wd: float, sign: int) -> None:
+    """For lr*wd > 1 it overshoots: this is what the proximal form is for."""
+    p = values((9, 60), torch.float32, 1)
+    more = {"wd_ratio": 1.0} if name == "AdamP" else {}
+    q = _decayed(name, p, backend, lr=0.1, weight_decay=10 * lr_wd, **more)
+    assert (p * q * sign > 0).all()
+    torch.testing.assert_close(q, (1 - lr_wd) * p, rtol=1e-3, atol=1e-6)
+
+
+@each_backend
+def test_not_aliases(backend: str) -> None:
+    """AdamW is AdamProx to first order: apart after 50 steps at lr*wd = 0.01, and the more alike the smaller wd is."""
+    distance = {}
+    for wd in (1e-3, 1e-2):
+        ends = []
+        for name in ("AdamW", "AdamProx"):
+            p = values((500,), torch.float64, 1)
+            opt = RECORDS[name].make([p], lr=1.0, weight_decay=wd, backend=backend)
+            for seed in range(50):
+                p.grad = values((500,), torch.float64, seed)
+                opt.step()
+            ends.append(p)
+        distance[wd] = float((ends[0] - ends[1]).abs().max() / ends[0].abs().max())
+    assert distance[1e-2] > 1e-3
+    assert distance[1e-3] < distance[1e-2]
+
+
+@each_backend
+def test_adamproxl2_shrinks_by_the_metric(backend: str) -> None:
+    """Elementwise 1/(1 + wd*s/D): coordinates with large gradients are decayed less."""
+    p = torch.ones(2)
+    opt = RECORDS["AdamProxL2"].make([p], lr=1.0, betas=(0.0, 0.0), eps=0.0, weight_decay=1.0, backend=backend)
+    p.grad = torch.tensor([1.0, 100.0])
+    opt.step()
+    # s = 1, u = 1 and D = |g|: p = (1 - 1)/(1 + 1/|g|) = 0; from the next step on p - u = -1.
+    opt.step()
+    torch.testing.assert_close(p, -1 / (1 + 1 / torch.tensor([1.0, 100.0])))
+
+
+@each_backend
+@pytest.mark.parametrize("gate", ["none", "channel", "layer"])
+def test_projected_proximal_decay(backend: str, gate: str) -> None:
+    """AdamP(decay="proximal"): the projected step, then divided by 1 + lr*wd*ratio."""
+    p = values((12, 40), torch.float64, 1)
+    plain, proximal = p.clone(), p.clone()
+    for q, wd in ((plain, 0.0), (proximal, 3.0)):
+        opt = RECORDS["AdamP"].make([q], lr=0.1, weight_decay=wd, wd_ratio=0.2, decay="proximal", backend=backend)
+        q.grad = gradient(gate, p, 2)
+        opt.step()
+    ratio = 1.0 if gate == "none" else 0.2
+    torch.testing.assert_close(proximal, plain / (1 + 0.1 * 3.0 * ratio))
