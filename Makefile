@@ -51,6 +51,8 @@ $(INSTALLED): requirements-dev.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || \
 	  { echo 'Python has no working venv: install it (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
 	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
+	# Two of its files are oracles; what it depends on, torchvision first, is not needed for them.
+	$(BIN)/pip install --disable-pip-version-check --no-deps timm==1.0.31
 	@touch $@
 
 $(BUILT): $(INSTALLED) setup.py pyproject.toml $(CSRC)

@@ -39,6 +39,8 @@ def check_parameters(groups: Sequence[Group]) -> None:
             raise TypeError(f"{name}: must be dense, got layout {p.layout}; use p.to_dense()")
         if p.dtype not in DTYPES:
             raise TypeError(f"{name}: must be float16, bfloat16, float32 or float64, got {p.dtype}")
+        if p.is_neg():
+            raise ValueError(f"{name}: is a view that torch negates when it is read; use p.resolve_neg()")
         if overlaps(p):
             raise ValueError(
                 f"{name}: its elements share memory (strides {p.stride()}), so a write to one would change another; "

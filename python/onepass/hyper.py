@@ -139,7 +139,10 @@ class _Numbers:
             raise ValueError(
                 f"param group {self.index}: {name} must hold one number, got a tensor of shape {tuple(value.shape)}"
             )
-        number = float(value)
+        try:
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"param group {self.index}: {name} must be a real number, got {value!r}") from error
         if not low <= number < below:
             allowed = "a finite number" if low == -math.inf else f"at least {low:g}"
             allowed += "" if low == -math.inf else " and finite" if below == math.inf else f" and below {below:g}"

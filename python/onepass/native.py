@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .optimizer import Optimizer
 
 try:
-    from . import _C
+    from . import _C as _C
 except ImportError as error:
     _C = None  # type: ignore[assignment]
     _import_error: str = str(error)
