@@ -62,7 +62,7 @@ class Case:
     shapes: tuple[Shape, ...]
     contenders: tuple[Contender, ...]
     gradients: str = "random"
-    rounds: int = 20
+    rounds: int = 15
     repeat: int = 1
 
 
@@ -184,7 +184,7 @@ def cases(quick: bool = False) -> list[Case]:
 
 # Contenders whose extra memory is measured, in fp32, as a share of the parameters' bytes.
 MEMORY_TARGET = 0.01
-MEMORY = (ADAMW, ADAMPROX, ADAMP, ADAMP_TWO_VISITS, with_momentum(SGDP), TORCH_ADAMW, THEIR_ADAMP)
+MEMORY = (ADAMW, ADAMP, ADAMP_TWO_VISITS, with_momentum(SGDP), TORCH_ADAMW, THEIR_ADAMP)
 
 
 def memory_shapes(quick: bool) -> tuple[Shape, ...]:

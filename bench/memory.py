@@ -1,7 +1,7 @@
 """The most memory that steps take beyond parameters, gradients and moments, measured in a process of its own.
 
 The kernel's own high-water mark of resident memory (VmHWM in /proc/self/status, reset by writing 5 to
-/proc/self/clear_refs) is read after a few steps, and what was resident before the first step, and the bytes of the
+/proc/self/clear_refs) is read after two steps, and what was resident before the first step, and the bytes of the
 optimizer's state, are taken off. So the plan, scratch space and every temporary count. Linux only.
 """
 
@@ -51,7 +51,7 @@ def extra_share(name: str, quick: bool) -> float | None:
 
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
-    for _ in range(3):
+    for _ in range(2):
         optimizer.step()
     tensors = [value for own in optimizer.state.values() for value in own.values() if isinstance(value, torch.Tensor)]
     state = sum(t.nbytes for t in tensors if t.dim())

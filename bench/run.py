@@ -46,22 +46,29 @@ def main() -> None:
         console.print(f"[yellow]The reference is timed: {onepass.backends()['cpu']}[/]")
 
     chosen = [case for case in cases(args.quick) if not args.case or case.name in args.case]
+    path = csv_path(args, about)
     rows: list[Row] = []
     for case in chosen:
         own = run_case(console, case, args.seed)
         console.print(time_table(case, own))
         rows += own
+        write_csv(rows, about, path)
     if not args.case or "memory" in args.case:
         own = run_memory(console, args.quick)
         console.print(memory_table(own))
         rows += own
+        write_csv(rows, about, path)
 
     console.print(target_table(rows))
     if args.quick:
         console.print(
-            "[yellow]--quick times small tensors in one thread; the ratios to reach are meant for the full run.[/]"
+            "[yellow]--quick times small tensors in one thread: the ratios to reach are meant for a full run.[/]"
         )
-    save(console, {case.name: case.title for case in chosen}, rows, about, args)
+    written = [path]
+    if chosen:
+        written.append(path.with_suffix(".png"))
+        figure({case.name: case.title for case in chosen}, rows, about, written[-1])
+    console.print(f"Written: {', '.join(os.path.relpath(p) for p in written)}", highlight=False, soft_wrap=True)
     console.print(f"Took {time.perf_counter() - started:.0f} s.", highlight=False)
 
 
@@ -86,17 +93,12 @@ def run_memory(console: Console, quick: bool) -> list[Row]:
     return rows
 
 
-def save(console: Console, titles: dict[str, str], rows: list[Row], about: Row, args: argparse.Namespace) -> None:
+def csv_path(args: argparse.Namespace, about: Row) -> Path:
+    """<date>-<device>.csv, with the names of the cases where not all are run."""
     args.out.mkdir(parents=True, exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", str(about["device"]).lower()).strip("-")
     parts = [about["date"], device, *(args.case or []), *(["quick"] if args.quick else [])]
-    path = args.out / ("-".join(parts) + ".csv")
-    write_csv(rows, about, path)
-    written = [path]
-    if titles:
-        written.append(path.with_suffix(".png"))
-        figure(titles, rows, about, written[-1])
-    console.print(f"Written: {', '.join(os.path.relpath(p) for p in written)}", highlight=False, soft_wrap=True)
+    return args.out / ("-".join(parts) + ".csv")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ _SGDP: dict[str, Arguments] = {
     "nesterov": dict(lr=0.05, momentum=0.8, nesterov=True, dampening=0.2, weight_decay=0.3),
     "project_momentum": dict(lr=0.05, momentum=0.8, weight_decay=0.3, project_momentum=True),
     "no_momentum_maximize": dict(lr=0.05, momentum=0, weight_decay=0.3, maximize=True),
-    "wide_gate": dict(lr=0.1, momentum=0.5, dampening=0.4, weight_decay=0.5, delta=5.0),
+    "wide_gate": dict(lr=0.1, momentum=0.5, dampening=0.4, weight_decay=0.5, delta=5.0, eps=1e-2),
     "decouple_lr": dict(lr=0.02, momentum=0.5, weight_decay=0.05, decouple_lr=True),
     "two_visits": dict(lr=0.05, momentum=0.8, weight_decay=0.3, wd_ratio=0.3, speculate=False),
     "no_decay": dict(lr=0.05, momentum=0.9),

@@ -67,6 +67,22 @@ def test_gradients_that_are_negated_lazily(backend: str, record: Record) -> None
 
 @each_backend
 @each_optimizer
+def test_gradients_that_have_a_graph(backend: str, record: Record) -> None:
+    """backward(create_graph=True) leaves gradients that require gradients themselves."""
+    ends = []
+    for create_graph in (False, True):
+        w = values((4, 6), torch.float32, 1).requires_grad_()
+        opt = record.make([w], backend=backend, **record.typical)
+        (w.grad,) = torch.autograd.grad((w**3).sum(), w, create_graph=create_graph)
+        assert w.grad.requires_grad == create_graph
+        opt.step()
+        assert w.requires_grad
+        ends.append(w)
+    assert_same_bits(*ends, "parameter")
+
+
+@each_backend
+@each_optimizer
 def test_inference_mode(backend: str, record: Record) -> None:
     """As in torch.optim, also on tensors that were made there."""
     with torch.inference_mode():

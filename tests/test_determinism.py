@@ -62,11 +62,14 @@ def test_threads(backend: str, record: Record) -> None:
 
 @pytest.fixture(scope="module")
 def by_instruction_set() -> dict[str, dict[str, str]]:
+    """Digests under each, after a check that it converts 16-bit numbers as it ought to."""
     code = """
         import json
         import torch
         torch.set_num_threads(1)
+        from test_conversions import check_all
         from test_determinism import digests
+        check_all("cpu")
         from onepass import _C
         print(json.dumps([_C.isa(), digests("cpu")]))
     """

@@ -156,7 +156,7 @@ struct Visit {
       report.sums.add(sums);
       if (t.piece) continue;  // the verdict puts the row together
       t.coefficient[r] = c;
-      report.max_cosine = max_or_nan(report.max_cosine, pr.cosine(sums));
+      report.max_cosine_squared = max_or_nan(report.max_cosine_squared, pr.cosine_squared(sums));
     }
     return report;
   }
@@ -193,7 +193,7 @@ struct Visit {
     for (int64_t r = 0; r < t.rows; ++r) {
       const RowSums sums = measure_row(Row<P, Rule>(t, r), grad_scale);
       report.sums.add(sums);
-      report.max_cosine = max_or_nan(report.max_cosine, pr.cosine(sums));
+      report.max_cosine_squared = max_or_nan(report.max_cosine_squared, pr.cosine_squared(sums));
     }
     return report;
   }

@@ -31,7 +31,7 @@ struct Tile {
 // What a tile tells of its tensor. `deferred`: some row could not be written recoverably and was left alone.
 struct Report {
   RowSums sums;
-  double max_cosine = 0;
+  double max_cosine_squared = 0;
   bool deferred = false;
 };
 

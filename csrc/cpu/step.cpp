@@ -145,7 +145,7 @@ bool CpuStepper::decide(int tensor) {
   const double max_cosine = gather_sums(tensor, v.sums, deferred), length = double(t.length);
   v.scaled_cosine = max_cosine * std::sqrt(length);
   v.gate = pr.passes(max_cosine, length)                           ? Gate::channel
-           : pr.passes(pr.cosine(v.sums), double(t.rows) * length) ? Gate::layer
+           : pr.passes(std::sqrt(pr.cosine_squared(v.sums)), double(t.rows) * length) ? Gate::layer
                                                                    : Gate::none;
   return deferred;
 }
@@ -155,7 +155,7 @@ bool CpuStepper::decide(int tensor) {
 double CpuStepper::gather_sums(int tensor, RowSums& sums, bool& deferred) {
   const Tensor& t = plan_.tensors[tensor];
   const Projection& pr = courses_[tensor].scalars.projection;
-  double max_cosine = 0;
+  double max_cosine_squared = 0;
   RowSums row;
   deferred = false;
   for (int64_t index = t.first_item; index < t.first_item + t.items; ++index) {
@@ -164,16 +164,16 @@ double CpuStepper::gather_sums(int tensor, RowSums& sums, bool& deferred) {
     sums.add(report.sums);
     deferred |= report.deferred;
     if (item.whole_rows(t)) {
-      max_cosine = max_or_nan(max_cosine, report.max_cosine);
+      max_cosine_squared = max_or_nan(max_cosine_squared, report.max_cosine_squared);
       continue;
     }
     row.add(report.sums);
     if (item.end < t.length) continue;
-    max_cosine = max_or_nan(max_cosine, pr.cosine(row));
+    max_cosine_squared = max_or_nan(max_cosine_squared, pr.cosine_squared(row));
     plan_.coefficients[t.first_coefficient + item.row] = pr.coefficient(row);
     row = {};
   }
-  return max_cosine;
+  return std::sqrt(max_cosine_squared);
 }
 
 // ---------------------------------------------------------------- items

@@ -25,37 +25,46 @@ struct Run {
   }
 };
 
-// The sums over a row: runs folded into double lanes, and these in a fixed order into one number each.
+typedef VectorOf<float, 32>::type Float8;
+typedef VectorOf<double, 64>::type Double8;
+
+// One sum over a row: runs folded into double lanes, and these in a fixed order into one number.
+class Total {
+ public:
+  ONEPASS_INLINE void fold(const Pack<float>& run) {
+    Float8 half[2];
+    std::memcpy(half, &run, sizeof half);
+    low_ += __builtin_convertvector(half[0], Double8);
+    high_ += __builtin_convertvector(half[1], Double8);
+  }
+  ONEPASS_INLINE void fold(const Pack<double>& run) {
+    Double8 all;
+    std::memcpy(&all, &run, sizeof all);
+    low_ += all;
+  }
+
+  ONEPASS_INLINE double value() const {
+    const Double8 x = low_ + high_;
+    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+  }
+
+ private:
+  Double8 low_ = {}, high_ = {};
+};
+
 template <class S>
 class Sums {
  public:
   ONEPASS_INLINE void fold(const Run<S>& run) {
-    fold(run.pg, total_[0]);
-    fold(run.pp, total_[1]);
-    fold(run.gg, total_[2]);
-    fold(run.pu, total_[3]);
-    empty_ = false;
+    pg_.fold(run.pg);
+    pp_.fold(run.pp);
+    gg_.fold(run.gg);
+    pu_.fold(run.pu);
   }
-
-  RowSums value() { return {reduce(total_[0]), reduce(total_[1]), reduce(total_[2]), reduce(total_[3])}; }
+  ONEPASS_INLINE RowSums value() const { return {pg_.value(), pp_.value(), gg_.value(), pu_.value()}; }
 
  private:
-  static constexpr int lanes = Pack<S>::lanes;
-
-  ONEPASS_INLINE void fold(const Pack<S>& x, double* total) {
-    S lane[lanes];
-    store(lane, x);
-    for (int i = 0; i < lanes; ++i) total[i] = empty_ ? double(lane[i]) : total[i] + lane[i];
-  }
-
-  static ONEPASS_INLINE double reduce(double* total) {
-    for (int half = lanes / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) total[i] += total[i + half];
-    return total[0];
-  }
-
-  bool empty_ = true;
-  double total_[4][lanes];
+  Total pg_, pp_, gg_, pu_;
 };
 
 }  // namespace ONEPASS_ISA

@@ -41,10 +41,9 @@ struct Projection {
   double s, decay, wd_ratio, delta, eps;
   bool proximal;
 
-  // |cos(p, g)|; a row of zeros has cosine 0, a row with a NaN has NaN.
-  ONEPASS_HD double cosine(const RowSums& r) const {
-    double norms = clamp_below(std::sqrt(r.pp), eps) * clamp_below(std::sqrt(r.gg), eps);
-    return std::fabs(r.pg) / or_infinity(norms);
+  // cos(p, g)^2, whose root is taken of the largest only; a row of zeros has cosine 0, a row with a NaN has NaN.
+  ONEPASS_HD double cosine_squared(const RowSums& r) const {
+    return r.pg * r.pg / or_infinity(clamp_below(r.pp, eps * eps) * clamp_below(r.gg, eps * eps));
   }
 
   ONEPASS_HD double coefficient(const RowSums& r) const {
