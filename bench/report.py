@@ -27,7 +27,7 @@ Row = dict[str, Any]
 FIELDS = (
     "case", "contender", "dtype", "tensors", "parameters", "rounds", "median_ms", "q1_ms", "q3_ms", "baseline", "ratio",
     "bytes_per_parameter", "gb_per_s", "settled_percent", "extra_memory_percent", "target", "measured", "reached",
-    "date", "device", "cores", "threads", "isa", "backend", "torch", "onepass", "python", "commit",
+    "date", "device", "cores", "load", "threads", "isa", "backend", "torch", "onepass", "python", "commit",
 )  # fmt: skip
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 COLOURS = {"onepass": "#0072B2", "torch": "#999999", "adamp": "#E69F00"}
@@ -40,6 +40,7 @@ def machine() -> Row:
         "date": date.today().isoformat(),
         "device": device_name(),
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else "",
         "threads": torch.get_num_threads(),
         "isa": native.isa() if native else torch.backends.cpu.get_cpu_capability(),
         "backend": "cpu" if onepass.backends()["cpu"] is None else "reference",

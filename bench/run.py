@@ -45,6 +45,12 @@ def main() -> None:
     if about["backend"] != "cpu":
         console.print(f"[yellow]The reference is timed: {onepass.backends()['cpu']}[/]")
 
+    if about["load"] and about["load"] > 0.5:
+        console.print(
+            f"[yellow]Other programs are running (load {about['load']}). torch shares a step evenly among its threads and "
+            "waits for the slowest; onepass hands out pieces. So ratios measured now are too good to quote.[/]"
+        )
+
     chosen = [case for case in cases(args.quick) if not args.case or case.name in args.case]
     path = csv_path(args, about)
     rows: list[Row] = []

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,6 +119,7 @@ def _numbers() -> list[Case]:
         else:
             cases += _bad(*at, [-1.0, -inf, nan, inf], ValueError, "be at least 0 and finite, got {}")
         cases += _bad(*at, ["1", None, True, [0.1], 1j], TypeError, "be a number, got {!r}")
+        cases += _bad(*at, [np.ones(2), torch.tensor(1j)], TypeError, "be a real number, got {!r}")
         cases += _bad(*at, [torch.ones(2)], ValueError, "hold one number, got a tensor of shape (2,)")
     return cases
 
@@ -158,6 +160,8 @@ CASES = [
     Case("sparse", "SGD", _replace(lambda p: p.data.to_sparse()), TypeError, PARAMETER, ("torch.sparse_coo", "p.to_dense()")),
     Case("integer", "AdamW", _replace(lambda p: p.data.int()), TypeError, PARAMETER, ("float16, bfloat16", "torch.int32")),
     Case("complex", "AdamW", _replace(lambda p: p.data + 0j), TypeError, PARAMETER, ("float16, bfloat16", "torch.complex64")),
+    Case("negated lazily", "AdamW", _replace(lambda p: torch.complex(p.data, p.data).conj().imag), ValueError, PARAMETER,
+         ("negates", "p.resolve_neg()")),
     Case("expanded", "AdamW", _replace(lambda p: torch.zeros(6).expand(4, 6)), ValueError, PARAMETER,
          ("share memory", "(0, 1)", "p.clone()")),
     Case("overlapping", "AdamP", _data(lambda p: torch.zeros(99).as_strided((4, 6), (3, 1))), ValueError, PARAMETER,

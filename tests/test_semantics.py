@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -68,15 +70,20 @@ def test_every_argument_may_change_between_steps(backend: str, record: Record, n
 
 
 @each_backend
-def test_arguments_changed_in_place(backend: str) -> None:
-    """A list of betas is the same object after a change."""
-    record = RECORDS["AdamW"]
-    opt = record.make(parameters(), backend=backend, lr=0.1, betas=[0.9, 0.99])
-    other = record.make(parameters(), backend=backend, lr=0.1, betas=(0.9, 0.99))
-    train(opt, range(2))
-    train(other, range(2))
-    opt.param_groups[0]["betas"][0] = 0.1
-    other.param_groups[0]["betas"] = (0.1, 0.99)
+@pytest.mark.parametrize(
+    ("name", "value", "change", "new"),
+    [
+        ("betas", [0.9, 0.99], lambda betas: betas.__setitem__(0, 0.1), (0.1, 0.99)),
+        ("lr", np.array(0.1), lambda lr: lr.fill(0.3), 0.3),
+    ],
+    ids=["list", "array"],
+)
+def test_arguments_changed_in_place(backend: str, name: str, value: Any, change: Any, new: Any) -> None:
+    """The object in the group is the same after the change."""
+    value = copy.copy(value)
+    opt, other = (train(RECORDS["AdamW"].make(parameters(), backend=backend, **{name: value}), range(2)) for _ in "ab")
+    change(value)
+    other.param_groups[0][name] = new
     assert_same_state(train(opt, [2]), train(other, [2]))
 
 

@@ -144,9 +144,9 @@ bool CpuStepper::decide(int tensor) {
   v.sums = {};
   const double max_cosine = gather_sums(tensor, v.sums, deferred), length = double(t.length);
   v.scaled_cosine = max_cosine * std::sqrt(length);
-  v.gate = pr.passes(max_cosine, length)                           ? Gate::channel
+  v.gate = pr.passes(max_cosine, length)                                              ? Gate::channel
            : pr.passes(std::sqrt(pr.cosine_squared(v.sums)), double(t.rows) * length) ? Gate::layer
-                                                                   : Gate::none;
+                                                                                      : Gate::none;
   return deferred;
 }
 

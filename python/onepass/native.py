@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ._version import __version__
 from .hyper import Hyper
 from .reference import Verdict
 
@@ -35,6 +36,11 @@ def unavailable() -> str | None:
         return (
             f"torch {torch.__version__} has no DLPack exchange table, through which tensors reach the kernels; install "
             "torch 2.10 or later."
+        )
+    if _C.version != __version__:
+        return (
+            f"The compiled module is of onepass {_C.version}, the Python files are of {__version__}; reinstall onepass, so "
+            "that both are built from one tree."
         )
     return None
 

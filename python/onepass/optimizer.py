@@ -17,6 +17,9 @@ from .reference import Verdict, working_dtype
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
+_PLAIN = (bool, int, float, str, tuple, type(None))  # values that do not change in place
+
+
 class Optimizer(torch.optim.Optimizer):
     """What all onepass optimizers share. A subclass gives its `rule` and the defaults of its arguments.
 
@@ -59,7 +62,7 @@ class Optimizer(torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             values = tuple([_frozen(value) for key, value in group.items() if key != "params"])
             known, hyper = cached[index]
-            if hyper is None or any([isinstance(value, Tensor) for value in values]) or values != known:
+            if hyper is None or not all([isinstance(value, _PLAIN) for value in values]) or values != known:
                 hyper = hyper_of(self.rule, group, index)
             fresh.append((values, hyper))
         self._cached = fresh

@@ -1,0 +1,59 @@
+"""`python -m onepass`: what it prints, and that its self-test can fail."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import onepass
+from onepass import native
+
+main = importlib.import_module("onepass.__main__")
+
+
+def test_report() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "onepass"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{Path(onepass.__file__).parents[1]}"},
+    )
+    assert done.returncode == 0, done.stderr
+    for words in (onepass.__version__, torch.__version__, "instruction set", "-ffp-contract=off", "self-test passed"):
+        assert words in done.stdout
+    for name, reason in onepass.backends().items():
+        assert name in done.stdout
+        assert (reason or "usable") in done.stdout
+
+
+def _spoiled(spoil: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+    step = native.CpuRunner.run
+
+    def run(self: native.CpuRunner, hypers: list) -> None:
+        step(self, hypers)
+        for params in self.params:
+            params[0].copy_(spoil(params[0]))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda p: p * torch.nan, lambda p: p * 1.01, lambda p: p * torch.inf], ids=["nan", "a bit off", "inf"]
+)
+def test_self_test_notices(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor], Tensor]) -> None:
+    monkeypatch.setattr(main, "OPTIMIZERS", (onepass.AdamW,))
+    assert main.self_test()
+    monkeypatch.setattr(native.CpuRunner, "run", _spoiled(spoil))
+    assert not main.self_test()
+
+
+def test_self_test_covers_every_optimizer() -> None:
+    assert {cls.__name__ for cls in main.OPTIMIZERS} == set(onepass.__all__) - {"Verdict", "__version__", "backends"}
