@@ -17,6 +17,7 @@ from typing import Any
 
 import pybind11
 
+import onepass
 from edits import edited, home_of
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +79,8 @@ MUTANTS = [
 ]  # fmt: skip
 
 # So that both modules live in one process: another namespace, and with it other types for pybind11.
-DEFINES = ["onepass=onepass_mutants", "ONEPASS_ISA=baseline", 'ONEPASS_VERSION=""', 'ONEPASS_BUILD_FLAGS=""']
+DEFINES = ["onepass=onepass_mutants", "ONEPASS_ISA=baseline", 'ONEPASS_BUILD_FLAGS=""']
+DEFINES += [f'ONEPASS_VERSION="{onepass.__version__}"']
 FLAGS = ["-std=c++20", "-O1", "-w", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-ffp-contract=off"]
 
 

@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 import textwrap
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,14 @@ def test_torch_without_the_exchange_table(monkeypatch: pytest.MonkeyPatch) -> No
     assert "reference" in said
     with pytest.raises(RuntimeError, match="no DLPack exchange table"):
         onepass.SGD(parameters(), backend="cpu")
+
+
+def test_module_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_C", types.SimpleNamespace(version="0.0.1"))
+    reason = onepass.backends()["cpu"]
+    assert reason is not None
+    for words in ("0.0.1", onepass.__version__, "reinstall"):
+        assert words in reason
 
 
 def test_without_the_compiled_module() -> None:

@@ -80,9 +80,11 @@ def test_every_argument_may_change_between_steps(backend: str, record: Record, n
 )
 def test_arguments_changed_in_place(backend: str, name: str, value: Any, change: Any, new: Any) -> None:
     """The object in the group is the same after the change."""
-    value = copy.copy(value)
-    opt, other = (train(RECORDS["AdamW"].make(parameters(), backend=backend, **{name: value}), range(2)) for _ in "ab")
-    change(value)
+    opt, other = (
+        train(RECORDS["AdamW"].make(parameters(), backend=backend, **{name: copy.copy(value)}), range(2))
+        for _ in range(2)
+    )
+    change(opt.param_groups[0][name])
     other.param_groups[0][name] = new
     assert_same_state(train(opt, [2]), train(other, [2]))
 
