@@ -292,3 +292,15 @@ def test_step_hooks(backend: str) -> None:
     opt.register_step_post_hook(lambda *_: seen.append("after"))
     train(opt, [0])
     assert seen == ["before", "after"]
+
+
+@each_backend
+def test_an_argument_changed_in_place_and_then_replaced(backend: str) -> None:
+    """What was compared last must not change behind the comparison."""
+    lr = np.array(0.1)
+    opt = train(RECORDS["AdamW"].make(parameters(), backend=backend, lr=lr), range(2))
+    other = train(RECORDS["AdamW"].make(parameters(), backend=backend, lr=0.1), range(2))
+    lr.fill(0.3)
+    for each in (opt, other):
+        each.param_groups[0]["lr"] = 0.3
+    assert_same_state(train(opt, [2]), train(other, [2]))

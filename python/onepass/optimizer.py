@@ -62,9 +62,10 @@ class Optimizer(torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             values = tuple([_frozen(value) for key, value in group.items() if key != "params"])
             known, hyper = cached[index]
-            if hyper is None or not all([isinstance(value, _PLAIN) for value in values]) or values != known:
+            plain = all([isinstance(value, _PLAIN) for value in values])
+            if hyper is None or not plain or values != known:
                 hyper = hyper_of(self.rule, group, index)
-            fresh.append((values, hyper))
+            fresh.append((values if plain else (), hyper))
         self._cached = fresh
         return [hyper for _, hyper in fresh]
 
