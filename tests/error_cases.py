@@ -157,6 +157,8 @@ CASES = [
     Case("cuda", "AdamW", _argument("backend", "cuda"), RuntimeError, "", ("backend='cuda' cannot be used", "reference")),
     Case("triton", "AdamW", _argument("backend", "triton"), RuntimeError, "", ("backend='triton' cannot be used",)),
     Case("wrapper", "AdamW", _replace(lambda p: Wrapper(p.data)), TypeError, PARAMETER, ("Wrapper", "plain local tensors")),
+    Case("twice", "AdamP", lambda opt, group, p: group["params"].__setitem__(0, p), ValueError, PARAMETER,
+         ("is there twice", "pass it once")),
     Case("sparse", "SGD", _replace(lambda p: p.data.to_sparse()), TypeError, PARAMETER, ("torch.sparse_coo", "p.to_dense()")),
     Case("integer", "AdamW", _replace(lambda p: p.data.int()), TypeError, PARAMETER, ("float16, bfloat16", "torch.int32")),
     Case("complex", "AdamW", _replace(lambda p: p.data + 0j), TypeError, PARAMETER, ("float16, bfloat16", "torch.complex64")),

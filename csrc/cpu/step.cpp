@@ -38,7 +38,8 @@ void CpuStepper::step(int threads) {
     Tensor& t = plan_.tensors[i];
     verdicts_[i].stepped = t.active && t.projected;
     if (!t.active) continue;
-    float own_count = t.step ? * t.step += 1 : 0;
+    float own_count = 0;
+    if (t.step) own_count = *t.step += 1;
     if (t.group != group || own_count != count || t.first != first || t.negated != negated) {
       group = t.group, count = own_count, first = t.first, negated = t.negated;
       Hyper h = plan_.hypers[group];

@@ -30,7 +30,11 @@ def each_parameter(groups: Sequence[Group]) -> Iterator[tuple[str, Tensor]]:
 
 def check_parameters(groups: Sequence[Group]) -> None:
     """Raises if a parameter cannot be stepped at all."""
+    seen: set[int] = set()
     for name, p in each_parameter(groups):
+        if id(p) in seen:
+            raise ValueError(f"{name}: is there twice, and two threads would write to it at once; pass it once")
+        seen.add(id(p))
         if is_traceable_wrapper_subclass(p):
             raise TypeError(
                 f"{name}: is a {type(p).__name__}, which wraps other tensors; pass the plain local tensors instead"
