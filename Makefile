@@ -2,12 +2,18 @@
 #   PYTHON=python3.12   the interpreter .venv is made with
 #   CXX=clang++         the compiler
 #   ARGS="-k resume"    more arguments for pytest, the demo or the bench
+#   ONEPASS_CUDA=0      without the CUDA kernels, which are built where there is nvcc
+#   ONEPASS_CUDA_ARCHS  the GPU architectures to build them for: those of this machine's GPUs, else 90
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 BUILT := .venv/.built
+GPU_ROOT := $(CURDIR)/build/gpu
 CSRC := $(shell find csrc -type f)
-FORMATTED := $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC))
+FORMATTED := $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/emulated/*))
+# One architecture, not the wheel's six: compiling takes that much less time.
+GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | grep -x '[0-9]*')
+export ONEPASS_CUDA_ARCHS ?= $(or $(GPUS),90)
 
 help:
 	@echo 'make demo     train on real data: a table, and figures in examples/'
@@ -16,6 +22,7 @@ help:
 	@echo 'make lint     ruff, mypy, clang-format'
 	@echo 'make format   put the sources into the format that lint asks for'
 	@echo 'make clean    remove what was built (rm -r .venv also removes what was installed)'
+	@echo 'make test-gpu, bench-gpu   tests and bench on an NVIDIA GPU: nothing is installed, $(PYTHON) is used as it is'
 
 demo: $(BUILT)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -26,6 +33,21 @@ test: $(BUILT)
 
 bench: $(BUILT)
 	$(BIN)/python bench/run.py $(ARGS)
+
+# Without .venv: a machine with a GPU brings its own torch. PYTHONSAFEPATH keeps the root off sys.path, see `test`.
+test-gpu: built-gpu
+	PYTHONSAFEPATH=1 PYTHONPATH=$(GPU_ROOT) $(PYTHON) -m pytest tests/gpu $(ARGS)
+
+bench-gpu: built-gpu
+	PYTHONPATH=$(GPU_ROOT) $(PYTHON) bench/gpu.py $(ARGS)
+
+# The package as it would be installed, in a folder that can be imported from.
+built-gpu:
+	@$(PYTHON) -c 'import ninja, pybind11, pytest, setuptools, torch; torch.zeros(1, device="cuda")' || \
+	  { echo 'This needs an NVIDIA GPU, nvcc, and in `$(PYTHON)`: torch >= 2.11 with CUDA, and what' \
+	  '`$(PYTHON) -m pip install pytest ninja pybind11 "setuptools>=77"` installs' >&2; exit 1; }
+	rm -rf $(GPU_ROOT)
+	ONEPASS_CUDA=1 $(PYTHON) setup.py -q build --build-lib $(GPU_ROOT) --build-temp build/gpu-objects
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -59,4 +81,4 @@ $(BUILT): $(INSTALLED) setup.py pyproject.toml $(CSRC)
 	$(BIN)/pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
 	@touch $@
 
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test bench test-gpu bench-gpu built-gpu lint format clean

@@ -72,8 +72,8 @@ bool packs(const Tensor& t) {
 }  // namespace
 
 Binding::Binding(const py::list& groups, const py::dict& state, const py::list& moments, bool sgd, bool projected,
-                 bool lazy_buffer, const py::list& first)
-    : state_(state.ptr()), moments_(moments), state_entries_(entries_of(state.ptr())) {
+                 bool lazy_buffer, const py::list& first, dlpack::Device device)
+    : device_(device), state_(state.ptr()), moments_(moments), state_entries_(entries_of(state.ptr())) {
   py::object type = py::module_::import("torch").attr("Tensor");
   is_neg_ = type.attr("is_neg");
   auto capsule = type.attr("__dlpack_c_exchange_api__").cast<py::capsule>();
@@ -95,13 +95,11 @@ Binding::Binding(const py::list& groups, const py::dict& state, const py::list& 
     }
   }
   gradients_.resize(sources_.size());
-  plan_.cut();
-  stepper_ = std::make_unique<CpuStepper>(plan_);
 }
 
 void Binding::add(PyObject* param, int group, bool projected) {
   dlpack::Tensor x;
-  if (!describe(param, x)) throw std::runtime_error("a parameter cannot be described through DLPack");
+  if (!describe(param, device_, x)) throw std::runtime_error("a parameter cannot be described through DLPack");
   Tensor t;
   t.group = group;
   if (!dtype_of(x.dtype, t.dtype)) throw std::runtime_error("a parameter has a dtype that cannot be stepped");
@@ -126,7 +124,7 @@ void Binding::add(PyObject* param, int group, bool projected) {
   }
   auto adopt = [&](PyObject* operand, View& view) {
     view.strides = t.p.strides;
-    if (!operand || operand == Py_None || !describe(operand, x)) return;
+    if (!operand || operand == Py_None || !describe(operand, device_, x)) return;
     view.strides = strides_of(x);
     t.packed &= view.strides == t.p.strides;
   };
@@ -140,6 +138,8 @@ void Binding::add(PyObject* param, int group, bool projected) {
 
 void Binding::set_hypers(const py::list& hypers) {
   plan_.hypers.clear();
+  plan_.live.assign(hypers.size(), {});
+  live_tensors_.clear();
   for (py::handle h : hypers) {
     auto number = [&](const char* name) { return h.attr(name).cast<double>(); };
     auto flag = [&](const char* name) { return h.attr(name).cast<bool>(); };
@@ -159,7 +159,31 @@ void Binding::set_hypers(const py::list& hypers) {
                             .proximal = flag("proximal"),
                             .project_momentum = flag("project_momentum"),
                             .speculate = flag("speculate")});
+    if (py::object live = h.attr("live"); !live.is_none()) add_live(live, plan_.hypers.back());
   }
+}
+
+void Binding::add_live(py::handle live, const Hyper& fixed) {
+  LiveHyper& out = plan_.live[plan_.hypers.size() - 1];
+  out.capturable = true;
+  out.fixed = fixed;
+  const auto decay = live.attr("decay").cast<std::string>();
+  out.decay = decay == "l2" ? Decay::l2 : decay == "metric" ? Decay::metric : Decay::direct;
+  out.decouple_lr = live.attr("decouple_lr").cast<bool>();
+  out.over_one_minus_momentum = live.attr("over_one_minus_momentum").cast<bool>();
+  auto number = [&](const char* name, LiveNumber& to) {
+    py::object value = live.attr(name);
+    if (py::isinstance<py::float_>(value))
+      to.value = value.cast<double>();
+    else
+      live_tensors_.emplace_back(&to, value);
+  };
+  number("lr", out.lr);
+  number("weight_decay", out.weight_decay);
+  number("beta1", out.beta1);
+  number("beta2", out.beta2);
+  number("momentum", out.momentum);
+  number("initial_lr", out.initial_lr);
 }
 
 bool Binding::ready(const py::list& groups) {
@@ -170,7 +194,7 @@ bool Binding::ready(const py::list& groups) {
     for (size_t i = 0; i < groups_[g].size(); ++i)
       if (PyList_GET_ITEM(params, i) != groups_[g][i]) return false;
   }
-  if (!unchanged(state_, state_entries_)) return false;
+  if (!unchanged(state_, state_entries_) || !read_live()) return false;
   for (size_t i = 0; i < sources_.size(); ++i) {
     static PyObject* const grad = PyUnicode_InternFromString("grad");
     gradients_[i] = py::reinterpret_steal<py::object>(PyObject_GetAttr(sources_[i].param, grad));
@@ -196,42 +220,52 @@ bool Binding::read(const Source& source, Tensor& t, PyObject* gradient) const {
   for (int j = 0; j < (family == Family::adam ? 2 : 1); ++j)
     if (!source.moment[j] || !read_operand(source.moment[j], t, work, t.moment[j])) return false;
 
-  if (family == Family::adam && !(t.step = static_cast<float*>(number(source.step, 32)))) return false;
-  if (t.projected && !(t.gate_counter = static_cast<uint8_t*>(number(source.gate_counter, 8)))) return false;
+  const dlpack::Device count_device = plan_.live[t.group].capturable ? device_ : dlpack::Device{dlpack::cpu, 0};
+  if (family == Family::adam && !(t.step = static_cast<float*>(number(source.step, 32, count_device)))) return false;
+  if (t.projected && !(t.gate_counter = static_cast<uint8_t*>(number(source.gate_counter, 8, device_)))) return false;
+  return true;
+}
+
+// Takes the addresses of the hyper-parameters that live on the device.
+bool Binding::read_live() {
+  for (auto& [number, object] : live_tensors_) {
+    dlpack::Tensor x;
+    Dtype dtype;
+    if (!describe(object.ptr(), device_, x) || !dtype_of(x.dtype, dtype) || bytes_of(dtype) < 4) return false;
+    number->at = x.data;
+    number->wide = dtype == Dtype::f64;
+  }
   return true;
 }
 
 // The address of a tensor of one number, or null.
-void* Binding::number(PyObject* object, int bits) const {
+void* Binding::number(PyObject* object, int bits, dlpack::Device device) const {
   dlpack::Tensor x;
-  return object && describe(object, x) && x.dtype.bits == bits ? x.data : nullptr;
+  return object && describe(object, device, x) && x.dtype.bits == bits ? x.data : nullptr;
 }
 
 // Takes the address of one operand if it is still what was bound.
 bool Binding::read_operand(PyObject* object, const Tensor& t, Dtype dtype, View& view) const {
   dlpack::Tensor x;
   Dtype given;
-  if (!describe(object, x) || !dtype_of(x.dtype, given) || given != dtype) return false;
+  if (!describe(object, device_, x) || !dtype_of(x.dtype, given) || given != dtype) return false;
   if (!same_shape(x, t.shape) || !same_strides(x, view.strides)) return false;
   view.data = x.data;
   return x.data || t.length == 0;
 }
 
-// Describes a CPU tensor; false if there is no describing it. What is wrong with it, the caller finds out in Python.
-bool Binding::describe(PyObject* object, dlpack::Tensor& out) const {
+// Describes a tensor on `device`; false if there is no describing it. What is wrong with it, the caller finds out in
+// Python.
+bool Binding::describe(PyObject* object, dlpack::Device device, dlpack::Tensor& out) const {
   if (api_->tensor_from_object(object, &out) != 0) {
     PyErr_Clear();
     return false;
   }
   out.data = static_cast<char*>(out.data) + out.byte_offset;
-  return out.device.type == dlpack::cpu;
+  return out.device.type == device.type && out.device.id == device.id;
 }
 
-py::list Binding::run(int threads) {
-  {
-    py::gil_scoped_release unlocked;
-    stepper_->step(threads);
-  }
+py::list Binding::stepped() {
   py::list stepped;
   for (size_t i = 0; i < sources_.size(); ++i) {
     if (plan_.tensors[i].active) stepped.append(py::handle(sources_[i].param));
@@ -240,15 +274,23 @@ py::list Binding::run(int threads) {
   return stepped;
 }
 
-py::list Binding::verdicts() const {
+py::list Binding::tell(const std::vector<Verdict>& verdicts) const {
   py::list out;
   for (size_t i = 0; i < sources_.size(); ++i) {
-    const Verdict& v = stepper_->verdicts()[i];
+    const Verdict& v = verdicts[i];
     if (v.stepped)
       out.append(py::make_tuple(py::handle(sources_[i].param), static_cast<int>(v.gate), v.scaled_cosine, v.sums.pp,
                                 v.sums.gg, v.settled));
   }
   return out;
+}
+
+// The stream that torch works on at present. The CPU has none.
+void* Binding::current_stream() const {
+  void* stream = nullptr;
+  if (device_.type != dlpack::cpu && api_->current_stream(device_.type, device_.id, &stream) != 0)
+    throw py::error_already_set();
+  return stream;
 }
 
 }  // namespace onepass

@@ -3,11 +3,11 @@
 
 #include <pybind11/pybind11.h>
 
-#include <memory>
 #include <utility>
 
-#include "cpu/step.h"
 #include "dlpack.h"
+#include "plan.h"
+#include "rules/verdict.h"
 
 namespace onepass {
 
@@ -16,7 +16,7 @@ namespace onepass {
 class Binding {
  public:
   Binding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments, bool sgd,
-          bool projected, bool lazy_buffer, const pybind11::list& first);
+          bool projected, bool lazy_buffer, const pybind11::list& first, dlpack::Device device);
 
   void set_hypers(const pybind11::list& hypers);
 
@@ -24,10 +24,14 @@ class Binding {
   // for the caller to find out.
   bool ready(const pybind11::list& groups);
 
-  // Steps, and returns the parameters that were written to. Only after `ready` said true.
-  pybind11::list run(int threads);
+ protected:
+  // The parameters that were stepped; lets go of their gradients.
+  pybind11::list stepped();
+  pybind11::list tell(const std::vector<Verdict>& verdicts) const;
+  void* current_stream() const;
 
-  pybind11::list verdicts() const;
+  Plan plan_;
+  dlpack::Device device_;
 
  private:
   using Entries = std::vector<std::pair<PyObject*, PyObject*>>;
@@ -42,10 +46,12 @@ class Binding {
   };
 
   void add(PyObject* param, int group, bool projected);
-  void* number(PyObject* object, int bits) const;
+  void add_live(pybind11::handle live, const Hyper& fixed);
+  void* number(PyObject* object, int bits, dlpack::Device device) const;
   bool read(const Source& source, Tensor& t, PyObject* gradient) const;
   bool read_operand(PyObject* object, const Tensor& t, Dtype dtype, View& view) const;
-  bool describe(PyObject* object, dlpack::Tensor& out) const;
+  bool read_live();
+  bool describe(PyObject* object, dlpack::Device device, dlpack::Tensor& out) const;
 
   const dlpack::ExchangeApi* api_;
   pybind11::object is_neg_;  // torch.Tensor.is_neg: complex autograd leaves gradients to be negated by their reader
@@ -54,9 +60,15 @@ class Binding {
   Entries state_entries_;
   std::vector<std::vector<PyObject*>> groups_;
   std::vector<Source> sources_;
-  std::vector<pybind11::object> gradients_;  // kept alive from `ready` to the end of `run`
-  Plan plan_;
-  std::unique_ptr<CpuStepper> stepper_;
+  std::vector<pybind11::object> gradients_;  // kept alive from `ready` to the end of the step
+  std::vector<std::pair<LiveNumber*, pybind11::object>> live_tensors_;
 };
+
+inline void add_plan(pybind11::module_& m) {
+  namespace py = pybind11;
+  py::class_<Binding>(m, "Plan", py::module_local())
+      .def("set_hypers", &Binding::set_hypers, py::arg("hypers"))
+      .def("ready", &Binding::ready, py::arg("params"));
+}
 
 }  // namespace onepass

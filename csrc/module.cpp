@@ -1,5 +1,9 @@
 // The Python module onepass._C.
-#include "binding.h"
+#include "cpu/binding.h"
+
+#ifdef ONEPASS_CUDA
+#include "cuda/binding.h"
+#endif
 
 namespace py = pybind11;
 
@@ -16,13 +20,19 @@ PYBIND11_MODULE(_C, m) {
       },
       "Every instruction set that this machine can run, best first.");
 
-  using onepass::Binding;
-  py::class_<Binding>(m, "Plan", py::module_local())
+  onepass::add_plan(m);
+  using onepass::CpuBinding;
+  py::class_<CpuBinding, onepass::Binding>(m, "CpuPlan", py::module_local())
       .def(py::init<const py::list&, const py::dict&, const py::list&, bool, bool, bool, const py::list&>(),
            py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("sgd"), py::arg("projected"),
            py::arg("lazy_buffer"), py::arg("first"))
-      .def("set_hypers", &Binding::set_hypers, py::arg("hypers"))
-      .def("ready", &Binding::ready, py::arg("params"))
-      .def("run", &Binding::run, py::arg("threads"))
-      .def("verdicts", &Binding::verdicts);
+      .def("run", &CpuBinding::run, py::arg("threads"))
+      .def("verdicts", &CpuBinding::verdicts);
+
+#ifdef ONEPASS_CUDA
+  m.attr("cuda_archs") = ONEPASS_CUDA_ARCHS;
+  onepass::add_cuda_plan(m);
+#else
+  m.attr("cuda_archs") = "";
+#endif
 }

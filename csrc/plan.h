@@ -1,8 +1,8 @@
 // The plan: what is known of a set of tensors before any step. It knows no framework and no device.
 //
 // A tensor is `rows` x `length` in the order of dim 0 (its channels), or one row where the rule looks at elements
-// only. Work is cut into items that do not depend on the number of threads, so that neither do the results: an item is
-// a run of whole rows, or a piece of one row too long to be held on chip.
+// only. Work is cut into items that do not depend on how many threads or blocks there are, so that neither do the
+// results: an item is a run of whole rows, or a piece of one row too long to be held on chip.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,9 @@ struct Tensor {
   bool first = false;               // its moments were made for this step
 
   int64_t first_item = 0, items = 0;
-  int64_t first_coefficient = 0;  // of its rows, in Plan::coefficients
+  int64_t first_coefficient = 0;  // of its rows, among those of all projected tensors
+
+  int64_t elements() const { return rows * length; }
 };
 
 struct Item {
@@ -58,24 +60,27 @@ struct Item {
 };
 
 struct Plan {
-  // Elements of an item, and so of the longest row that is held on chip between its sums and its write: 128 KiB of
-  // float32 directions, which fits the second-level cache of every machine we know of.
-  static constexpr int64_t item_elements = 32768;
-
   bool sgd = false;
-  bool lazy_buffer = false;   // torch.optim.SGD's, see hyper.py
-  std::vector<Hyper> hypers;  // of each group
+  bool lazy_buffer = false;     // torch.optim.SGD's, see hyper.py
+  std::vector<Hyper> hypers;    // of each group
+  std::vector<LiveHyper> live;  // likewise
   std::vector<Tensor> tensors;
   std::vector<Item> items;
-  std::vector<double> coefficients;  // c of every row of the projected tensors
+  int64_t coefficients = 0;  // rows of the tensors that were cut and are projected
 
   Family family(int group) const {
     if (!sgd) return Family::adam;
     return lazy_buffer && hypers[group].momentum == 0 ? Family::plain_sgd : Family::sgd;
   }
 
-  // Cuts the tensors into items; called once, when `tensors` is complete.
-  void cut();
+  // Settling takes p back out of p', which a 16-bit p has not the digits for; a projected buffer it cannot undo.
+  bool speculates(const Tensor& t) const {
+    const Hyper& h = hypers[t.group];
+    return t.projected && h.speculate && !(h.project_momentum && !h.nesterov) && bytes_of(t.dtype) >= 4;
+  }
+
+  // Cuts one tensor into items of about `item_elements`. A row longer than `longest_row` is cut into pieces.
+  void cut(int tensor, int64_t item_elements, int64_t longest_row);
 };
 
 }  // namespace onepass

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+import emulated_backend  # noqa: F401  the backend "emulated"
 import onepass
 import oracles
 from oracles import Arguments, Oracle
 
-BACKENDS = ["reference", "cpu"]
+BACKENDS = ["reference", "cpu", "emulated"]
 COMPILED = [name for name in BACKENDS if name != "reference"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

@@ -67,15 +67,8 @@ struct Visit {
   typedef Pack<S> R;
   static constexpr int lanes = R::lanes;
 
-  static Rule rule_of(const Scalars& s) {
-    if constexpr (Rule::moments == 2)
-      return narrow<S>(s.adam);
-    else
-      return narrow<S, Rule::moments == 1>(s.sgd);
-  }
-
   static void step(const Tile& t) {
-    const Rule rule = rule_of(*t.scalars);
+    const Rule rule = rule_of<Rule>(*t.scalars);
     const S d = S(t.through.d), k = S(t.through.k);
     for (int64_t r = 0; r < t.rows; ++r) {
       const Row<P, Rule> row(t, r);
@@ -138,7 +131,7 @@ struct Visit {
   }
 
   static Report update(const Tile& t) {
-    const Rule rule = rule_of(*t.scalars);
+    const Rule rule = rule_of<Rule>(*t.scalars);
     const Projection& pr = t.scalars->projection;
     S* room = static_cast<S*>(t.row_room);
     Report report;
@@ -199,7 +192,7 @@ struct Visit {
   }
 
   static void settle(const Tile& t, const Settlement& s) {
-    const Rule rule = rule_of(*t.scalars);
+    const Rule rule = rule_of<Rule>(*t.scalars);
     const Projection& pr = t.scalars->projection;
     for (int64_t r = 0; r < t.rows; ++r) {
       const Applied done = t.piece ? Applied{t.left_alone ? Affine{0, 0} : s.through, t.left_alone}

@@ -2,15 +2,9 @@
 #pragma once
 
 #include "../plan.h"
+#include "../rules/verdict.h"
 
 namespace onepass {
-
-// What the update does with the parameter while its gate is not known yet.
-enum class Write {
-  through,  // p is written at once under one affine step for all rows (gate none)
-  hold,     // u is kept until the row's sums are known, then p is written (gate channel)
-  defer,    // p is left alone; settling writes it
-};
 
 // A run of contiguous rows of one tensor, and what to do with them.
 struct Tile {
@@ -28,13 +22,6 @@ struct Tile {
   void* row_room;       // room for a row: of directions u (Write::hold) or of the weights before (Write::through)
 };
 
-// What a tile tells of its tensor. `deferred`: some row could not be written recoverably and was left alone.
-struct Report {
-  RowSums sums;
-  double max_cosine_squared = 0;
-  bool deferred = false;
-};
-
 // The step of the rows as they stand after `update`, given the verdict.
 struct Settlement {
   Write write;
@@ -49,19 +36,6 @@ struct Kernels {
   Report (*measure)(const Tile&);  // sums of p and g only; writes nothing
   void (*settle)(const Tile&, const Settlement&);
 };
-
-// What `update` has done to a row with coefficient c: an affine step, or nothing if it was `left_alone`, because the
-// gate was not to be guessed or p could not be had back from the step.
-struct Applied {
-  Affine step;
-  bool left_alone;
-};
-
-inline Applied applied(const Projection& pr, Write write, const Affine& through, double c) {
-  Affine step = write == Write::hold ? pr.affine(Gate::channel, c) : through;
-  bool left_alone = write == Write::defer || !recoverable(step, pr.s * c);
-  return {left_alone ? Affine{0, 0} : step, left_alone};
-}
 
 namespace baseline {
 extern const Kernels table[4][3];

@@ -22,8 +22,11 @@ int this_thread() {
 
 }  // namespace
 
-CpuStepper::CpuStepper(Plan& plan)
-    : plan_(plan), courses_(plan.tensors.size()), reports_(plan.items.size()), verdicts_(plan.tensors.size()) {}
+CpuStepper::CpuStepper(Plan& plan) : plan_(plan), courses_(plan.tensors.size()), verdicts_(plan.tensors.size()) {
+  for (size_t i = 0; i < plan.tensors.size(); ++i) plan.cut(i, item_elements, item_elements);
+  coefficients_.resize(plan.coefficients);
+  reports_.resize(plan.items.size());
+}
 
 void CpuStepper::step(int threads) {
   threads_ = threads;
@@ -56,23 +59,19 @@ void CpuStepper::step(int threads) {
 
 void CpuStepper::set_course(int tensor, const Scalars& scalars) {
   const Tensor& t = plan_.tensors[tensor];
-  const Hyper& h = plan_.hypers[t.group];
   Course& c = courses_[tensor];
   c.scalars = scalars;
   c.kernels = &kernels(t.dtype, plan_.family(t.group));
   c.through = scalars.projection.affine(Gate::none, 0);
-  // Settling takes p back out of p', which a 16-bit p has not the digits for; a projected buffer it cannot undo.
-  c.speculates = t.projected && h.speculate && !scalars.project_momentum && bytes_of(t.dtype) >= 4;
+  c.speculates = plan_.speculates(t);
   c.prediction = c.speculates ? predicted(*t.gate_counter) : Gate::none;
   choose_write(c, t);
 }
 
 // The way of writing that suits the gate that is predicted, or known.
 void CpuStepper::choose_write(Course& c, const Tensor& t) const {
-  const bool fits = t.length <= Plan::item_elements;
-  c.write = c.prediction == Gate::none              ? Write::through
-            : c.prediction == Gate::channel && fits ? Write::hold
-                                                    : Write::defer;
+  const bool fits = t.length <= item_elements;
+  c.write = write_for(c.prediction, fits);
   c.needs_sums = t.projected && (c.speculates || c.prediction != Gate::none);
 }
 
@@ -123,11 +122,11 @@ void CpuStepper::judge(int tensor) {
   Verdict& v = verdicts_[tensor];
   bool deferred = false;
   if (c.speculates) {
-    deferred = decide(tensor);
+    deferred = decide(tensor).deferred;
   } else if (c.needs_sums) {
-    RowSums sums;
-    gather_sums(tensor, sums, deferred);
-    v.sums.pu = sums.pu;
+    const Report all = add_up(tensor);
+    v.sums.pu = all.sums.pu;
+    deferred = all.deferred;
   }
   v.settled = v.gate != c.prediction;
   c.layer_coefficient = c.scalars.projection.coefficient(v.sums);
@@ -136,45 +135,31 @@ void CpuStepper::judge(int tensor) {
   if (v.settled || deferred) add_items(tensor);
 }
 
-// The gate of one tensor from the reports of its items; returns whether some row was left alone.
-bool CpuStepper::decide(int tensor) {
+// The gate of one tensor from the reports of its items.
+Report CpuStepper::decide(int tensor) {
   const Tensor& t = plan_.tensors[tensor];
-  const Projection& pr = courses_[tensor].scalars.projection;
-  Verdict& v = verdicts_[tensor];
-  bool deferred = false;
-  v.sums = {};
-  const double max_cosine = gather_sums(tensor, v.sums, deferred), length = double(t.length);
-  v.scaled_cosine = max_cosine * std::sqrt(length);
-  v.gate = pr.passes(max_cosine, length)                                              ? Gate::channel
-           : pr.passes(std::sqrt(pr.cosine_squared(v.sums)), double(t.rows) * length) ? Gate::layer
-                                                                                      : Gate::none;
-  return deferred;
+  const Report all = add_up(tensor);
+  verdicts_[tensor] = verdict_of(courses_[tensor].scalars.projection, all, double(t.rows), double(t.length));
+  return all;
 }
 
-// Adds up the reports of a tensor in the order of its items, completes the rows that were cut into pieces, and
-// returns the largest cosine of a row.
-double CpuStepper::gather_sums(int tensor, RowSums& sums, bool& deferred) {
+// Adds up the reports of a tensor in the order of its items, and completes the rows that were cut into pieces.
+Report CpuStepper::add_up(int tensor) {
   const Tensor& t = plan_.tensors[tensor];
   const Projection& pr = courses_[tensor].scalars.projection;
-  double max_cosine_squared = 0;
+  Report all;
   RowSums row;
-  deferred = false;
   for (int64_t index = t.first_item; index < t.first_item + t.items; ++index) {
     const Item& item = plan_.items[index];
-    const Report& report = reports_[index];
-    sums.add(report.sums);
-    deferred |= report.deferred;
-    if (item.whole_rows(t)) {
-      max_cosine_squared = max_or_nan(max_cosine_squared, report.max_cosine_squared);
-      continue;
-    }
-    row.add(report.sums);
+    all.add(reports_[index]);
+    if (item.whole_rows(t)) continue;
+    row.add(reports_[index].sums);
     if (item.end < t.length) continue;
-    max_cosine_squared = max_or_nan(max_cosine_squared, pr.cosine_squared(row));
-    plan_.coefficients[t.first_coefficient + item.row] = pr.coefficient(row);
+    all.max_cosine_squared = max_or_nan(all.max_cosine_squared, pr.cosine_squared(row));
+    coefficients_[t.first_coefficient + item.row] = pr.coefficient(row);
     row = {};
   }
-  return std::sqrt(max_cosine_squared);
+  return all;
 }
 
 // ---------------------------------------------------------------- items
@@ -190,7 +175,7 @@ void CpuStepper::add_items(int tensor) {
 void CpuStepper::run_items(const Work& work) {
   int64_t elements = 0;
   for (int64_t index : queue_) elements += plan_.items[index].elements();
-  const int64_t batch = std::clamp(elements / (16 * threads_), Plan::item_elements, 16 * Plan::item_elements);
+  const int64_t batch = std::clamp(elements / (16 * threads_), item_elements, 16 * item_elements);
   batches_.clear();
   elements = 0;
   for (size_t i = 0; i < queue_.size(); ++i) {
@@ -236,7 +221,7 @@ Tile CpuStepper::tile_of(const Item& item, int64_t index, Scratch& scratch) {
   tile.write = c.write;
   tile.through = c.through;
   if (t.projected) {
-    tile.coefficient = &plan_.coefficients[t.first_coefficient + item.row];
+    tile.coefficient = &coefficients_[t.first_coefficient + item.row];
     tile.piece = !item.whole_rows(t);
     tile.left_alone = reports_[index].deferred;
     if (static_cast<int64_t>(scratch.row.size()) < tile.length * work_bytes)

@@ -7,15 +7,6 @@
 
 namespace onepass {
 
-// What the gate of one projected tensor saw at the last step.
-struct Verdict {
-  bool stepped = false;
-  Gate gate = Gate::none;
-  double scaled_cosine = 0;  // max over rows of |cos|*sqrt(length)
-  RowSums sums;              // over the whole tensor
-  bool settled = false;      // the prediction was wrong
-};
-
 class CpuStepper {
  public:
   explicit CpuStepper(Plan& plan);
@@ -26,6 +17,10 @@ class CpuStepper {
   const std::vector<Verdict>& verdicts() const { return verdicts_; }
 
  private:
+  // Elements of an item, and so of the longest row that is held on chip between its sums and its write: 128 KiB of
+  // float32 directions, which fits the second-level cache of every machine we know of.
+  static constexpr int64_t item_elements = 32768;
+
   // What is decided about a tensor in the course of one step.
   struct Course {
     Scalars scalars;
@@ -53,9 +48,9 @@ class CpuStepper {
   void update();
   void settle();
   void judge(int tensor);
-  bool decide(int tensor);
+  Report decide(int tensor);
   void choose_write(Course& c, const Tensor& t) const;
-  double gather_sums(int tensor, RowSums& sums, bool& deferred);
+  Report add_up(int tensor);
 
   using Work = std::function<void(const Item&, int64_t index, Scratch&)>;
   void add_items(int tensor);
@@ -66,7 +61,8 @@ class CpuStepper {
   Plan& plan_;
   int threads_ = 1;
   std::vector<Course> courses_;
-  std::vector<Report> reports_;  // of every item
+  std::vector<Report> reports_;       // of every item
+  std::vector<double> coefficients_;  // c of every row of the projected tensors
   std::vector<Verdict> verdicts_;
   std::vector<Scratch> scratch_;
   std::vector<int64_t> queue_;    // items of the present phase

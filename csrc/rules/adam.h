@@ -22,6 +22,7 @@ ONEPASS_HD S where_zero(S x, S instead) {
 
 template <class S>
 struct Adam {
+  typedef S Number;
   static constexpr int moments = 2;
 
   S grad_scale, l2;
@@ -45,6 +46,9 @@ struct Adam {
     m = beta1 * m + one_minus_beta1 * g;
     v = beta2 * v + one_minus_beta2 * (g * g);
   }
+
+  // Whether `direction` needs the gradient beside the moments.
+  ONEPASS_HD bool reads_gradient() const { return nesterov; }
 
   template <class R>
   ONEPASS_HD R direction(R p, R g, const R* moment) const {

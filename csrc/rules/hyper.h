@@ -20,6 +20,24 @@ struct Hyper {
   bool nesterov = false, proximal = false, project_momentum = false, speculate = true;
 };
 
+// A hyper-parameter that is read at every step from the device, if `at` is not null.
+struct LiveNumber {
+  double value = 0;
+  const void* at = nullptr;
+  bool wide = false;  // a double, not a float
+};
+
+enum class Decay : int { direct, l2, metric };  // which field of Hyper the weight decay enters
+
+// The hyper-parameters of a capturable group, before hyper.py's hyper_of has made Hyper's fields of them.
+struct LiveHyper {
+  bool capturable = false;
+  Hyper fixed;
+  LiveNumber lr, weight_decay, beta1, beta2, momentum, initial_lr;
+  Decay decay = Decay::direct;
+  bool decouple_lr = false, over_one_minus_momentum = false;
+};
+
 // Every scalar of one tensor at one step.
 struct Scalars {
   Adam<double> adam;
@@ -29,7 +47,7 @@ struct Scalars {
 };
 
 // t: the tensor's step count, this step included. first: its buffer was made for this step (`lazy_buffer` rules).
-inline Scalars scalars_of(const Hyper& h, bool is_sgd, double t, bool first) {
+ONEPASS_HD Scalars scalars_of(const Hyper& h, bool is_sgd, double t, bool first) {
   Scalars out{};
   double s = h.lr;
   if (is_sgd) {
@@ -57,7 +75,7 @@ inline Scalars scalars_of(const Hyper& h, bool is_sgd, double t, bool first) {
 }
 
 template <class S>
-Adam<S> narrow(const Adam<double>& a) {
+ONEPASS_HD Adam<S> narrow(const Adam<double>& a) {
   return {.grad_scale = S(a.grad_scale),
           .l2 = S(a.l2),
           .beta1 = S(a.beta1),
@@ -75,13 +93,21 @@ Adam<S> narrow(const Adam<double>& a) {
 }
 
 template <class S, bool buffered>
-Sgd<S, buffered> narrow(const Sgd<double, true>& a) {
+ONEPASS_HD Sgd<S, buffered> narrow(const Sgd<double, true>& a) {
   return {.grad_scale = S(a.grad_scale),
           .l2 = S(a.l2),
           .momentum = S(a.momentum),
           .one_minus_dampening = S(a.one_minus_dampening),
           .nesterov = a.nesterov,
           .has_l2 = a.has_l2};
+}
+
+template <class Rule>
+ONEPASS_HD Rule rule_of(const Scalars& s) {
+  if constexpr (Rule::moments == 2)
+    return narrow<typename Rule::Number>(s.adam);
+  else
+    return narrow<typename Rule::Number, Rule::moments == 1>(s.sgd);
 }
 
 }  // namespace onepass

@@ -57,8 +57,9 @@ struct Projection {
 
   ONEPASS_HD Affine affine(Gate gate, double c) const {
     double q = gate == Gate::none ? decay : decay * wd_ratio;
-    double scale = proximal ? 1 + q : 1;
-    return {(q - (gate == Gate::none ? 0 : s * c)) / scale, s / scale};
+    double d = q - (gate == Gate::none ? 0 : s * c);
+    if (!proximal) return {d, s};
+    return {d / (1 + q), s / (1 + q)};
   }
 
   // 0/0 := 0, and a NaN above stays one.

@@ -11,6 +11,7 @@ namespace onepass {
 
 template <class S, bool buffered>
 struct Sgd {
+  typedef S Number;
   static constexpr int moments = buffered ? 1 : 0;
 
   S grad_scale, l2;
@@ -27,6 +28,8 @@ struct Sgd {
   ONEPASS_HD void advance(R g, R* moment) const {
     if constexpr (buffered) moment[0] = momentum * moment[0] + one_minus_dampening * g;
   }
+
+  ONEPASS_HD bool reads_gradient() const { return nesterov || !buffered; }
 
   template <class R>
   ONEPASS_HD R direction(R, R g, const R* moment) const {

@@ -32,6 +32,7 @@ class _AdamLike(Optimizer):
         *,
         maximize: bool = False,
         decouple_lr: bool = False,
+        capturable: bool = False,
         backend: str = "auto",
     ):
         defaults: dict[str, Any] = dict(
@@ -41,6 +42,7 @@ class _AdamLike(Optimizer):
             weight_decay=weight_decay,
             maximize=maximize,
             decouple_lr=decouple_lr,
+            capturable=capturable,
             backend=backend,
         )
         super().__init__(params, defaults)
@@ -56,6 +58,8 @@ _ARGUMENTS = """
         maximize: ascend instead of descend.
         decouple_lr: the paper's convention of wd: the decay is (lr/initial_lr)*wd instead of lr*wd, initial_lr being
             the group's lr when it was added. A wd of this convention is initial_lr times one of torch's.
+        capturable: keep step counts on the device and read lr, weight_decay, betas and momentum there where they are
+            tensors on it, so that a step captured into a CUDA graph replays with their values of the day.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
 
     Moments are float32, and float64 for float64 parameters. Raises ValueError, TypeError or RuntimeError, naming the

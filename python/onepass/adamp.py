@@ -44,6 +44,8 @@ class AdamP(Optimizer):
         speculate: step under the gate that is expected and correct the parameter if the verdict differs: 28 bytes of
             traffic for a float32 parameter against 36. The result may differ in the last place between two histories
             of the predictor; False never predicts.
+        capturable: keep step counts on the device and read lr, weight_decay, betas and momentum there where they are
+            tensors on it, so that a step captured into a CUDA graph replays with their values of the day.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
 
     Moments are float32, and float64 for float64 parameters. Raises ValueError, TypeError or RuntimeError, naming the
@@ -67,6 +69,7 @@ class AdamP(Optimizer):
         maximize: bool = False,
         decouple_lr: bool = False,
         speculate: bool = True,
+        capturable: bool = False,
         backend: str = "auto",
     ):
         defaults: dict[str, Any] = dict(
@@ -81,6 +84,7 @@ class AdamP(Optimizer):
             maximize=maximize,
             decouple_lr=decouple_lr,
             speculate=speculate,
+            capturable=capturable,
             backend=backend,
         )
         super().__init__(params, defaults)

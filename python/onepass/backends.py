@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from . import native
+from . import cuda, native
 from .hyper import Hyper
 from .reference import Verdict
 from .reference import step as reference_step
@@ -23,6 +23,7 @@ class Runner(Protocol):
     """Steps the groups of one backend. Nothing but `run` writes to a parameter, a moment or a step count."""
 
     name: str
+    capturable: bool  # whether its steps can be captured into a CUDA graph
 
     def bind(self, state: Any, first: list[Tensor]) -> None:
         """Takes the optimizer's state; `first` lists the parameters whose moments were made for this step."""
@@ -41,6 +42,7 @@ class ReferenceRunner:
     """The specification as a backend: any device, and slow."""
 
     name = "reference"
+    capturable = False
 
     def __init__(self, optimizer: Optimizer, indices: list[int]):
         self.rule = optimizer.rule
@@ -73,6 +75,7 @@ class ReferenceRunner:
 
 _RUNNERS: dict[str, Callable[[Optimizer, list[int]], Runner]] = {
     "cpu": native.CpuRunner,
+    "cuda": cuda.CudaRunner,
     "reference": ReferenceRunner,
 }
 NAMES = ("auto", "cpu", "cuda", "triton", "reference")
@@ -83,8 +86,8 @@ def backends() -> dict[str, str | None]:
     """Every backend's name with None if it can be used, else a sentence saying why not and what to do."""
     return {
         "cpu": native.unavailable(),
-        "cuda": "The CUDA kernels are not part of this release; use backend='reference' for CUDA tensors.",
-        "triton": "The Triton kernels are not part of this release; use backend='reference' for CUDA tensors.",
+        "cuda": cuda.unavailable(),
+        "triton": "The Triton kernels are not part of this release; use backend='cuda' for CUDA tensors.",
         "reference": None,
     }
 
@@ -101,16 +104,19 @@ def check_name(name: Any) -> None:
 def resolve(name: str, device: torch.device) -> str:
     """The backend that `name` stands for on `device`."""
     if name == "auto":
-        reason = native.unavailable() if device.type == "cpu" else f"onepass has no kernels for {device.type} tensors."
+        has_kernels = device.type in ("cpu", "cuda")
+        reason = backends()[device.type] if has_kernels else f"onepass has no kernels for {device.type} tensors."
         if reason is None:
-            return "cpu"
+            return device.type
         if reason not in _warned:
             _warned.add(reason)
             warnings.warn(f"onepass: stepping with the slow reference backend. {reason}", stacklevel=_callers_level())
         return "reference"
     check_name(name)
-    if name == "cpu" and device.type != "cpu":
-        raise ValueError(f"backend='cpu' steps CPU tensors, got parameters on {device}; use backend='auto'")
+    if name in ("cpu", "cuda") and device.type != name:
+        raise ValueError(
+            f"backend={name!r} steps {name.upper()} tensors, got parameters on {device}; use backend='auto'"
+        )
     return name
 
 
@@ -123,9 +129,18 @@ def _callers_level() -> int:
 
 
 def runners_for(optimizer: Optimizer) -> list[Runner]:
-    """One runner for each backend that the optimizer's groups ask for."""
-    indices: dict[str, list[int]] = {}
+    """One runner for each backend that the optimizer's groups ask for, and each device."""
+    indices: dict[tuple[str, torch.device], list[int]] = {}
     for i, group in enumerate(optimizer.param_groups):
         if group["params"]:
-            indices.setdefault(resolve(group["backend"], group["params"][0].device), []).append(i)
-    return [_RUNNERS[name](optimizer, members) for name, members in indices.items()]
+            device = group["params"][0].device
+            indices.setdefault((resolve(group["backend"], device), device), []).append(i)
+    runners = [_RUNNERS[name](optimizer, members) for (name, _), members in indices.items()]
+    for runner, (name, device), members in zip(runners, indices, indices.values(), strict=True):
+        for i in members:
+            if optimizer.param_groups[i]["capturable"] and not runner.capturable:
+                raise ValueError(
+                    f"param group {i}: capturable=True is for steps that are captured into a CUDA graph, got parameters "
+                    f"on {device} with backend {name!r}; use capturable=False"
+                )
+    return runners

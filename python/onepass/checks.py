@@ -86,7 +86,8 @@ def check_gradients(groups: Sequence[Group]) -> None:
 
 def check_state(rule: Rule, groups: Sequence[Group], state: Any) -> None:
     """Raises if a state tensor, loaded or replaced by hand, does not fit its parameter."""
-    for name, p in each_parameter(groups):
+    capturable = [group["capturable"] for group in groups for _ in group["params"]]
+    for (name, p), on_device in zip(each_parameter(groups), capturable, strict=True):
         own = state.get(p, {})
         for key in rule.moments:
             moment = own.get(key)
@@ -104,15 +105,24 @@ def check_state(rule: Rule, groups: Sequence[Group], state: Any) -> None:
                     f"{name}: its state {key!r} must be a dense {dtype} tensor of the parameter's shape on {p.device}, "
                     f"got {given}; load it with load_state_dict"
                 )
+        devices = {"step": step_device(p, on_device), "gate_counter": p.device}
         for key, dtype in (("step", torch.float32), ("gate_counter", torch.uint8)):
             value = own.get(key)
             if value is not None and not (
-                isinstance(value, Tensor) and value.dtype == dtype and value.numel() == 1 and value.device.type == "cpu"
+                isinstance(value, Tensor)
+                and value.dtype == dtype
+                and value.numel() == 1
+                and value.device == devices[key]
             ):
                 raise ValueError(
-                    f"{name}: its state {key!r} must be a CPU tensor of one {dtype} number, got {value!r}; load it with "
-                    "load_state_dict"
+                    f"{name}: its state {key!r} must be a tensor of one {dtype} number on {devices[key]}, got {value!r}; "
+                    "load it with load_state_dict"
                 )
+
+
+def step_device(p: Tensor, capturable: bool) -> torch.device:
+    """Where the step count of `p` lies: beside it only if its steps are captured, since the host reads it otherwise."""
+    return p.device if capturable else torch.device("cpu")
 
 
 def overlaps(t: Tensor) -> bool:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,27 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Live:
+    """The hyper-parameters of a capturable group before they are put into `Hyper`'s terms, which the device then does at
+    every step. A tensor on the parameters' device is read there, so that a captured graph sees what it is set to.
+
+    decay: "direct" (decoupled or proximal), "l2" or "metric": which field of `Hyper` the weight decay enters.
+    identities: of the tensors, by which two of these are compared.
+    """
+
+    lr: float | Tensor = field(compare=False)
+    weight_decay: float | Tensor = field(compare=False)
+    beta1: float | Tensor = field(compare=False)
+    beta2: float | Tensor = field(compare=False)
+    momentum: float | Tensor = field(compare=False)
+    initial_lr: float | Tensor = field(compare=False)
+    decay: str
+    decouple_lr: bool
+    over_one_minus_momentum: bool
+    identities: tuple[float | int, ...]
+
+
+@dataclass(frozen=True)
 class Hyper:
     """The hyper-parameters of one group at one step, as Python floats (float64).
 
@@ -42,6 +65,7 @@ class Hyper:
     l2: coefficient of `g += l2*p`.
     metric_decay: AdamProxL2's wd, in torch's convention: `p = (p - s*u)/(1 + metric_decay*s/D)`.
     grad_scale: every gradient is multiplied by it: -1 to maximize, else 1.
+    live: None unless the group is capturable; lr, betas, momentum and the decays then come from there.
     """
 
     lr: float
@@ -60,6 +84,7 @@ class Hyper:
     wd_ratio: float = 1.0
     project_momentum: bool = False
     speculate: bool = True
+    live: Live | None = None
 
 
 _DECAYS = ("decoupled", "proximal")
@@ -111,14 +136,48 @@ def hyper_of(rule: Rule, group: dict[str, Any], index: int) -> Hyper:
         common["speculate"] = bool(group["speculate"])
         if rule.family == "sgd" and wd:
             common["decay"] /= _one_minus_momentum(common["momentum"], index)
+    if group["capturable"]:
+        common["live"] = _live_of(rule, group, decay, number)
     return Hyper(**common)
+
+
+def _live_of(rule: Rule, group: dict[str, Any], decay: str, number: _Numbers) -> Live:
+    """The group's own values, tensors on the device unread."""
+    beta1, beta2 = group.get("betas", (0.0, 0.0))
+    values: list[Any] = [
+        value if number.is_live(value) else float(value)
+        for value in (
+            group["lr"],
+            group["weight_decay"],
+            beta1,
+            beta2,
+            group.get("momentum", 0.0),
+            group["initial_lr"] if group["decouple_lr"] else 0.0,
+        )
+    ]
+    return Live(
+        *values,
+        decay={"l2": "l2", "proximal_l2": "metric"}.get(decay, "direct"),
+        decouple_lr=bool(group["decouple_lr"]),
+        over_one_minus_momentum=rule.projected and rule.family == "sgd",
+        identities=tuple(id(value) if number.is_live(value) else value for value in values),
+    )
 
 
 class _Numbers:
     """Reads finite numbers out of a param group; a 0-dim tensor counts as a number."""
 
+    # What the others take a hyper-parameter for that only the device can read: within every bound.
+    UNREAD = 0.5
+    LIVE = ("lr", "weight_decay", "betas[0]", "betas[1]", "momentum", "initial_lr")
+
     def __init__(self, group: Mapping[str, Any], index: int):
         self.group, self.index = group, index
+        self.device = group["params"][0].device if group["capturable"] and group["params"] else None
+
+    def is_live(self, value: Any) -> bool:
+        """Whether the device reads it at every step: a tensor beside the parameters of a capturable group."""
+        return isinstance(value, Tensor) and value.device == self.device and value.numel() == 1
 
     def __call__(self, name: str, low: float = -math.inf) -> float:
         return self._check(name, self.group[name], low)
@@ -139,6 +198,8 @@ class _Numbers:
             raise ValueError(
                 f"param group {self.index}: {name} must hold one number, got a tensor of shape {tuple(value.shape)}"
             )
+        if self.is_live(value) and name in self.LIVE:
+            return self.UNREAD
         try:
             number = float(value)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -159,7 +220,8 @@ def _decay_lr(group: dict[str, Any], number: _Numbers, lr: float) -> float:
     """
     if not group["decouple_lr"]:
         return lr
-    group.setdefault("initial_lr", lr)
+    own = group["lr"]
+    group.setdefault("initial_lr", own.clone() if number.is_live(own) else lr)
     initial_lr = number("initial_lr", low=0.0)
     if initial_lr == 0:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The CPU backend: binds tensors to the compiled plan. The kernels are in csrc/."""
+"""The compiled module, and what the backends share that bind tensors to a plan in it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GATES = ("none", "channel", "layer")
 
 
 def unavailable() -> str | None:
-    """None if the compiled CPU kernels can be used, else a sentence saying why not and what to do."""
+    """None if the compiled module can be used, else a sentence saying why not and what to do."""
     if _C is None:
         return (
             f"The compiled module onepass._C cannot be imported ({_import_error}); reinstall onepass with a C++ "
@@ -45,10 +45,12 @@ def unavailable() -> str | None:
     return None
 
 
-class CpuRunner:
-    """Steps the CPU tensors of some groups through one compiled plan, built once."""
+class PlanRunner:
+    """Steps the tensors of some groups, all on one device, through one compiled plan, built once."""
 
-    name = "cpu"
+    name: str
+    capturable = False
+    plan: Any
 
     def __init__(self, optimizer: Optimizer, indices: list[int]):
         self.rule = optimizer.rule
@@ -62,9 +64,12 @@ class CpuRunner:
         own = [state[p] for params in self.params for p in params if p in state]
         self.kept = [state, own, [list(entries.values()) for entries in own]]
         self.known = []
-        self.plan = _C.Plan(
+        self.make_plan(
             self.params, state, list(rule.moments), rule.family == "sgd", rule.projected, rule.lazy_buffer, first
         )
+
+    def make_plan(self, *arguments: Any) -> None:
+        raise NotImplementedError
 
     def ready(self, groups: list[dict[str, Any]], hypers: list[Hyper]) -> bool:
         mine = [hypers[i] for i in self.indices]
@@ -73,12 +78,25 @@ class CpuRunner:
             self.known = mine
         return bool(self.plan.ready([groups[i]["params"] for i in self.indices]))
 
+
+def verdicts_of(told: list[tuple[Tensor, int, float, float, float, bool]]) -> dict[Tensor, Verdict]:
+    return {
+        p: Verdict(GATES[gate], cosine, math.sqrt(pp), math.sqrt(gg), settled)
+        for p, gate, cosine, pp, gg, settled in told
+    }
+
+
+class CpuRunner(PlanRunner):
+    """The CPU backend. The kernels are in csrc/cpu/."""
+
+    name = "cpu"
+
+    def make_plan(self, *arguments: Any) -> None:
+        self.plan = _C.CpuPlan(*arguments)
+
     def run(self, hypers: list[Hyper]) -> None:
         # autograd refuses a backward pass through weights that were written to: it knows by their version.
         increment_version(self.plan.run(torch.get_num_threads()))
 
     def verdicts(self) -> dict[Tensor, Verdict]:
-        return {
-            p: Verdict(GATES[gate], cosine, math.sqrt(pp), math.sqrt(gg), settled)
-            for p, gate, cosine, pp, gg, settled in self.plan.verdicts()
-        }
+        return verdicts_of(self.plan.verdicts())

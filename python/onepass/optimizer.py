@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .checks import check_gradients, check_parameters, check_state
+from .checks import check_gradients, check_parameters, check_state, step_device
 from .hyper import Hyper, Rule, has_buffer, hyper_of
 from .reference import Verdict, working_dtype
 
@@ -114,9 +114,9 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             state = self.state[p]
             if self.rule.counted and state.get("step") is None:
-                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(p, group["capturable"]))
             if self.rule.projected and p.dim() > 1 and state.get("gate_counter") is None:
-                state["gate_counter"] = torch.ones((), dtype=torch.uint8)
+                state["gate_counter"] = torch.ones((), dtype=torch.uint8, device=p.device)
             for key in self.rule.moments if has_buffer(self.rule, h) else ():
                 if state.get(key) is None:
                     state[key] = torch.zeros_like(p, dtype=working_dtype(p.dtype), requires_grad=False)
@@ -138,12 +138,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = getattr(self, "_loading", None)
-        # The backend is this optimizer's choice, not the checkpoint's: it may have been written on another machine.
-        kept = [group["backend"] for group in self.param_groups] if loading is not None else []
+        # These are this optimizer's choice, not the checkpoint's: it may have been written on another machine.
+        own = ("backend", "capturable")
+        kept = [{name: group[name] for name in own} for group in self.param_groups] if loading is not None else []
         super().__setstate__(state)
         self._forget()
-        for group, backend in zip(self.param_groups, kept, strict=False):
-            group["backend"] = backend
+        for group, choice in zip(self.param_groups, kept, strict=False):
+            group.update(choice)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -172,13 +173,13 @@ class Optimizer(torch.optim.Optimizer):
     def _restore(self, loaded: dict[str, Any]) -> None:
         """Puts the loaded state in again, from the tensors as they were saved."""
         ids = chain.from_iterable(group["params"] for group in loaded["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for saved_id, p in zip(ids, params, strict=True):
+        params = [(p, group["capturable"]) for group in self.param_groups for p in group["params"]]
+        for saved_id, (p, capturable) in zip(ids, params, strict=True):
             for key, value in loaded["state"].get(saved_id, {}).items():
                 if key == "step":
-                    value = torch.tensor(float(value), dtype=torch.float32)
+                    value = torch.tensor(float(value), dtype=torch.float32, device=step_device(p, capturable))
                 elif key == "gate_counter":
-                    value = torch.as_tensor(value).to(device="cpu", dtype=torch.uint8, copy=True)
+                    value = torch.as_tensor(value).to(device=p.device, dtype=torch.uint8, copy=True)
                 elif key in self.rule.moments and isinstance(value, Tensor):
                     moment = torch.empty_like(p, dtype=working_dtype(p.dtype), requires_grad=False)
                     value = moment.copy_(value) if value.shape == p.shape else value

@@ -28,6 +28,8 @@ class SGD(Optimizer):
         nesterov: takes a momentum above 0 and a dampening of 0.
         maximize: ascend instead of descend.
         decouple_lr: changes nothing here, as the decay is not multiplied by lr.
+        capturable: keep step counts on the device and read lr, weight_decay, betas and momentum there where they are
+            tensors on it, so that a step captured into a CUDA graph replays with their values of the day.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
 
     The buffer is float32, and float64 for float64 parameters. Raises ValueError, TypeError or RuntimeError, naming
@@ -47,6 +49,7 @@ class SGD(Optimizer):
         *,
         maximize: bool = False,
         decouple_lr: bool = False,
+        capturable: bool = False,
         backend: str = "auto",
     ):
         defaults: dict[str, Any] = dict(
@@ -57,6 +60,7 @@ class SGD(Optimizer):
             nesterov=nesterov,
             maximize=maximize,
             decouple_lr=decouple_lr,
+            capturable=capturable,
             backend=backend,
         )
         super().__init__(params, defaults)
@@ -89,6 +93,8 @@ class SGDP(Optimizer):
         maximize: ascend instead of descend.
         decouple_lr: the decay is (lr/initial_lr)*wd/(1-momentum).
         speculate: see `onepass.AdamP`.
+        capturable: keep step counts on the device and read lr, weight_decay, betas and momentum there where they are
+            tensors on it, so that a step captured into a CUDA graph replays with their values of the day.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
 
     The buffer is float32, and float64 for float64 parameters. Raises ValueError, TypeError or RuntimeError, naming
@@ -114,6 +120,7 @@ class SGDP(Optimizer):
         maximize: bool = False,
         decouple_lr: bool = False,
         speculate: bool = True,
+        capturable: bool = False,
         backend: str = "auto",
     ):
         defaults: dict[str, Any] = dict(
@@ -130,6 +137,7 @@ class SGDP(Optimizer):
             maximize=maximize,
             decouple_lr=decouple_lr,
             speculate=speculate,
+            capturable=capturable,
             backend=backend,
         )
         super().__init__(params, defaults)

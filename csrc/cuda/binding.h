@@ -1,0 +1,67 @@
+// The boundary of the CUDA backend. Device memory comes from torch: the plan says how much it needs and what it holds.
+#pragma once
+
+#include <pybind11/stl.h>
+
+#include "../binding.h"
+#include "step.h"
+
+namespace onepass {
+
+// The kernels run on a CPU in tests, on the tensors of a CPU.
+#ifdef ONEPASS_EMULATED
+constexpr dlpack::DeviceType cuda_device_type = dlpack::cpu;
+#else
+constexpr dlpack::DeviceType cuda_device_type = dlpack::cuda;
+#endif
+
+class CudaBinding : public Binding {
+ public:
+  CudaBinding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments, bool sgd,
+              bool projected, bool lazy_buffer, const pybind11::list& first, int device)
+      : Binding(groups, state, moments, sgd, projected, lazy_buffer, first, {cuda_device_type, device}),
+        stepper_(plan_, device) {}
+
+  int64_t bytes() const { return stepper_.bytes(); }
+  pybind11::bytes image(uint64_t address) {
+    const std::vector<char> bytes = stepper_.image(address);
+    return pybind11::bytes(bytes.data(), bytes.size());
+  }
+
+  // Launches a step on torch's current stream, and returns the parameters that are written to. Only after `ready` said
+  // true.
+  pybind11::list run() {
+    const auto stream = static_cast<cudaStream_t>(current_stream());
+    {
+      pybind11::gil_scoped_release unlocked;
+      stepper_.step(stream);
+    }
+    return stepped();
+  }
+
+  pybind11::list verdicts(const pybind11::bytes& memory) const {
+    return tell(stepper_.verdicts(PyBytes_AsString(memory.ptr())));
+  }
+
+  std::vector<std::string> launches() const { return stepper_.launches(); }
+  int room_bytes() const { return stepper_.shape().room_bytes; }
+
+ private:
+  cuda::CudaStepper stepper_;
+};
+
+inline void add_cuda_plan(pybind11::module_& m) {
+  namespace py = pybind11;
+  py::class_<CudaBinding, Binding>(m, "CudaPlan", py::module_local())
+      .def(py::init<const py::list&, const py::dict&, const py::list&, bool, bool, bool, const py::list&, int>(),
+           py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("sgd"), py::arg("projected"),
+           py::arg("lazy_buffer"), py::arg("first"), py::arg("device"))
+      .def_property_readonly("memory_bytes", &CudaBinding::bytes)
+      .def("image", &CudaBinding::image, py::arg("address"))
+      .def("run", &CudaBinding::run)
+      .def("verdicts", &CudaBinding::verdicts, py::arg("memory"))
+      .def_property_readonly("launches", &CudaBinding::launches)
+      .def_property_readonly("room_bytes", &CudaBinding::room_bytes);
+}
+
+}  // namespace onepass

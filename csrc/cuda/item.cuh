@@ -1,0 +1,109 @@
+// One item of a plan, opened: its operands, its rows as stretches, and what the rule does to one vector of elements.
+#pragma once
+
+#include "memory.cuh"
+#include "plan.cuh"
+
+namespace onepass::cuda {
+
+// is_packed decides how elements are reached: 16 bytes at a time, or one by one through the strides.
+template <class P, class Rule, bool is_packed>
+struct Opened {
+  typedef typename Rule::Number S;
+  static constexpr int lanes = is_packed ? Vector<P>::lanes : 1;
+  static constexpr int at_a_time = lanes == 4 ? 2 : 1;  // vectors; two of float64 would spill
+  template <class T, Operand operand>
+  using Stream = std::conditional_t<is_packed, Packed<T, operand>, Strided<T, operand>>;
+
+  const DeviceTensor* t;
+  const Course<Rule>* course;
+  Stream<P, of_p> p;
+  Stream<const P, of_g> g;
+  Stream<S, of_m> m;
+  Stream<S, of_v> v;
+  int64_t first;  // of the item, in elements of the tensor
+  int rows, length;
+  int tensor;
+  bool piece;
+
+  __device__ __forceinline__ Stretch<lanes> row(int r) const {
+    const int64_t at = first + int64_t(r) * length;
+    return {at, length, int(reinterpret_cast<uint64_t>(p.data + at) / sizeof(P) % lanes)};
+  }
+
+  // Where the elements of one vector of a stretch are.
+  __device__ __forceinline__ auto place(const Stretch<lanes>& s, int vector) const {
+    if constexpr (is_packed)
+      return PackedPlace<lanes>{s, s.at(vector)};
+    else
+      return strided_place(t->layout, t->dims, s.first + vector);
+  }
+
+  template <class T, Operand operand>
+  __device__ __forceinline__ void reach(Packed<T, operand>& x, void* data) const {
+    const uint64_t lead = reinterpret_cast<uint64_t>(t->p) / sizeof(P);
+    const bool vectors = (reinterpret_cast<uint64_t>(data) / sizeof(T) - lead) % Vector<T>::lanes == 0;
+    x = {static_cast<T*>(data), vectors};
+  }
+  template <class T, Operand operand>
+  __device__ __forceinline__ void reach(Strided<T, operand>& x, void* data) const {
+    x = {static_cast<T*>(data)};
+  }
+
+  __device__ __forceinline__ void open(const Item& item, const DeviceTensor* of, const void* gradient,
+                                       const Course<Rule>* scalars) {
+    t = of;
+    course = scalars;
+    tensor = item.tensor;
+    rows = int(item.rows);
+    length = int(item.end - item.begin);
+    first = item.row * t->length + item.begin;
+    piece = length < t->length;
+    reach(p, t->p);
+    reach(g, const_cast<void*>(gradient));
+    if (Rule::moments > 0) reach(m, t->moment[0]);
+    if (Rule::moments > 1) reach(v, t->moment[1]);
+  }
+};
+
+// One vector of elements.
+template <class O, class Rule>
+struct Elements {
+  typedef typename Rule::Number S;
+  static constexpr int lanes = O::lanes;
+
+  S p[lanes], g[lanes], moment[max_moments][lanes];
+
+  template <class Place>
+  __device__ __forceinline__ void read(const O& o, const Place& place, bool with_gradient) {
+    o.p.read(place, p);
+    if (with_gradient) {
+      o.g.read(place, g);
+    } else {
+#pragma unroll
+      for (int i = 0; i < lanes; ++i) g[i] = 0;
+    }
+    if (Rule::moments > 0) o.m.read(place, moment[0]);
+    if (Rule::moments > 1) o.v.read(place, moment[1]);
+  }
+
+  // The direction u of element i. Makes of g what the rule wants and, if `advancing`, of the moments those of this
+  // step.
+  template <bool advancing>
+  __device__ __forceinline__ S direct(const Rule& rule, int i) {
+    S own[max_moments] = {moment[0][i], moment[1][i]};
+    g[i] = rule.gradient(p[i], g[i]);
+    if (advancing) rule.advance(g[i], own);
+#pragma unroll
+    for (int j = 0; j < Rule::moments; ++j) moment[j][i] = own[j];
+    return rule.direction(p[i], g[i], own);
+  }
+
+  template <class Place>
+  __device__ __forceinline__ void write_moments(const O& o, const Place& place) const {
+    if (Rule::moments > 0) o.m.write(place, moment[0]);
+    if (Rule::moments > 1) o.v.write(place, moment[1]);
+  }
+};
+
+}  // namespace onepass::cuda

@@ -1,0 +1,121 @@
+// The kernels: step (elementwise), and update, measure and settle (with a gate). A persistent grid walks the items of a
+// plan; blocks take the large ones, warps the small ones.
+//
+//     step     moments and p in one go
+//     measure  sums of p and g, and from them the gate, for tensors that do not speculate
+//     update   moments, p under the gate that is predicted or known, and the sums; the last crew of a tensor judges it
+//     settle   p of the tensors whose prediction was wrong, or whose rows were left alone
+//     prepare  scalars and step counts of capturable groups, before all else
+#pragma once
+
+#include "crew.cuh"
+#include "live.cuh"
+#include "rows.cuh"
+
+namespace onepass::cuda {
+
+enum class Phase { step, measure, update, settle };
+
+// One item in one phase.
+template <Phase phase, class Crew, class O, class Rule>
+__device__ void visit(const Frame& f, Board& board, const O& o, int index) {
+  const DeviceTensor& t = *o.t;
+  DeviceVerdict* verdict = f.verdicts + o.tensor;
+  const Judge<Crew, O> judge{f, board, o};
+  const Rows<Crew, O, Rule> rows{f, board, o};
+
+  if constexpr (phase == Phase::step) {
+    rows.step();
+  } else if constexpr (phase == Phase::measure) {
+    if (!t.projected || t.speculates) return;
+    Crew::clear(board);
+    rows.measure();
+    if (judge.put(index)) judge.measured(verdict);
+  } else if constexpr (phase == Phase::update) {
+    Gate prediction = Gate::none;
+    if (t.speculates)
+      prediction = predicted(load(t.gate_counter, of_plan));
+    else if (t.projected)
+      prediction = load(&verdict->verdict.gate, of_reports);
+    if (!t.speculates && prediction == Gate::none) return rows.step();
+    const Write write = write_for(prediction, t.rows_fit);
+    Crew::clear(board);
+    rows.update(write);
+    if (judge.put(index)) judge.updated(verdict, prediction, write);
+  } else {
+    if (!t.projected || !load(&verdict->settle, of_reports)) return;
+    rows.settle(load(verdict, of_reports), load(&f.reports[index].deferred, of_reports));
+  }
+}
+
+// Opens an item and visits it, if it is for this launch and its tensor has a gradient.
+template <Phase phase, class Crew, class P, class Rule>
+__device__ __forceinline__ void open(const Arguments<Rule>& a, Board& board, int index) {
+  const Frame& f = a.frame;
+  const Item item = load(f.items + index, of_plan);
+  const DeviceTensor* t = f.tensors + item.tensor;
+  ONEPASS_TRACE(of_plan, sizeof(DeviceTensor), false);
+  if (t->kind != f.kind) return;
+  const void* g = f.gradients ? load(f.gradients + item.tensor, of_plan) : a.gradient[item.tensor];
+  if (!g) return;
+  const Course<Rule>* course =
+      f.courses ? reinterpret_cast<const Course<Rule>*>(f.courses + int64_t(t->course) * course_bytes)
+                : a.course + t->course;
+  if (!t->layout) {
+    Opened<P, Rule, true> o;
+    o.open(item, t, g, course);
+    visit<phase, Crew, decltype(o), Rule>(f, board, o, index);
+  } else if constexpr (Crew::size == block_size) {  // the host gives strided tensors to blocks
+    Opened<P, Rule, false> o;
+    o.open(item, t, g, course);
+    visit<phase, Crew, decltype(o), Rule>(f, board, o, index);
+  }
+}
+
+template <Phase phase, class P, class Rule>
+__device__ __forceinline__ void each_item(const Arguments<Rule>& a) {
+  const Frame& f = a.frame;
+  Board& board = *reinterpret_cast<Board*>(onepass_room);
+  for (int i = blockIdx.x; i < f.block_items; i += gridDim.x) {
+    open<phase, Block, P>(a, board, i);
+    __syncthreads();
+  }
+  for (int i = f.block_items + int(blockIdx.x) * warps + warp(); i < f.all_items; i += gridDim.x * warps) {
+    open<phase, Warp, P>(a, board, i);
+    __syncwarp();
+  }
+}
+
+// Blocks to a multiprocessor that the registers are to allow; without spills, float64 allows fewer.
+template <class Rule>
+constexpr int blocks_of(int blocks) {
+  return sizeof(typename Rule::Number) == 8 ? blocks - 1 : blocks;
+}
+
+template <class P, class Rule>
+__global__ void __launch_bounds__(block_size, blocks_of<Rule>(4)) step(const Arguments<Rule> __grid_constant__ a) {
+  each_item<Phase::step, P>(a);
+}
+template <class P, class Rule>
+__global__ void __launch_bounds__(block_size, blocks_of<Rule>(4)) measure(const Arguments<Rule> __grid_constant__ a) {
+  each_item<Phase::measure, P>(a);
+}
+template <class P, class Rule>
+__global__ void __launch_bounds__(block_size, blocks_of<Rule>(3)) update(const Arguments<Rule> __grid_constant__ a) {
+  each_item<Phase::update, P>(a);
+}
+template <class P, class Rule>
+__global__ void __launch_bounds__(block_size, blocks_of<Rule>(3)) settle(const Arguments<Rule> __grid_constant__ a) {
+  each_item<Phase::settle, P>(a);
+}
+
+template <class P, class Rule>
+__global__ void __launch_bounds__(block_size) prepare(const Arguments<Rule> __grid_constant__ a) {
+  const Frame& f = a.frame;
+  for (int i = int(blockIdx.x) * block_size + int(threadIdx.x); i < f.all_tensors; i += gridDim.x * block_size) {
+    const void* g = f.gradients ? load(f.gradients + i, of_plan) : a.gradient[i];
+    if (g && f.tensors[i].kind == f.kind && f.tensors[i].live >= 0) prepare<Rule>(f, i);
+  }
+}
+
+}  // namespace onepass::cuda

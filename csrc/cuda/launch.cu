@@ -1,0 +1,31 @@
+#include "launch.h"
+
+#include "crew.cuh"
+#include "memory.cuh"
+
+namespace onepass::cuda {
+
+extern const Launcher *const launchers_f32, *const launchers_f64, *const launchers_bf16, *const launchers_f16;
+
+const Launcher& launcher(Dtype dtype, Family family) {
+  const Launcher* const of_dtype[] = {launchers_f32, launchers_f64, launchers_bf16, launchers_f16};
+  return of_dtype[static_cast<int>(dtype)][static_cast<int>(family)];
+}
+
+__global__ void __launch_bounds__(block_size) carry(const Parcel __grid_constant__ parcel) {
+  for (int i = threadIdx.x; i < parcel.count; i += block_size) store(parcel.to + i, parcel.word[i], of_plan);
+}
+
+cudaError_t send(const Parcel& parcel, cudaStream_t stream) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(1);
+  config.blockDim = dim3(block_size);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, carry, parcel);
+}
+
+int board_bytes() {
+  return (sizeof(Board) + 15) / 16 * 16;
+}
+
+}  // namespace onepass::cuda

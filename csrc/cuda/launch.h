@@ -1,0 +1,38 @@
+// The kernels of one dtype and family as the host launches them; launch.cuh fills the table, one file for each dtype.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "plan.cuh"
+
+namespace onepass::cuda {
+
+enum class Kernel : int { prepare, step, measure, update, settle };
+constexpr int kernel_count = 5;
+constexpr const char* kernel_names[kernel_count] = {"prepare", "step", "measure", "update", "settle"};
+
+// What comes with the arguments of a launch. No gradients, or no scalars: they are in device memory.
+struct ByValue {
+  const Scalars* scalars;
+  int scalars_count;
+  const void* const* gradients;
+  int gradients_count;
+};
+
+struct Launcher {
+  cudaError_t (*launch)(Kernel, const Frame&, const ByValue&, int blocks, cudaStream_t);
+  // Allows the kernel its shared memory, and tells how many of its blocks a multiprocessor holds then.
+  cudaError_t (*blocks_per_multiprocessor)(Kernel, int room_bytes, int* out);
+  // A course as it lies in device memory.
+  void (*write_course)(const Scalars&, unsigned char* to);
+};
+
+const Launcher& launcher(Dtype dtype, Family family);
+
+// Writes words to device memory.
+cudaError_t send(const Parcel& parcel, cudaStream_t stream);
+
+// Shared memory beside the room for rows.
+int board_bytes();
+
+}  // namespace onepass::cuda

@@ -1,0 +1,154 @@
+// Global memory. Every access of the kernels goes through load, load_fresh and store, 16 bytes at a time where it can;
+// so what a step moves can be counted, by operand, when the kernels run on a CPU (tests/emulated).
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "../plan.h"
+#include "number.cuh"
+
+#ifndef ONEPASS_TRACE
+#define ONEPASS_TRACE(operand, bytes, is_store)
+#endif
+
+// Pointers that come out of memory could point anywhere as far as the compiler knows, and it would use slower accesses.
+#ifdef __CUDACC__
+#define ONEPASS_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))
+#else
+#define ONEPASS_GLOBAL(pointer)
+#endif
+
+namespace onepass::cuda {
+
+enum Operand : int { of_p, of_g, of_m, of_v, of_plan, of_reports, operands };
+
+template <class T>
+__device__ __forceinline__ T load(const T* from, Operand operand) {
+  ONEPASS_TRACE(operand, sizeof(T), false);
+  ONEPASS_GLOBAL(from);
+  return *from;
+}
+
+template <class T>
+__device__ __forceinline__ void store(T* to, const T& x, Operand operand) {
+  ONEPASS_TRACE(operand, sizeof(T), true);
+  ONEPASS_GLOBAL(to);
+  *to = x;
+}
+
+// What other blocks have written during this launch: past the first-level cache, which may hold what was there before.
+template <class T>
+__device__ __forceinline__ T load_fresh(const T* from, Operand operand) {
+  ONEPASS_TRACE(operand, sizeof(T), false);
+  return __ldcg(from);
+}
+
+// 16 bytes.
+template <class T>
+struct alignas(16) Vector {
+  static constexpr int lanes = 16 / sizeof(T);
+  T x[lanes];
+};
+
+// A stretch of a tensor: `length` elements from element `first`, walked in vectors of `lanes` elements. The first
+// starts `phase` elements before the stretch, so that vectors lie on 16-byte boundaries of p; it and the last may be
+// partial.
+template <int lanes>
+struct Stretch {
+  int64_t first;
+  int length, phase;
+
+  __device__ __forceinline__ int vectors() const { return (phase + length + lanes - 1) / lanes; }
+  __device__ __forceinline__ int at(int vector) const { return vector * lanes - phase; }
+  __device__ __forceinline__ bool whole(int at) const { return at >= 0 && at + lanes <= length; }
+  __device__ __forceinline__ bool holds(int at) const { return at >= 0 && at < length; }
+};
+
+// Where some elements of a tensor are. Packed: those from `at` of a stretch on, in every operand.
+template <int lanes>
+struct PackedPlace {
+  const Stretch<lanes>& s;
+  int at;
+};
+// Strided: one element, so many elements from the first of each operand.
+struct StridedPlace {
+  int64_t offset[2 + max_moments];
+};
+
+// layout: sizes of the dimensions, then the strides of each operand.
+__device__ __forceinline__ StridedPlace strided_place(const int64_t* layout, int dims, uint64_t element) {
+  StridedPlace place{};
+  for (int d = dims - 1; d >= 0; --d) {
+    const uint64_t size = load(layout + d, of_plan), rest = element / size;
+    const int64_t index = element - rest * size;
+#pragma unroll
+    for (int operand = 0; operand < 2 + max_moments; ++operand)
+      place.offset[operand] += index * load(layout + (1 + operand) * dims + d, of_plan);
+    element = rest;
+  }
+  return place;
+}
+
+// One operand of a packed tensor, stored as T. `vectors`: it lies on 16-byte boundaries wherever p does.
+template <class T, Operand operand>
+struct Packed {
+  typedef Vector<std::remove_const_t<T>> Whole;
+
+  T* data;
+  bool vectors;
+
+  // Elements outside of the stretch read as 0 and are not written.
+  template <class S, int lanes>
+  __device__ __forceinline__ void read(const PackedPlace<lanes>& place, S (&x)[lanes]) const {
+    const auto [s, at] = place;
+    T* const from = data + s.first + at;
+    if (vectors && s.whole(at)) {
+#pragma unroll
+      for (int i = 0; i < lanes; i += Whole::lanes) {
+        const Whole v = load(reinterpret_cast<const Whole*>(from + i), operand);
+#pragma unroll
+        for (int j = 0; j < Whole::lanes; ++j) x[i + j] = to_work(v.x[j]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < lanes; ++i) x[i] = s.holds(at + i) ? to_work(load(from + i, operand)) : S(0);
+    }
+  }
+
+  template <class S, int lanes>
+  __device__ __forceinline__ void write(const PackedPlace<lanes>& place, const S (&x)[lanes]) const {
+    const auto [s, at] = place;
+    T* const to = data + s.first + at;
+    if (vectors && s.whole(at)) {
+#pragma unroll
+      for (int i = 0; i < lanes; i += Whole::lanes) {
+        Whole v;
+#pragma unroll
+        for (int j = 0; j < Whole::lanes; ++j) v.x[j] = from_work<T>(x[i + j]);
+        store(reinterpret_cast<Whole*>(to + i), v, operand);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < lanes; ++i)
+        if (s.holds(at + i)) store(to + i, from_work<T>(x[i]), operand);
+    }
+  }
+};
+
+// One operand of a tensor of any layout: an element at a time.
+template <class T, Operand operand>
+struct Strided {
+  T* data;
+
+  template <class S>
+  __device__ __forceinline__ void read(const StridedPlace& place, S (&x)[1]) const {
+    x[0] = to_work(load(data + place.offset[operand], operand));
+  }
+  template <class S>
+  __device__ __forceinline__ void write(const StridedPlace& place, const S (&x)[1]) const {
+    store(data + place.offset[operand], from_work<T>(x[0]), operand);
+  }
+};
+
+}  // namespace onepass::cuda

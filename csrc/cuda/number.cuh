@@ -1,0 +1,85 @@
+// How parameters are stored, and the numbers they are worked on as.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#include <cuda_fp16.h>
+#endif
+
+namespace onepass::cuda {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+template <class P>
+struct WorkOf {
+  typedef float type;
+};
+template <>
+struct WorkOf<double> {
+  typedef double type;
+};
+
+__device__ __forceinline__ uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+__device__ __forceinline__ float float_of(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+__device__ __forceinline__ float to_work(float x) {
+  return x;
+}
+__device__ __forceinline__ double to_work(double x) {
+  return x;
+}
+__device__ __forceinline__ float to_work(BFloat16 x) {
+  return float_of(uint32_t(x.bits) << 16);
+}
+__device__ __forceinline__ float to_work(Half x) {
+#ifdef __CUDACC__
+  return __half2float(__ushort_as_half(x.bits));
+#else
+  _Float16 half;
+  memcpy(&half, &x, sizeof half);
+  return half;
+#endif
+}
+
+template <class T>
+__device__ __forceinline__ T from_work(float x) {
+  return x;
+}
+template <class T>
+__device__ __forceinline__ T from_work(double x) {
+  return x;
+}
+// Round to nearest even; a NaN stays one.
+template <>
+__device__ __forceinline__ BFloat16 from_work<BFloat16>(float x) {
+  const uint32_t bits = bits_of(x), rounded = bits + (((bits >> 16) & 1) + 0x7fff);
+  return {uint16_t((x == x ? rounded : (bits | 0x400000)) >> 16)};
+}
+template <>
+__device__ __forceinline__ Half from_work<Half>(float x) {
+#ifdef __CUDACC__
+  return {__half_as_ushort(__float2half_rn(x))};
+#else
+  const _Float16 half = static_cast<_Float16>(x);
+  Half out;
+  memcpy(&out, &half, sizeof out);
+  return out;
+#endif
+}
+
+}  // namespace onepass::cuda

@@ -1,0 +1,303 @@
+// What a crew does to the rows of one item.
+#pragma once
+
+#include "crew.cuh"
+#include "item.cuh"
+
+namespace onepass::cuda {
+
+extern __shared__ __align__(16) unsigned char onepass_room[];
+
+template <class Crew, class O, class Rule>
+struct Rows {
+  typedef typename Rule::Number S;
+  static constexpr int lanes = O::lanes;
+  typedef Stretch<lanes> Row;
+
+  const Frame& f;
+  Board& board;
+  const O& o;
+
+  // Moments and p under one affine step. The rows of an item lie one after the other, so they are one stretch.
+  __device__ void step() const {
+    const Rule rule = o.course->rule;
+    const S d = S(o.course->through.d), k = S(o.course->through.k);
+    Row s = o.row(0);
+    s.length *= o.rows;
+    each_vector(s, s.vectors(), Crew::rank(), Crew::size, true, [&](const auto& place, auto& e) {
+#pragma unroll
+      for (int i = 0; i < lanes; ++i) {
+        const S u = e.template direct<true>(rule, i);
+        e.p[i] = apply(e.p[i], u, d, k);
+      }
+      e.write_moments(o, place);
+      o.p.write(place, e.p);
+    });
+  }
+
+  // Calls visit(place, elements) for every width-th vector of a stretch, from `rank` on. Some are read at a time, so
+  // that enough bytes are on their way: the compiler cannot move a load above a store that might be to the same place.
+  static constexpr int at_a_time = O::at_a_time;
+  template <class Visit>
+  __device__ __forceinline__ void each_vector(const Row& s, int vectors, int rank, int width, bool with_gradient,
+                                              const Visit& visit) const {
+    for (int j = rank; j < vectors; j += at_a_time * width) {
+      Elements<O, Rule> e[at_a_time];
+#pragma unroll
+      for (int n = 0; n < at_a_time; ++n)
+        if (j + n * width < vectors) e[n].read(o, o.place(s, j + n * width), with_gradient);
+#pragma unroll
+      for (int n = 0; n < at_a_time; ++n)
+        if (j + n * width < vectors) visit(o.place(s, j + n * width), e[n]);
+    }
+  }
+
+  // The lanes that share a row: as many as it has vectors, up to a warp if each gets no more than `most`.
+  __device__ int team_width(int most) const {
+    const bool even = o.length % lanes == 0 && o.row(0).phase == 0;
+    const int vectors = (o.length + lanes - 1) / lanes + (even ? 0 : 1);
+    int width = 1;
+    while (width < warp_size && width < vectors) width *= 2;
+    return vectors > most * warp_size ? Crew::size : width;
+  }
+
+  // Calls visit(row, stretch, vectors, rank) for every row with the lane's rank in its team. All lanes of a warp go
+  // through it together; those without a row see no vectors.
+  template <class Visit>
+  __device__ __forceinline__ void each_row(int width, const Visit& visit) const {
+    const int teams = Crew::size / width, team = Crew::rank() / width, rank = Crew::rank() % width;
+    for (int first = 0; first < o.rows; first += teams) {
+      const bool active = first + team < o.rows;
+      const int r = active ? first + team : 0;
+      const Row s = o.row(r);
+      visit(r, s, active ? s.vectors() : 0, rank);
+    }
+  }
+
+  // What a lane keeps of a row between its sums and its write: p and u of its vectors, element i of the n-th at
+  // (n*lanes + i)*block_size, so that neighbours write to neighbouring banks.
+  __device__ int most_kept() const { return f.room_bytes / int(2 * sizeof(S) * lanes * block_size); }
+  __device__ S* kept_p() const { return reinterpret_cast<S*>(onepass_room + sizeof(Board)) + threadIdx.x; }
+  __device__ S* kept_u() const { return kept_p() + f.room_bytes / int(2 * sizeof(S)); }
+
+  __device__ double& coefficient(int r) const {
+    const int64_t row = o.first / o.t->length + r;
+    return f.coefficients[o.t->first_coefficient + row];
+  }
+
+  // Moments and sums of the rows, and p as far as `write` allows. Leaves the report on the board.
+  __device__ void update(Write write) const {
+    const Rule rule = o.course->rule;
+    const int width = team_width(most_kept());
+    each_row(width, [&](int r, const Row& s, int vectors, int rank) {
+      S pg = 0, pp = 0, gg = 0, pu = 0;
+      S *keep_p = kept_p(), *keep_u = kept_u();
+      each_vector(s, vectors, rank, width, true, [&](const auto& place, auto& e) {
+#pragma unroll
+        for (int i = 0; i < lanes; ++i, keep_p += block_size, keep_u += block_size) {
+          const S u = e.template direct<true>(rule, i);
+          pg = pg + e.p[i] * e.g[i];
+          pp = pp + e.p[i] * e.p[i];
+          gg = gg + e.g[i] * e.g[i];
+          pu = pu + e.p[i] * u;
+          *keep_p = e.p[i];
+          *keep_u = u;
+        }
+        e.write_moments(o, place);
+      });
+      const RowSums sums = Crew::sum(RowSums{pg, pp, gg, pu}, width, board);
+      RowStep step{};
+      if (width <= warp_size || rank == 0) step = decide(sums, write);
+      step = Crew::tell(step, width, board);
+      if (!step.left_alone) write_kept(s, vectors, rank, width, step, write);
+      Report report;
+      if (vectors > 0 && rank == 0) report = report_of(r, sums, step);
+      Crew::report(report, width, board);
+    });
+  }
+
+  __device__ RowStep decide(const RowSums& sums, Write write) const {
+    const Projection& pr = o.course->projection;
+    const double c = pr.coefficient(sums);
+    const Applied done = applied(pr, write, o.course->through, c);
+    return {done.step, c, done.left_alone};
+  }
+
+  // The report of one row; its coefficient, unless the last crew is to put the row together.
+  __device__ Report report_of(int r, const RowSums& sums, const RowStep& step) const {
+    if (o.piece) return {sums, 0, step.left_alone};
+    store(&coefficient(r), step.c, of_reports);
+    return {sums, o.course->projection.cosine_squared(sums), step.left_alone};
+  }
+
+  __device__ void write_kept(const Row& s, int vectors, int rank, int width, const RowStep& step, Write write) const {
+    const S d = S(step.step.d), k = S(step.step.k), c = S(step.c);
+    const bool buffer_too = Rule::moments == 1 && write == Write::hold && o.course->project_momentum;
+    const S *keep_p = kept_p(), *keep_u = kept_u();
+    for (int j = rank; j < vectors; j += width) {
+      const auto place = o.place(s, j);
+      S p[lanes], b[lanes];
+#pragma unroll
+      for (int i = 0; i < lanes; ++i, keep_p += block_size, keep_u += block_size) {
+        b[i] = *keep_u - c * *keep_p;  // of a buffer that is the direction itself
+        p[i] = apply(*keep_p, *keep_u, d, k);
+      }
+      if (buffer_too) o.m.write(place, b);
+      o.p.write(place, p);
+    }
+  }
+
+  // Sums of p and g only. The gradient's scale is linear, and applied to the sums.
+  __device__ void measure() const {
+    const double scale = o.course->rule.grad_scale;
+    const int width = team_width(16);
+    each_row(width, [&](int, const Row& s, int vectors, int rank) {
+      S pg = 0, pp = 0, gg = 0;
+      for (int j = rank; j < vectors; j += width) {
+        const auto place = o.place(s, j);
+        S p[lanes], g[lanes];
+        o.p.read(place, p);
+        o.g.read(place, g);
+#pragma unroll
+        for (int i = 0; i < lanes; ++i) {
+          pg = pg + p[i] * g[i];
+          pp = pp + p[i] * p[i];
+          gg = gg + g[i] * g[i];
+        }
+      }
+      RowSums sums = Crew::sum(RowSums{pg, pp, gg, 0}, width, board);
+      if (width > warp_size) Crew::sync();  // before the sums of the next row come where these were
+      sums.pg *= scale;
+      sums.gg *= scale * scale;
+      Report report;
+      if (vectors > 0 && rank == 0) report = {sums, o.piece ? 0 : o.course->projection.cosine_squared(sums), false};
+      Crew::report(report, width, board);
+    });
+  }
+
+  // p from the step that `update` has applied to the one that the verdict wants.
+  __device__ void settle(const DeviceVerdict& v, bool piece_left_alone) const {
+    const Course<Rule>& course = *o.course;
+    const Projection& pr = course.projection;
+    const Rule rule = course.rule;
+    const Gate gate = v.verdict.gate;
+    const int width = team_width(16);
+    each_row(width, [&](int r, const Row& s, int vectors, int rank) {
+      if (vectors == 0) return;
+      const double own = load(&coefficient(r), of_reports), c = gate == Gate::layer ? v.layer_coefficient : own;
+      const Applied done = o.piece ? Applied{piece_left_alone ? Affine{0, 0} : course.through, piece_left_alone}
+                                   : applied(pr, v.write, course.through, own);
+      const Affine wanted = pr.affine(gate, c);
+      if (!done.left_alone && done.step == wanted) return;
+
+      const Affine correct = correction(done.step, wanted);
+      const S d = S(correct.d), k = S(correct.k);
+      const bool buffer_too = Rule::moments == 1 && course.project_momentum && gate != Gate::none;
+      each_vector(s, vectors, rank, width, rule.reads_gradient(), [&](const auto& place, auto& e) {
+#pragma unroll
+        for (int i = 0; i < lanes; ++i) {
+          const S u = e.template direct<false>(rule, i);
+          e.moment[0][i] = e.moment[0][i] - S(c) * e.p[i];
+          e.p[i] = apply(e.p[i], u, d, k);
+        }
+        if (buffer_too) o.m.write(place, e.moment[0]);
+        o.p.write(place, e.p);
+      });
+    });
+  }
+};
+
+// The end of an item, and of a tensor: the crew that finishes a tensor's last item finds all its reports, and judges
+// it.
+template <class Crew, class O>
+struct Judge {
+  const Frame& f;
+  Board& board;
+  const O& o;
+
+  // Puts the report of an item that is on the board. True for the crew that did the last one of the tensor.
+  __device__ bool put(int index) const {
+    const Report report = Crew::join(board);
+    bool last = false;
+    if (Crew::rank() == 0) {
+      store(f.reports + index, report, of_reports);
+      unsigned* ticket = f.tickets + o.tensor;
+      __threadfence();
+      last = atomicAdd(ticket, 1u) + 1 == unsigned(o.t->items);
+      __threadfence();
+      if (last) store(ticket, 0u, of_reports);
+    }
+    return Crew::tell(last, board);
+  }
+
+  __device__ Report fresh_report(int64_t item) const {
+    const Report* from = f.reports + item;
+    return {{load_fresh(&from->sums.pg, of_reports), load_fresh(&from->sums.pp, of_reports),
+             load_fresh(&from->sums.gg, of_reports), load_fresh(&from->sums.pu, of_reports)},
+            load_fresh(&from->max_cosine_squared, of_reports),
+            load_fresh(reinterpret_cast<const unsigned char*>(&from->deferred), of_reports) != 0};
+  }
+
+  // All reports of the tensor put together, in an order that does not depend on who made them.
+  __device__ Report gather() const {
+    const DeviceTensor& t = *o.t;
+    Report all;
+    for (int i = Crew::rank(); i < t.items; i += Crew::size) all.add(fresh_report(t.first_item + i));
+    if (o.piece) all.max_cosine_squared = max_or_nan(all.max_cosine_squared, complete_rows());
+    Crew::clear(board);
+    Crew::report(all, 1, board);
+    return Crew::join(board);
+  }
+
+  // Rows that were cut into pieces, a warp to each: stores their coefficients, returns the largest cosine squared.
+  __device__ double complete_rows() const {
+    const DeviceTensor& t = *o.t;
+    const Projection& pr = o.course->projection;
+    const int pieces = t.items / int(t.rows);
+    double largest = 0;
+    for (int r = Crew::rank() / warp_size; r < t.rows; r += Crew::size / warp_size) {
+      RowSums sums;
+      for (int i = lane(); i < pieces; i += warp_size) sums.add(fresh_report(t.first_item + r * pieces + i).sums);
+      sums = sum_lanes(sums, warp_size);
+      if (lane() == 0) store(f.coefficients + t.first_coefficient + r, pr.coefficient(sums), of_reports);
+      largest = max_or_nan(largest, pr.cosine_squared(sums));
+    }
+    return largest;
+  }
+
+  // The gate of the tensor, from the sums of all its items.
+  __device__ DeviceVerdict decide(const Report& all) const {
+    const Projection& pr = o.course->projection;
+    DeviceVerdict v{};
+    v.verdict = verdict_of(pr, all, double(o.t->rows), double(o.t->length));
+    v.layer_coefficient = pr.coefficient(all.sums);
+    uint8_t* counter = o.t->gate_counter;
+    store(counter, next_counter(load(counter, of_plan), v.verdict.gate), of_plan);
+    return v;
+  }
+
+  __device__ void measured(DeviceVerdict* verdict) const {
+    const Report all = gather();
+    if (Crew::rank() == 0) store(verdict, decide(all), of_reports);
+  }
+
+  // The verdict of a tensor that speculated; of one that was measured, what was still to be known.
+  __device__ void updated(DeviceVerdict* verdict, Gate prediction, Write write) const {
+    const Report all = gather();
+    if (Crew::rank() != 0) return;
+    DeviceVerdict v;
+    if (o.t->speculates) {
+      v = decide(all);
+      v.verdict.settled = v.verdict.gate != prediction;
+    } else {
+      v = load(verdict, of_reports);
+      v.verdict.sums.pu = all.sums.pu;
+      v.layer_coefficient = o.course->projection.coefficient(v.verdict.sums);
+    }
+    v.write = write;
+    v.settle = v.verdict.settled || all.deferred;
+    store(verdict, v, of_reports);
+  }
+};
+
+}  // namespace onepass::cuda

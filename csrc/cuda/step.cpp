@@ -1,0 +1,314 @@
+#include "step.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+namespace onepass::cuda {
+
+namespace {
+
+constexpr const char* dtype_names[] = {"float32", "float64", "bfloat16", "float16"};
+constexpr const char* family_names[] = {"Adam", "SGD with a buffer", "SGD"};
+
+template <class T>
+void put(std::vector<char>& bytes, int64_t offset, const T* from, int64_t count) {
+  if (count) std::memcpy(bytes.data() + offset, from, count * sizeof(T));
+}
+
+// Makes the plan's device the current one, and the one before again at the end.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    cudaGetDevice(&before_);
+    if (before_ != device) cudaSetDevice(device);
+  }
+  ~OnDevice() { cudaSetDevice(before_); }
+
+ private:
+  int before_ = 0;
+};
+
+}  // namespace
+
+CudaStepper::CudaStepper(Plan& plan, int device) : plan_(plan), device_(device), blocks_(4 * 3 * kernel_count) {
+  const OnDevice on(device);
+  auto attribute = [&](cudaDeviceAttr name) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, name, device), "asking for its limits");
+    return value;
+  };
+  limits_ = {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+             attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrReservedSharedMemoryPerBlock)};
+  shape_ = shape_of(plan, limits_, board_bytes());
+  lay_out();
+}
+
+// ---------------------------------------------------------------- the plan's memory
+
+CudaStepper::Section CudaStepper::section(int64_t bytes) {
+  const Section s{bytes_, (bytes + 7) / 8 * 8};
+  bytes_ += (bytes + 255) / 256 * 256;
+  return s;
+}
+
+void CudaStepper::lay_out() {
+  const int64_t tensors = static_cast<int64_t>(plan_.tensors.size()), items = static_cast<int64_t>(plan_.items.size());
+  gradients_in_memory_ = tensors > max_gradients;
+  tensors_ = section(tensors * sizeof(DeviceTensor));
+  items_ = section(items * sizeof(Item));
+  layouts_ = section(static_cast<int64_t>(layouts().size()) * sizeof(int64_t));
+  live_ = section(tensors * sizeof(LiveHyper));
+  verdicts_ = section(tensors * sizeof(DeviceVerdict));
+  reports_ = section(items * sizeof(Report));
+  coefficients_ = section(plan_.coefficients * sizeof(double));
+  tickets_ = section(tensors * sizeof(unsigned));
+  gradients_ = section(gradients_in_memory_ ? tensors * sizeof(void*) : 0);
+  courses_ = section(2 * tensors * course_bytes);  // a tensor's own, then those that are shared
+  course_.resize(tensors);
+  gradient_.resize(tensors);
+  stepped_.resize(tensors);
+}
+
+// Sizes and strides of the tensors that are not packed.
+std::vector<int64_t> CudaStepper::layouts() {
+  std::vector<int64_t> all;
+  layout_at_.clear();
+  for (const Tensor& t : plan_.tensors) {
+    layout_at_.push_back(t.packed ? -1 : static_cast<int64_t>(all.size()));
+    if (t.packed) continue;
+    all.insert(all.end(), t.shape.begin(), t.shape.end());
+    for (const View* view : {&t.p, &t.g, &t.moment[0], &t.moment[1]})
+      all.insert(all.end(), view->strides.begin(), view->strides.end());
+  }
+  return all;
+}
+
+std::vector<char> CudaStepper::image(uint64_t address) {
+  address_ = address;
+  std::vector<char> bytes(bytes_);
+  const std::vector<int64_t> layouts = this->layouts();
+  put(bytes, items_.offset, plan_.items.data(), static_cast<int64_t>(plan_.items.size()));
+  put(bytes, layouts_.offset, layouts.data(), static_cast<int64_t>(layouts.size()));
+  auto part = [&](const Section& s) {
+    return std::vector<char>(bytes.begin() + s.offset, bytes.begin() + s.offset + s.bytes);
+  };
+  known_tensors_ = part(tensors_), known_live_ = part(live_);
+  known_gradients_ = part(gradients_), known_courses_ = part(courses_);
+  return bytes;
+}
+
+std::vector<Verdict> CudaStepper::verdicts(const char* memory) const {
+  std::vector<Verdict> out(plan_.tensors.size());
+  for (size_t i = 0; i < out.size(); ++i) {
+    DeviceVerdict v;
+    std::memcpy(&v, memory + verdicts_.offset + i * sizeof v, sizeof v);
+    if (stepped_[i]) out[i] = v.verdict;
+  }
+  return out;
+}
+
+// ---------------------------------------------------------------- a step
+
+void CudaStepper::step(cudaStream_t stream) {
+  const OnDevice on(device_);
+  refuse_capture(stream);
+  launches_.clear();
+  set_courses();
+  upload(stream);
+  launch_all(stream);
+  for (size_t i = 0; i < plan_.tensors.size(); ++i) {
+    Tensor& t = plan_.tensors[i];
+    stepped_[i] = t.active && t.projected;
+    if (!t.active) continue;
+    if (t.step && !plan_.live[t.group].capturable) *t.step += 1;
+    t.first = false;
+  }
+}
+
+void CudaStepper::refuse_capture(cudaStream_t stream) const {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "asking whether the stream is being captured");
+  if (status == cudaStreamCaptureStatusNone) return;
+  for (const Tensor& t : plan_.tensors)
+    if (t.active && !plan_.live[t.group].capturable)
+      throw std::runtime_error(
+          "onepass: the stream is being captured into a CUDA graph, but param group " + std::to_string(t.group) +
+          " has capturable=False: the step count and lr of this step would be replayed for ever; use capturable=True");
+}
+
+// The scalars of every tensor. A capturable tensor's are worked out on the device, for the tensor alone.
+void CudaStepper::set_courses() {
+  keys_.clear();
+  scalars_.clear();
+  const int count = static_cast<int>(plan_.tensors.size());
+  courses_in_memory_ = false;
+  for (int i = 0; i < count; ++i) {
+    const Tensor& t = plan_.tensors[i];
+    gradient_[i] = t.active ? t.g.data : nullptr;
+    if (!t.active) continue;
+    const bool live = plan_.live[t.group].capturable;
+    course_[i] = live ? i : course_of(t, t.step ? *t.step + 1 : 0);
+    courses_in_memory_ |= live || course_[i] >= max_courses;
+  }
+  if (!courses_in_memory_) return;
+  for (int i = 0; i < count; ++i)
+    if (plan_.tensors[i].active && !plan_.live[plan_.tensors[i].group].capturable) course_[i] += count;
+}
+
+int CudaStepper::course_of(const Tensor& t, float count) {
+  const Key key{t.group, count, t.first, t.negated};
+  // From the end: tensors mostly share what their neighbour has.
+  for (int i = static_cast<int>(keys_.size()) - 1; i >= 0; --i)
+    if (keys_[i] == key) return i;
+  Hyper h = plan_.hypers[t.group];
+  if (t.negated) h.grad_scale = -h.grad_scale;
+  keys_.push_back(key);
+  scalars_.push_back(scalars_of(h, plan_.sgd, count, t.first && plan_.lazy_buffer));
+  return static_cast<int>(keys_.size()) - 1;
+}
+
+DeviceTensor CudaStepper::describe(int i) const {
+  const Tensor& t = plan_.tensors[i];
+  const bool live = plan_.live[t.group].capturable;
+  DeviceTensor d;
+  std::memset(&d, 0, sizeof d);  // padding too: the bytes are compared
+  d.p = t.p.data;
+  for (int j = 0; j < max_moments; ++j) d.moment[j] = t.moment[j].data;
+  d.step = live ? t.step : nullptr;
+  d.gate_counter = t.gate_counter;
+  d.layout = t.packed ? nullptr : in<int64_t>(layouts_) + layout_at_[i];
+  d.rows = t.rows, d.length = t.length;
+  d.first_item = t.first_item, d.first_coefficient = t.first_coefficient;
+  d.items = static_cast<int>(t.items);
+  d.dims = static_cast<int>(t.shape.size());
+  d.kind = kind_of(t.dtype, plan_.family(t.group));
+  d.course = course_[i];
+  d.live = live ? t.group : -1;
+  d.projected = t.projected;
+  d.speculates = plan_.speculates(t);
+  d.rows_fit = t.length <= longest_row(t, shape_.room_bytes);
+  d.negated = live && t.negated, d.first = live && t.first;
+  return d;
+}
+
+// Sends the device what it does not know yet. Mostly nothing.
+void CudaStepper::upload(cudaStream_t stream) {
+  const int count = static_cast<int>(plan_.tensors.size());
+  std::vector<char> now = known_tensors_;
+  for (int i = 0; i < count; ++i) {
+    if (!plan_.tensors[i].active) continue;
+    const DeviceTensor d = describe(i);
+    std::memcpy(now.data() + i * sizeof d, &d, sizeof d);
+  }
+  send_changed(tensors_, known_tensors_, now, stream);
+
+  now = known_live_;
+  for (size_t g = 0; g < plan_.live.size(); ++g) put(now, g * sizeof(LiveHyper), &plan_.live[g], 1);
+  send_changed(live_, known_live_, now, stream);
+
+  if (gradients_in_memory_) {
+    now = known_gradients_;
+    put(now, 0, gradient_.data(), count);
+    send_changed(gradients_, known_gradients_, now, stream);
+  }
+  if (courses_in_memory_) {
+    now = known_courses_;
+    for (int i = 0; i < count; ++i) {
+      const Tensor& t = plan_.tensors[i];
+      if (!t.active || course_[i] < count) continue;
+      auto* to = reinterpret_cast<unsigned char*>(now.data()) + static_cast<int64_t>(course_[i]) * course_bytes;
+      launcher(t.dtype, plan_.family(t.group)).write_course(scalars_[course_[i] - count], to);
+    }
+    send_changed(courses_, known_courses_, now, stream);
+  }
+}
+
+// From the first to the last word that differs.
+void CudaStepper::send_changed(const Section& s, std::vector<char>& known, const std::vector<char>& now,
+                               cudaStream_t stream) {
+  const auto [known_word, now_word] = std::mismatch(known.begin(), known.end(), now.begin());
+  if (known_word == known.end()) return;
+  const int64_t begin = (known_word - known.begin()) / 8 * 8;
+  int64_t end = static_cast<int64_t>(known.size());
+  while (end > begin && known[end - 1] == now[end - 1]) --end;
+  for (int64_t at = begin; at < end; at += Parcel::max_words * 8) {
+    Parcel parcel;
+    parcel.to = in<uint64_t>(s) + at / 8;
+    parcel.count = static_cast<int>((std::min<int64_t>(end - at, Parcel::max_words * 8) + 7) / 8);
+    std::memcpy(parcel.word, now.data() + at, parcel.count * 8);
+    check(send(parcel, stream), "writing to its plan");
+    launches_.push_back("carry");
+  }
+  known = now;
+}
+
+void CudaStepper::launch_all(cudaStream_t stream) {
+  bool present[4][3] = {}, measured[4][3] = {}, gated[4][3] = {}, live[4][3] = {};
+  for (const Tensor& t : plan_.tensors) {
+    if (!t.active || t.items == 0) continue;
+    const int d = static_cast<int>(t.dtype), f = static_cast<int>(plan_.family(t.group));
+    present[d][f] = true;
+    gated[d][f] |= t.projected;
+    measured[d][f] |= t.projected && !plan_.speculates(t);
+    live[d][f] |= plan_.live[t.group].capturable;
+  }
+  for (int d = 0; d < 4; ++d)
+    for (int f = 0; f < 3; ++f) {
+      if (!present[d][f]) continue;
+      auto run = [&](Kernel kernel) { launch(kernel, Dtype(d), Family(f), stream); };
+      if (live[d][f]) run(Kernel::prepare);
+      if (measured[d][f]) run(Kernel::measure);
+      run(gated[d][f] ? Kernel::update : Kernel::step);
+      if (gated[d][f]) run(Kernel::settle);
+    }
+}
+
+void CudaStepper::launch(Kernel kernel, Dtype dtype, Family family, cudaStream_t stream) {
+  Frame f{};
+  f.items = in<Item>(items_);
+  f.block_items = shape_.block_items;
+  f.all_items = static_cast<int>(plan_.items.size());
+  f.tensors = in<DeviceTensor>(tensors_);
+  f.all_tensors = static_cast<int>(plan_.tensors.size());
+  f.gradients = gradients_in_memory_ ? in<const void*>(gradients_) : nullptr;
+  f.courses = courses_in_memory_ ? in<unsigned char>(courses_) : nullptr;
+  f.live = in<LiveHyper>(live_);
+  f.reports = in<Report>(reports_);
+  f.coefficients = in<double>(coefficients_);
+  f.verdicts = in<DeviceVerdict>(verdicts_);
+  f.tickets = in<unsigned>(tickets_);
+  f.kind = kind_of(dtype, family);
+  f.room_bytes = shape_.room_bytes;
+  f.sgd = plan_.sgd, f.lazy_buffer = plan_.lazy_buffer;
+
+  const ByValue values{scalars_.data(), courses_in_memory_ ? 0 : static_cast<int>(scalars_.size()), gradient_.data(),
+                       gradients_in_memory_ ? 0 : static_cast<int>(gradient_.size())};
+  const std::string doing = std::string("launching ") + kernel_names[static_cast<int>(kernel)] + " (" +
+                            dtype_names[static_cast<int>(dtype)] + ", " + family_names[static_cast<int>(family)] + ")";
+  check(launcher(dtype, family).launch(kernel, f, values, blocks(kernel, dtype, family), stream), doing);
+  launches_.push_back(kernel_names[static_cast<int>(kernel)]);
+}
+
+// As many as the device holds at once, if there is work for them.
+int CudaStepper::blocks(Kernel kernel, Dtype dtype, Family family) {
+  int& known = blocks_[kind_of(dtype, family) * kernel_count + static_cast<int>(kernel)];
+  if (known == 0) {
+    int each = 0;
+    check(launcher(dtype, family).blocks_per_multiprocessor(kernel, shape_.room_bytes, &each),
+          std::string("reserving shared memory for ") + kernel_names[static_cast<int>(kernel)]);
+    const int warp_items = static_cast<int>(plan_.items.size()) - shape_.block_items;
+    const int wanted = std::max({shape_.block_items, (warp_items + warps - 1) / warps, 1});
+    known = std::clamp(wanted, 1, std::max(1, each * limits_.multiprocessors));
+  }
+  return known;
+}
+
+void CudaStepper::check(cudaError_t error, const std::string& doing) const {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next call would report it once more
+  throw std::runtime_error("onepass: " + doing + " on cuda:" + std::to_string(device_) +
+                           " failed: " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
+}
+
+}  // namespace onepass::cuda

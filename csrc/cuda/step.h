@@ -1,0 +1,84 @@
+// One step on a CUDA device: which launches, with what arguments.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "launch.h"
+#include "shape.h"
+
+namespace onepass::cuda {
+
+class CudaStepper {
+ public:
+  CudaStepper(Plan& plan, int device);
+
+  // Device memory for the plan, and what it is to hold at first, if it starts at `address`.
+  int64_t bytes() const { return bytes_; }
+  std::vector<char> image(uint64_t address);
+
+  // Launches a step of every active tensor on a stream; does not wait for it.
+  void step(cudaStream_t stream);
+
+  // Of each tensor, from the plan's memory as it was read back.
+  std::vector<Verdict> verdicts(const char* memory) const;
+
+  // The kernels of the last step in order, and how the plan is laid onto the device.
+  const std::vector<std::string>& launches() const { return launches_; }
+  const Shape& shape() const { return shape_; }
+
+ private:
+  // A part of the plan's memory.
+  struct Section {
+    int64_t offset, bytes;
+  };
+
+  Section section(int64_t bytes);
+  template <class T>
+  T* in(const Section& s) const {
+    return reinterpret_cast<T*>(address_ + s.offset);
+  }
+  void lay_out();
+  std::vector<int64_t> layouts();
+
+  void refuse_capture(cudaStream_t stream) const;
+  void set_courses();
+  int course_of(const Tensor& t, float count);
+  DeviceTensor describe(int tensor) const;
+  void upload(cudaStream_t stream);
+  void send_changed(const Section& s, std::vector<char>& known, const std::vector<char>& now, cudaStream_t stream);
+  void launch_all(cudaStream_t stream);
+  void launch(Kernel kernel, Dtype dtype, Family family, cudaStream_t stream);
+  int blocks(Kernel kernel, Dtype dtype, Family family);
+  void check(cudaError_t error, const std::string& doing) const;
+
+  Plan& plan_;
+  int device_;
+  Limits limits_;
+  Shape shape_;
+  uint64_t address_ = 0;
+  int64_t bytes_ = 0;
+  Section tensors_, items_, layouts_, live_, verdicts_, reports_, coefficients_, tickets_, gradients_, courses_;
+  std::vector<int64_t> layout_at_;  // of every tensor, in `layouts_`; -1 if it is packed
+
+  // What a course is made of: tensors that share these share their scalars.
+  struct Key {
+    int group;
+    float count;
+    bool first, negated;
+    bool operator==(const Key&) const = default;
+  };
+  std::vector<Key> keys_;
+  std::vector<Scalars> scalars_;
+  std::vector<int> course_;            // of every tensor
+  std::vector<const void*> gradient_;  // of every tensor; null where it is not stepped
+  std::vector<char> stepped_;
+
+  bool gradients_in_memory_, courses_in_memory_;
+  std::vector<char> known_tensors_, known_live_, known_gradients_, known_courses_;  // what the device holds
+  std::vector<int> blocks_;                                                         // of every kernel, 0 if not known
+  std::vector<std::string> launches_;
+};
+
+}  // namespace onepass::cuda

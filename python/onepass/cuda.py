@@ -1,0 +1,80 @@
+"""The CUDA backend: one plan per device, whose memory torch gives. The kernels are in csrc/cuda/."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from . import native
+from .hyper import Hyper
+from .native import PlanRunner, verdicts_of
+from .reference import Verdict
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+
+def unavailable() -> str | None:
+    """None if the CUDA kernels can be used, else a sentence saying why not and what to do."""
+    reason = native.unavailable()
+    if reason is not None:
+        return reason
+    if not native._C.cuda_archs:
+        return (
+            "onepass was built without its CUDA kernels; install the CUDA toolkit, so that nvcc is found, and reinstall "
+            "onepass."
+        )
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch."
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device; see whether nvidia-smi lists one."
+    return None
+
+
+class CudaRunner(PlanRunner):
+    """Launches the kernels on torch's current stream of the parameters' device. Nothing waits for the device, but for
+    `verdicts`."""
+
+    name = "cuda"
+    capturable = True
+
+    def __init__(self, optimizer: Optimizer, indices: list[int]):
+        super().__init__(optimizer, indices)
+        self.device = self.params[0][0].device
+        self.check_device()
+
+    def check_device(self) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "this step has to make state or a plan, which must not happen while the stream is captured into a CUDA "
+                "graph; take a step before the capture, and change no parameter, state or group in between"
+            )
+        capability = torch.cuda.get_device_capability(self.device)
+        oldest = min(int(arch) for arch in native._C.cuda_archs.split(","))
+        if 10 * capability[0] + capability[1] < oldest:
+            raise RuntimeError(
+                f"{self.device} has compute capability {capability[0]}.{capability[1]}, onepass was built for "
+                f"{native._C.cuda_archs}; rebuild it with ONEPASS_CUDA_ARCHS, or use backend='reference'"
+            )
+
+    def make_plan(self, *arguments: Any) -> None:
+        plan = self.plan_class()(*arguments, self.device.index or 0)
+        # Of torch's memory, so that its allocator knows of it; on the stream that the steps are launched on.
+        memory = torch.empty(max(plan.memory_bytes, 1), dtype=torch.uint8, device=self.device)
+        image = bytearray(plan.image(memory.data_ptr()))
+        if image:
+            memory.copy_(torch.frombuffer(image, dtype=torch.uint8))
+        self.plan, self.memory = plan, memory
+
+    def plan_class(self) -> Any:
+        return native._C.CudaPlan
+
+    def run(self, hypers: list[Hyper]) -> None:
+        # autograd refuses a backward pass through weights that were written to: it knows by their version.
+        increment_version(self.plan.run())
+
+    def verdicts(self) -> dict[Tensor, Verdict]:
+        return verdicts_of(self.plan.verdicts(self.memory.cpu().numpy().tobytes()))

@@ -1,0 +1,72 @@
+"""Builds the module `emulated`: the CUDA backend's own sources, compiled for a CPU. Prints its path.
+
+    python tests/emulated/build.py [plain | sanitized]
+
+What is built stays in build/, and is built again when a source has changed. `sanitized` is with AddressSanitizer and
+UndefinedBehaviorSanitizer: to be imported with libasan preloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pybind11
+from ninja.ninja_syntax import Writer
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path("tests/emulated")
+
+FLAGS = "-std=c++20 -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -fvisibility=hidden -ffp-contract=off"
+FLAGS += f" -DONEPASS_EMULATED -I{HERE} -Icsrc -include cuda_runtime.h"
+# The arguments of a kernel are shared by all threads, which saves copying them for each.
+FLAGS += " '-D__grid_constant__=&'"
+KINDS = {
+    "plain": "-O2",
+    "sanitized": "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all",
+}
+
+
+def sources(root: Path = ROOT) -> list[Path]:
+    """Relative to the root: the backend, the boundary and plan it shares with the CPU backend, and the host."""
+    backend = sorted((root / "csrc/cuda").glob("*.c*"))
+    ours = [root / "csrc/binding.cpp", root / "csrc/plan.cpp", *(p for p in backend if p.suffix in (".cu", ".cpp"))]
+    host = [root / HERE / name for name in ("fiber.cpp", "grid.cpp", "runtime.cpp", "module.cpp")]
+    return [path.relative_to(root) for path in ours + host]
+
+
+def build(kind: str = "plain", root: Path = ROOT) -> Path:
+    """Returns the path of the extension module, up to date; CalledProcessError, with the output, if it fails."""
+    folder = root / "build" / f"emulated-{kind}"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+    includes = shlex.join(f"-isystem{path}" for path in (sysconfig.get_path("include"), pybind11.get_include()))
+    cxx = os.environ.get("CXX", "g++")
+    with (folder / "build.ninja").open("w") as file:
+        n = Writer(file)
+        n.variable("builddir", str(folder))
+        n.rule(
+            "cxx",
+            f"{cxx} {FLAGS} {KINDS[kind]} {includes} -MD -MF $out.d -x c++ -c $in -o $out",
+            depfile="$out.d",
+            deps="gcc",
+        )
+        n.rule("link", f"{cxx} {KINDS[kind]} -shared $in -o $out")
+        objects = [str(folder / path.with_suffix(path.suffix + ".o")) for path in sources(root)]
+        for source, target_object in zip(sources(root), objects, strict=True):
+            n.build(target_object, "cxx", str(source))
+        n.build(str(target), "link", objects)
+    command = [sys.executable, "-m", "ninja", "-f", str(folder / "build.ninja")]
+    subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return target
+
+
+if __name__ == "__main__":
+    try:
+        print(build(*sys.argv[1:]))
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{error}\n{error.stdout}")

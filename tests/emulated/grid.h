@@ -1,0 +1,87 @@
+// Runs the threads of a grid, a fiber each: one block after the other, and of a block one thread at a time, from one
+// barrier or shuffle to the next. The order of blocks, of warps and of the threads in a warp is shuffled, so that a
+// kernel that lacks a barrier gives wrong results under some seeds.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+namespace emulated {
+
+constexpr unsigned warp_size = 32;
+constexpr unsigned max_threads = 1024;     // of a block
+constexpr size_t room_bytes = 256 * 1024;  // of shared memory: more than any device has
+
+struct Index {
+  unsigned x;
+};
+
+// Where a thread can wait, for its warp up to `warp_wide` and for its block beyond.
+enum class Place { syncwarp, shuffle, vote, warp_wide = vote, syncthreads, end };
+
+struct Warp {
+  Place place;       // where those wait that have arrived
+  unsigned arrived;  // threads, in this phase: each runs once from one wait to the next
+  unsigned phase;
+  unsigned first_thread;
+  unsigned multiplier, shift, flip;  // the order of this phase
+
+  // What the lanes exchange. Two sets: when a lane writes to one, all lanes have read from it what they wanted,
+  // because they have arrived at the wait for the other.
+  uint64_t slots[2][warp_size];
+
+  unsigned thread(unsigned turn) const { return first_thread + (((multiplier * turn + shift) % warp_size) ^ flip); }
+};
+
+extern Warp warps[max_threads / warp_size];
+
+// Runs the kernel for all threads; returns when all have.
+void run_grid(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& kernel);
+
+// From here on, in the orders that the seed gives; 0: in order, each warp as far as it gets.
+void shuffle(unsigned seed);
+
+// The calling thread waits until all of its warp, or block, wait at the same place.
+void wait(Place place);
+
+[[noreturn]] void die(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+}  // namespace emulated
+
+extern emulated::Index threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulated {
+
+inline void check_mask(unsigned mask) {
+  if (mask != 0xffffffffu) die("mask 0x%08x: only 0xffffffff is emulated", mask);
+}
+
+// The slots of the lanes of the calling thread's warp, all filled.
+template <class T>
+const uint64_t* exchange(unsigned mask, T x, Place place) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  check_mask(mask);
+  Warp& warp = warps[threadIdx.x / warp_size];
+  uint64_t* slots = warp.slots[warp.phase % 2];
+  std::memcpy(&slots[threadIdx.x % warp_size], &x, sizeof x);
+  wait(place);
+  return slots;
+}
+
+template <class T>
+T value_of_lane(unsigned mask, T x, unsigned lane) {
+  const uint64_t* slots = exchange(mask, x, Place::shuffle);
+  std::memcpy(&x, &slots[lane % warp_size], sizeof x);
+  return x;
+}
+
+inline unsigned ballot(unsigned mask, bool predicate) {
+  const uint64_t* slots = exchange(mask, uint64_t(predicate), Place::vote);
+  unsigned votes = 0;
+  for (unsigned lane = 0; lane < warp_size; ++lane) votes |= unsigned(slots[lane]) << lane;
+  return votes;
+}
+
+}  // namespace emulated

@@ -1,0 +1,52 @@
+"""The backend "emulated": the CUDA backend on a CPU, for tests. See tests/emulated/."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onepass
+from onepass.cuda import CudaRunner
+
+sys.path.append(str(Path(__file__).parent / "emulated"))
+from build import build
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("emulated", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Which build, for the tests that run others in a process of its own.
+emulated = load(Path(os.environ.get("ONEPASS_EMULATED") or build()))
+
+
+backends = importlib.import_module("onepass.backends")  # the name in the package is the function
+
+
+class EmulatedRunner(CudaRunner):
+    name = "emulated"
+
+    def check_device(self) -> None:
+        pass
+
+    def plan_class(self) -> Any:
+        return emulated.CudaPlan
+
+
+backends._RUNNERS["emulated"] = EmulatedRunner
+backends.NAMES += ("emulated",)
+
+
+def plan_of(opt: onepass.Adam) -> Any:
+    """The plan of an optimizer of one group that has stepped."""
+    (runner,) = opt._runners
+    return runner.plan

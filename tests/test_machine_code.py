@@ -1,0 +1,100 @@
+"""The machine code of the CUDA kernels: no register is spilled, and memory is read and written 16 bytes at a time.
+
+Needs no GPU. `pytest tests/test_machine_code.py -rP` prints registers and occupancy.
+"""
+
+import re
+import subprocess
+
+import pytest
+
+from machine_code import find_nvcc, kernels_of, narrow, occupancy, spills
+from onepass import native
+
+EXAMPLE = """
+namespace onepass::cuda {
+template <class S> __global__ void step(float4* p) { float4 x = p[threadIdx.x]; x.x *= 2; p[threadIdx.x] = x; }
+template <class S> __global__ void measure(float* p, float* sum) {
+  float4 x = reinterpret_cast<float4*>(p)[threadIdx.x];
+  sum[threadIdx.x] = x.x + x.y + x.z + x.w;
+}
+template <class S> __global__ void update(float* p) { p[threadIdx.x] *= 2; }
+template <class S> __global__ void settle(float4* p, int n) {
+  float kept[64];
+  for (int i = 0; i < 64; ++i) kept[i] = p[i].x;
+  for (int i = 0; i < n; ++i) kept[int(p[i].y)] += 1;
+  for (int i = 0; i < 64; ++i) p[i].x = kept[i];
+}
+template __global__ void step<float>(float4*);
+template __global__ void measure<float>(float*, float*);
+template __global__ void update<float>(float*);
+template __global__ void settle<float>(float4*, int);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def flags():
+    assert native._C is not None
+    if "nvcc" not in native._C.build_flags:
+        pytest.skip("onepass is built without the CUDA kernels")
+    return native._C.build_flags
+
+
+@pytest.fixture(scope="module")
+def kernels(flags):
+    return kernels_of(native._C.__file__)
+
+
+def test_machine_code_for_every_architecture(flags, kernels):
+    assert {kernel.arch for kernel in kernels} == set(re.findall(r"code=(sm_\d+)", flags))
+    by_arch = [{k.name for k in kernels if k.arch == arch} for arch in {k.arch for k in kernels}]
+    assert all(names == by_arch[0] for names in by_arch)
+
+
+def test_no_kernel_spills(kernels):
+    assert {f"{k.arch} {k.short_name}": spills(k) for k in kernels if spills(k)} == {}
+    for k in kernels:
+        resident = f", occupancy {occupancy(k.registers):.0%}" if k.arch == "sm_90" else ""
+        print(f"{k.arch}: {k.registers} registers{resident}, {len(k.instructions)} instructions: {k.short_name}")
+
+
+@pytest.mark.parametrize("storage", ["float", "double", "BFloat16", "Half"])
+@pytest.mark.parametrize("function", ["step", "update", "measure", "settle"])
+def test_memory_is_accessed_16_bytes_at_a_time(function, storage, kernels):
+    named = [k for k in kernels if k.function == function and k.storage == storage]
+    assert named
+    assert {f"{k.arch} {k.short_name}": narrow(k) for k in named if narrow(k)} == {}
+
+
+def test_the_module_asks_for_no_cuda_library(flags):
+    needed = subprocess.run(["readelf", "-d", native._C.__file__], text=True, stdout=subprocess.PIPE, check=True).stdout
+    assert "NEEDED" in needed
+    assert "cuda" not in needed.lower()
+
+
+def test_spills_and_narrow_accesses_are_seen(tmp_path):
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("there is no nvcc")
+    source, binary = tmp_path / "example.cu", tmp_path / "example.o"
+    source.write_text(EXAMPLE)
+    subprocess.run([nvcc, "-O3", "-gencode=arch=compute_90,code=sm_90", "-c", source, "-o", binary], check=True)
+    kernels = {kernel.function: kernel for kernel in kernels_of(binary)}
+    assert {name: kernel.storage for name, kernel in kernels.items()} == dict.fromkeys(kernels, "float")
+    assert {name: narrow(kernel) for name, kernel in kernels.items()} == {
+        "step": [],
+        "measure": [],
+        "update": ["no LDG.E.128", "no STG.E.128"],
+        "settle": ["no LDG.E.128", "no STG.E.128"],
+    }
+    assert not any(spills(kernels[name]) for name in ("step", "measure", "update"))
+    assert any(found.startswith("stack") for found in spills(kernels["settle"]))
+    assert any(found.startswith("LDL") for found in spills(kernels["settle"]))
+
+
+@pytest.mark.parametrize(
+    ("registers", "warps"), [(16, 64), (32, 64), (33, 48), (40, 48), (48, 40), (64, 32), (128, 16), (129, 8), (255, 8)]
+)
+def test_occupancy(registers, warps):
+    assert occupancy(registers) == warps / 64
