@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -36,6 +37,12 @@ class EmulatedRunner(CudaRunner):
     name = "emulated"
 
     def check_device(self) -> None:
+        pass
+
+    def on_device(self) -> Any:
+        return contextlib.nullcontext()
+
+    def record_stream(self) -> None:
         pass
 
     def plan_class(self) -> Any:

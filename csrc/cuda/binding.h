@@ -31,7 +31,7 @@ class CudaBinding : public Binding {
   // Launches a step on torch's current stream, and returns the parameters that are written to. Only after `ready` said
   // true.
   pybind11::list run() {
-    const auto stream = static_cast<cudaStream_t>(current_stream());
+    const auto stream = static_cast<cudaStream_t>(stream_ = current_stream());
     {
       pybind11::gil_scoped_release unlocked;
       stepper_.step(stream);
@@ -43,11 +43,15 @@ class CudaBinding : public Binding {
     return tell(stepper_.verdicts(PyBytes_AsString(memory.ptr())));
   }
 
-  std::vector<std::string> launches() const { return stepper_.launches(); }
+  std::vector<std::string> launches() const { return {stepper_.launches().begin(), stepper_.launches().end()}; }
   int room_bytes() const { return stepper_.shape().room_bytes; }
+
+  // Of the last step.
+  uint64_t stream() const { return reinterpret_cast<uint64_t>(stream_); }
 
  private:
   cuda::CudaStepper stepper_;
+  void* stream_ = nullptr;
 };
 
 inline void add_cuda_plan(pybind11::module_& m) {
@@ -60,6 +64,7 @@ inline void add_cuda_plan(pybind11::module_& m) {
       .def("image", &CudaBinding::image, py::arg("address"))
       .def("run", &CudaBinding::run)
       .def("verdicts", &CudaBinding::verdicts, py::arg("memory"))
+      .def_property_readonly("stream", &CudaBinding::stream)
       .def_property_readonly("launches", &CudaBinding::launches)
       .def_property_readonly("room_bytes", &CudaBinding::room_bytes);
 }

@@ -21,7 +21,7 @@ struct Opened {
   Stream<const P, of_g> g;
   Stream<S, of_m> m;
   Stream<S, of_v> v;
-  int64_t first;  // of the item, in elements of the tensor
+  int64_t first_row, first;  // of the item; its first element, counted in elements of the tensor
   int rows, length;
   int tensor;
   bool piece;
@@ -57,6 +57,7 @@ struct Opened {
     tensor = item.tensor;
     rows = int(item.rows);
     length = int(item.end - item.begin);
+    first_row = item.row;
     first = item.row * t->length + item.begin;
     piece = length < t->length;
     reach(p, t->p);

@@ -30,13 +30,13 @@ struct LauncherOf {
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(block_size);
-    config.dynamicSmemBytes = board_bytes() + frame.room_bytes;
+    config.dynamicSmemBytes = shared_bytes(kernel, frame.room_bytes);
     config.stream = stream;
     return cudaLaunchKernelEx(&config, function(kernel), a);
   }
 
   static cudaError_t blocks_per_multiprocessor(Kernel kernel, int room_bytes, int* out) {
-    const int bytes = board_bytes() + room_bytes;
+    const int bytes = shared_bytes(kernel, room_bytes);
     const cudaError_t error =
         cudaFuncSetAttribute(function(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;

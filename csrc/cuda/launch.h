@@ -32,7 +32,10 @@ const Launcher& launcher(Dtype dtype, Family family);
 // Writes words to device memory.
 cudaError_t send(const Parcel& parcel, cudaStream_t stream);
 
-// Shared memory beside the room for rows.
+// Shared memory of a block: beside the room for rows, and with it where the kernel holds rows.
 int board_bytes();
+inline int shared_bytes(Kernel kernel, int room_bytes) {
+  return board_bytes() + (kernel == Kernel::update ? room_bytes : 0);
+}
 
 }  // namespace onepass::cuda

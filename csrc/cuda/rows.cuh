@@ -80,10 +80,7 @@ struct Rows {
   __device__ S* kept_p() const { return reinterpret_cast<S*>(onepass_room + sizeof(Board)) + threadIdx.x; }
   __device__ S* kept_u() const { return kept_p() + f.room_bytes / int(2 * sizeof(S)); }
 
-  __device__ double& coefficient(int r) const {
-    const int64_t row = o.first / o.t->length + r;
-    return f.coefficients[o.t->first_coefficient + row];
-  }
+  __device__ double& coefficient(int r) const { return f.coefficients[o.t->first_coefficient + o.first_row + r]; }
 
   // Moments and sums of the rows, and p as far as `write` allows. Leaves the report on the board.
   __device__ void update(Write write) const {

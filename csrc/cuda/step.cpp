@@ -11,28 +11,19 @@ namespace {
 constexpr const char* dtype_names[] = {"float32", "float64", "bfloat16", "float16"};
 constexpr const char* family_names[] = {"Adam", "SGD with a buffer", "SGD"};
 
+std::string kernel_name(Kernel kernel, Dtype dtype, Family family) {
+  return std::string(kernel_names[static_cast<int>(kernel)]) + " (" + dtype_names[static_cast<int>(dtype)] + ", " +
+         family_names[static_cast<int>(family)] + ")";
+}
+
 template <class T>
 void put(std::vector<char>& bytes, int64_t offset, const T* from, int64_t count) {
   if (count) std::memcpy(bytes.data() + offset, from, count * sizeof(T));
 }
 
-// Makes the plan's device the current one, and the one before again at the end.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    cudaGetDevice(&before_);
-    if (before_ != device) cudaSetDevice(device);
-  }
-  ~OnDevice() { cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
-
 }  // namespace
 
 CudaStepper::CudaStepper(Plan& plan, int device) : plan_(plan), device_(device), blocks_(4 * 3 * kernel_count) {
-  const OnDevice on(device);
   auto attribute = [&](cudaDeviceAttr name) {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, name, device), "asking for its limits");
@@ -90,11 +81,10 @@ std::vector<char> CudaStepper::image(uint64_t address) {
   const std::vector<int64_t> layouts = this->layouts();
   put(bytes, items_.offset, plan_.items.data(), static_cast<int64_t>(plan_.items.size()));
   put(bytes, layouts_.offset, layouts.data(), static_cast<int64_t>(layouts.size()));
-  auto part = [&](const Section& s) {
-    return std::vector<char>(bytes.begin() + s.offset, bytes.begin() + s.offset + s.bytes);
-  };
-  known_tensors_ = part(tensors_), known_live_ = part(live_);
-  known_gradients_ = part(gradients_), known_courses_ = part(courses_);
+  known_tensors_ = {std::vector<char>(tensors_.bytes)};
+  known_live_ = {std::vector<char>(live_.bytes)};
+  known_gradients_ = {std::vector<char>(gradients_.bytes)};
+  known_courses_ = {std::vector<char>(courses_.bytes)};
   return bytes;
 }
 
@@ -111,7 +101,6 @@ std::vector<Verdict> CudaStepper::verdicts(const char* memory) const {
 // ---------------------------------------------------------------- a step
 
 void CudaStepper::step(cudaStream_t stream) {
-  const OnDevice on(device_);
   refuse_capture(stream);
   launches_.clear();
   set_courses();
@@ -192,55 +181,47 @@ DeviceTensor CudaStepper::describe(int i) const {
   return d;
 }
 
+void CudaStepper::Mirror::put(int64_t at, const void* from, int64_t count) {
+  if (std::memcmp(bytes.data() + at, from, count) == 0) return;
+  std::memcpy(bytes.data() + at, from, count);
+  begin = begin == end ? at : std::min(begin, at);
+  end = std::max(end, at + count);
+}
+
 // Sends the device what it does not know yet. Mostly nothing.
 void CudaStepper::upload(cudaStream_t stream) {
   const int count = static_cast<int>(plan_.tensors.size());
-  std::vector<char> now = known_tensors_;
+  for (size_t g = 0; g < plan_.live.size(); ++g)
+    if (plan_.live[g].capturable) known_live_.put(g * sizeof(LiveHyper), &plan_.live[g], sizeof(LiveHyper));
   for (int i = 0; i < count; ++i) {
-    if (!plan_.tensors[i].active) continue;
+    if (gradients_in_memory_) known_gradients_.put(i * sizeof(void*), &gradient_[i], sizeof(void*));
+    const Tensor& t = plan_.tensors[i];
+    if (!t.active) continue;
     const DeviceTensor d = describe(i);
-    std::memcpy(now.data() + i * sizeof d, &d, sizeof d);
+    known_tensors_.put(i * sizeof d, &d, sizeof d);
+    if (!courses_in_memory_ || course_[i] < count) continue;
+    alignas(16) unsigned char course[course_bytes] = {};
+    launcher(t.dtype, plan_.family(t.group)).write_course(scalars_[course_[i] - count], course);
+    known_courses_.put(static_cast<int64_t>(course_[i]) * course_bytes, course, course_bytes);
   }
-  send_changed(tensors_, known_tensors_, now, stream);
-
-  now = known_live_;
-  for (size_t g = 0; g < plan_.live.size(); ++g) put(now, g * sizeof(LiveHyper), &plan_.live[g], 1);
-  send_changed(live_, known_live_, now, stream);
-
-  if (gradients_in_memory_) {
-    now = known_gradients_;
-    put(now, 0, gradient_.data(), count);
-    send_changed(gradients_, known_gradients_, now, stream);
-  }
-  if (courses_in_memory_) {
-    now = known_courses_;
-    for (int i = 0; i < count; ++i) {
-      const Tensor& t = plan_.tensors[i];
-      if (!t.active || course_[i] < count) continue;
-      auto* to = reinterpret_cast<unsigned char*>(now.data()) + static_cast<int64_t>(course_[i]) * course_bytes;
-      launcher(t.dtype, plan_.family(t.group)).write_course(scalars_[course_[i] - count], to);
-    }
-    send_changed(courses_, known_courses_, now, stream);
-  }
+  send(live_, known_live_, stream);
+  send(tensors_, known_tensors_, stream);
+  send(gradients_, known_gradients_, stream);
+  send(courses_, known_courses_, stream);
 }
 
 // From the first to the last word that differs.
-void CudaStepper::send_changed(const Section& s, std::vector<char>& known, const std::vector<char>& now,
-                               cudaStream_t stream) {
-  const auto [known_word, now_word] = std::mismatch(known.begin(), known.end(), now.begin());
-  if (known_word == known.end()) return;
-  const int64_t begin = (known_word - known.begin()) / 8 * 8;
-  int64_t end = static_cast<int64_t>(known.size());
-  while (end > begin && known[end - 1] == now[end - 1]) --end;
-  for (int64_t at = begin; at < end; at += Parcel::max_words * 8) {
+void CudaStepper::send(const Section& s, Mirror& mirror, cudaStream_t stream) {
+  const int64_t end = mirror.end;
+  for (int64_t at = mirror.begin / 8 * 8; at < end; at += Parcel::max_words * 8) {
     Parcel parcel;
     parcel.to = in<uint64_t>(s) + at / 8;
     parcel.count = static_cast<int>((std::min<int64_t>(end - at, Parcel::max_words * 8) + 7) / 8);
-    std::memcpy(parcel.word, now.data() + at, parcel.count * 8);
-    check(send(parcel, stream), "writing to its plan");
+    std::memcpy(parcel.word, mirror.bytes.data() + at, parcel.count * 8);
+    check(cuda::send(parcel, stream), "launching carry");
     launches_.push_back("carry");
   }
-  known = now;
+  mirror.begin = mirror.end = 0;
 }
 
 void CudaStepper::launch_all(cudaStream_t stream) {
@@ -284,9 +265,8 @@ void CudaStepper::launch(Kernel kernel, Dtype dtype, Family family, cudaStream_t
 
   const ByValue values{scalars_.data(), courses_in_memory_ ? 0 : static_cast<int>(scalars_.size()), gradient_.data(),
                        gradients_in_memory_ ? 0 : static_cast<int>(gradient_.size())};
-  const std::string doing = std::string("launching ") + kernel_names[static_cast<int>(kernel)] + " (" +
-                            dtype_names[static_cast<int>(dtype)] + ", " + family_names[static_cast<int>(family)] + ")";
-  check(launcher(dtype, family).launch(kernel, f, values, blocks(kernel, dtype, family), stream), doing);
+  const cudaError_t error = launcher(dtype, family).launch(kernel, f, values, blocks(kernel, dtype, family), stream);
+  if (error != cudaSuccess) check(error, "launching", kernel_name(kernel, dtype, family).c_str());
   launches_.push_back(kernel_names[static_cast<int>(kernel)]);
 }
 
@@ -296,7 +276,7 @@ int CudaStepper::blocks(Kernel kernel, Dtype dtype, Family family) {
   if (known == 0) {
     int each = 0;
     check(launcher(dtype, family).blocks_per_multiprocessor(kernel, shape_.room_bytes, &each),
-          std::string("reserving shared memory for ") + kernel_names[static_cast<int>(kernel)]);
+          "reserving shared memory for", kernel_name(kernel, dtype, family).c_str());
     const int warp_items = static_cast<int>(plan_.items.size()) - shape_.block_items;
     const int wanted = std::max({shape_.block_items, (warp_items + warps - 1) / warps, 1});
     known = std::clamp(wanted, 1, std::max(1, each * limits_.multiprocessors));
@@ -304,11 +284,12 @@ int CudaStepper::blocks(Kernel kernel, Dtype dtype, Family family) {
   return known;
 }
 
-void CudaStepper::check(cudaError_t error, const std::string& doing) const {
+void CudaStepper::check(cudaError_t error, const char* doing, const char* what) const {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // or the next call would report it once more
-  throw std::runtime_error("onepass: " + doing + " on cuda:" + std::to_string(device_) +
-                           " failed: " + cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
+  throw std::runtime_error(std::string("onepass: ") + doing + (*what ? " " : "") + what +
+                           " on cuda:" + std::to_string(device_) + " failed: " + cudaGetErrorName(error) + " (" +
+                           cudaGetErrorString(error) + ")");
 }
 
 }  // namespace onepass::cuda

@@ -18,20 +18,28 @@ class CudaStepper {
   int64_t bytes() const { return bytes_; }
   std::vector<char> image(uint64_t address);
 
-  // Launches a step of every active tensor on a stream; does not wait for it.
+  // Launches a step of every active tensor on a stream of the plan's device, which is the current one; does not wait.
   void step(cudaStream_t stream);
 
   // Of each tensor, from the plan's memory as it was read back.
   std::vector<Verdict> verdicts(const char* memory) const;
 
   // The kernels of the last step in order, and how the plan is laid onto the device.
-  const std::vector<std::string>& launches() const { return launches_; }
+  const std::vector<const char*>& launches() const { return launches_; }
   const Shape& shape() const { return shape_; }
 
  private:
   // A part of the plan's memory.
   struct Section {
     int64_t offset, bytes;
+  };
+
+  // What the device holds of a part, and which of it has changed since it was sent.
+  struct Mirror {
+    std::vector<char> bytes;
+    int64_t begin = 0, end = 0;
+
+    void put(int64_t at, const void* from, int64_t count);
   };
 
   Section section(int64_t bytes);
@@ -47,11 +55,12 @@ class CudaStepper {
   int course_of(const Tensor& t, float count);
   DeviceTensor describe(int tensor) const;
   void upload(cudaStream_t stream);
-  void send_changed(const Section& s, std::vector<char>& known, const std::vector<char>& now, cudaStream_t stream);
+  void send(const Section& s, Mirror& mirror, cudaStream_t stream);
   void launch_all(cudaStream_t stream);
   void launch(Kernel kernel, Dtype dtype, Family family, cudaStream_t stream);
   int blocks(Kernel kernel, Dtype dtype, Family family);
-  void check(cudaError_t error, const std::string& doing) const;
+  // Throws if a call has failed; `doing` and `what` say which.
+  void check(cudaError_t error, const char* doing, const char* what = "") const;
 
   Plan& plan_;
   int device_;
@@ -76,9 +85,9 @@ class CudaStepper {
   std::vector<char> stepped_;
 
   bool gradients_in_memory_, courses_in_memory_;
-  std::vector<char> known_tensors_, known_live_, known_gradients_, known_courses_;  // what the device holds
-  std::vector<int> blocks_;                                                         // of every kernel, 0 if not known
-  std::vector<std::string> launches_;
+  Mirror known_tensors_, known_live_, known_gradients_, known_courses_;
+  std::vector<int> blocks_;  // of every kernel, 0 if not known
+  std::vector<const char*> launches_;
 };
 
 }  // namespace onepass::cuda

@@ -33,6 +33,7 @@ class CudaPlan(Plan):
     memory_bytes: int
     launches: list[str]
     room_bytes: int
+    stream: int
     def __init__(
         self,
         params: list[list[Tensor]],

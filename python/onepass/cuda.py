@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +45,7 @@ class CudaRunner(PlanRunner):
     def __init__(self, optimizer: Optimizer, indices: list[int]):
         super().__init__(optimizer, indices)
         self.device = self.params[0][0].device
+        self.stream: int | None = None
         self.check_device()
 
     def check_device(self) -> None:
@@ -61,20 +63,34 @@ class CudaRunner(PlanRunner):
             )
 
     def make_plan(self, *arguments: Any) -> None:
-        plan = self.plan_class()(*arguments, self.device.index or 0)
+        with self.on_device():
+            plan = self.plan_class()(*arguments, self.device.index or 0)
         # Of torch's memory, so that its allocator knows of it; on the stream that the steps are launched on.
         memory = torch.empty(max(plan.memory_bytes, 1), dtype=torch.uint8, device=self.device)
         image = bytearray(plan.image(memory.data_ptr()))
         if image:
             memory.copy_(torch.frombuffer(image, dtype=torch.uint8))
-        self.plan, self.memory = plan, memory
+        self.plan, self.memory, self.stream = plan, memory, None
 
     def plan_class(self) -> Any:
         return native._C.CudaPlan
 
     def run(self, hypers: list[Hyper]) -> None:
         # autograd refuses a backward pass through weights that were written to: it knows by their version.
-        increment_version(self.plan.run())
+        with self.on_device():
+            increment_version(self.plan.run())
+        if (
+            self.plan.stream != self.stream
+        ):  # torch must not give the memory to others before this stream is done with it
+            self.stream = self.plan.stream
+            self.record_stream()
+
+    def on_device(self) -> AbstractContextManager[Any]:
+        """Launches go to the current device."""
+        return nullcontext() if torch.cuda.current_device() == self.device.index else torch.cuda.device(self.device)
+
+    def record_stream(self) -> None:
+        self.memory.record_stream(torch.cuda.current_stream(self.device))
 
     def verdicts(self) -> dict[Tensor, Verdict]:
         return verdicts_of(self.plan.verdicts(self.memory.cpu().numpy().tobytes()))

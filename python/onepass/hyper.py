@@ -144,23 +144,21 @@ def hyper_of(rule: Rule, group: dict[str, Any], index: int) -> Hyper:
 def _live_of(rule: Rule, group: dict[str, Any], decay: str, number: _Numbers) -> Live:
     """The group's own values, tensors on the device unread."""
     beta1, beta2 = group.get("betas", (0.0, 0.0))
-    values: list[Any] = [
-        value if number.is_live(value) else float(value)
-        for value in (
-            group["lr"],
-            group["weight_decay"],
-            beta1,
-            beta2,
-            group.get("momentum", 0.0),
-            group["initial_lr"] if group["decouple_lr"] else 0.0,
-        )
-    ]
+    given = {
+        "lr": group["lr"],
+        "weight_decay": group["weight_decay"],
+        "beta1": beta1,
+        "beta2": beta2,
+        "momentum": group.get("momentum", 0.0),
+        "initial_lr": group["initial_lr"] if group["decouple_lr"] else 0.0,
+    }
+    values: dict[str, Any] = {name: value if number.is_live(value) else float(value) for name, value in given.items()}
     return Live(
-        *values,
+        **values,
         decay={"l2": "l2", "proximal_l2": "metric"}.get(decay, "direct"),
         decouple_lr=bool(group["decouple_lr"]),
         over_one_minus_momentum=rule.projected and rule.family == "sgd",
-        identities=tuple(id(value) if number.is_live(value) else value for value in values),
+        identities=tuple(id(value) if number.is_live(value) else value for value in values.values()),
     )
 
 

@@ -1,13 +1,100 @@
 // The Python module `emulated`: the CUDA backend's own sources, compiled for a CPU, and the handles of the host they
 // run on.
-#include "../../csrc/cuda/binding.h"
+#include <pybind11/stl.h>
 
+#include "../../csrc/cuda/binding.h"
+#include "../../csrc/cuda/crew.cuh"
+#include "../../csrc/cuda/memory.cuh"
 #include "control.h"
 
 namespace py = pybind11;
+using emulated::Device;
+using namespace onepass;
+
+namespace {
+
+constexpr const char* operand_names[cuda::operands] = {"p", "g", "m", "v", "plan", "reports"};
+
+// Bytes that kernels have loaded and stored since the reset, of every operand.
+py::dict traffic() {
+  py::dict out;
+  for (int i = 0; i < cuda::operands; ++i)
+    out[operand_names[i]] = py::make_tuple(emulated::traffic[i][0], emulated::traffic[i][1]);
+  return out;
+}
+
+std::vector<std::tuple<unsigned, unsigned, size_t>> launches() {
+  std::vector<std::tuple<unsigned, unsigned, size_t>> out;
+  for (const emulated::Launch& launch : emulated::launches())
+    out.emplace_back(launch.grid, launch.block, launch.shared_bytes);
+  return out;
+}
+
+// How tensors that need not exist would be laid onto the emulated device: the room, the number of items that blocks
+// take, and of every item its tensor, first row, rows, and first and last element of the row.
+py::tuple shape_of(const std::vector<std::tuple<int, std::vector<int64_t>, bool, bool>>& tensors) {
+  Plan plan;
+  for (const auto& [dtype, shape, projected, packed] : tensors) {
+    Tensor t;
+    t.dtype = static_cast<Dtype>(dtype);
+    t.shape = shape;
+    t.projected = projected;
+    t.packed = packed;
+    int64_t elements = 1;
+    for (int64_t size : shape) elements *= size;
+    t.rows = projected ? shape[0] : 1;
+    t.length = elements / t.rows;
+    plan.tensors.push_back(t);
+  }
+  const Device& d = emulated::device;
+  const cuda::Limits limits{d.multiprocessors, d.shared_per_multiprocessor, d.shared_per_block, d.shared_reserved};
+  const cuda::Shape shape = cuda::shape_of(plan, limits, cuda::board_bytes());
+  py::list items;
+  for (const Item& item : plan.items)
+    items.append(py::make_tuple(item.tensor, item.row, item.rows, item.begin, item.end));
+  return py::make_tuple(shape.room_bytes, shape.block_items, items);
+}
+
+// What the kernels are bounded by, and the bytes of what they read of a plan.
+py::dict limits() {
+  py::dict out;
+  out["gradients"] = cuda::max_gradients;
+  out["courses"] = cuda::max_courses;
+  out["words"] = cuda::Parcel::max_words;
+  out["block"] = cuda::block_size;
+  out["warp"] = cuda::warp_size;
+  out["board"] = cuda::board_bytes();
+  out["item_bytes"] = sizeof(Item);
+  out["tensor_bytes"] = sizeof(cuda::DeviceTensor);
+  out["report_bytes"] = sizeof(Report);
+  out["verdict_bytes"] = sizeof(cuda::DeviceVerdict);
+  return out;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(emulated, m) {
-  onepass::add_plan(m);
-  onepass::add_cuda_plan(m);
+  add_plan(m);
+  add_cuda_plan(m);
+
+  // The device: limits that the next plan is made for.
+  py::class_<Device>(m, "Device", py::module_local())
+      .def_readwrite("multiprocessors", &Device::multiprocessors)
+      .def_readwrite("compute_major", &Device::compute_major)
+      .def_readwrite("shared_per_multiprocessor", &Device::shared_per_multiprocessor)
+      .def_readwrite("shared_per_block", &Device::shared_per_block)
+      .def_readwrite("shared_reserved", &Device::shared_reserved)
+      .def_readwrite("blocks_per_multiprocessor", &Device::blocks_per_multiprocessor);
+  m.attr("device") = py::cast(&emulated::device, py::return_value_policy::reference);
+  m.attr("limits") = limits();
+
   m.def("reset", &emulated::reset, py::arg("seed") = 0);
+  m.def("launches", &launches);
+  m.def("traffic", &traffic);
+  m.def("set_capturing", &emulated::set_capturing, py::arg("on"));
+  m.def("replay", &emulated::replay);
+  m.def(
+      "fail_next_launch", [](int error) { emulated::fail_next_launch(static_cast<cudaError_t>(error)); },
+      py::arg("error") = static_cast<int>(cudaErrorLaunchFailure));
+  m.def("shape_of", &shape_of, py::arg("tensors"));
 }
