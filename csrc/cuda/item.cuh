@@ -6,39 +6,63 @@
 
 namespace onepass::cuda {
 
-// is_packed decides how elements are reached: 16 bytes at a time, or one by one through the strides.
-template <class P, class Rule, bool is_packed>
+template <class Rule>
 struct Opened {
+  const DeviceTensor* t;
+  const Course<Rule>* course;
+  const void* gradient;
+  int64_t first_row, first;  // of the item; its first element, counted in elements of the tensor
+  int rows, length;
+  unsigned tensor;
+  bool piece;
+
+  __device__ __forceinline__ Opened(const Item& item, const DeviceTensor* t, const Course<Rule>* course,
+                                    const void* gradient)
+      : t(t), course(course), gradient(gradient), first_row(item.row), tensor(item.tensor) {
+    rows = int(item.rows);
+    length = int(item.end - item.begin);
+    first = item.row * t->length + item.begin;
+    piece = length < t->length;
+  }
+};
+
+// An opened item with its operands. is_packed decides how elements are reached: 16 bytes at a time, or one by one
+// through the strides.
+template <class P, class Rule, bool is_packed>
+struct Operands : Opened<Rule> {
   typedef typename Rule::Number S;
   static constexpr int lanes = is_packed ? Vector<P>::lanes : 1;
   static constexpr int at_a_time = lanes == 4 ? 2 : 1;  // vectors; two of float64 would spill
   template <class T, Operand operand>
   using Stream = std::conditional_t<is_packed, Packed<T, operand>, Strided<T, operand>>;
+  using Opened<Rule>::t;
 
-  const DeviceTensor* t;
-  const Course<Rule>* course;
   Stream<P, of_p> p;
   Stream<const P, of_g> g;
   Stream<S, of_m> m;
   Stream<S, of_v> v;
-  int64_t first_row, first;  // of the item; its first element, counted in elements of the tensor
-  int rows, length;
-  int tensor;
-  bool piece;
+
+  __device__ __forceinline__ explicit Operands(const Opened<Rule>& opened) : Opened<Rule>(opened) {
+    reach(p, t->p);
+    reach(g, const_cast<void*>(this->gradient));
+    if (Rule::moments > 0) reach(m, t->moment[0]);
+    if (Rule::moments > 1) reach(v, t->moment[1]);
+  }
 
   __device__ __forceinline__ Stretch<lanes> row(int r) const {
-    const int64_t at = first + int64_t(r) * length;
-    return {at, length, int(reinterpret_cast<uint64_t>(p.data + at) / sizeof(P) % lanes)};
+    const int64_t at = this->first + int64_t(r) * this->length;
+    return {at, this->length, int(reinterpret_cast<uint64_t>(p.data + at) / sizeof(P) % lanes)};
   }
 
   // Where the elements of one vector of a stretch are.
   __device__ __forceinline__ auto place(const Stretch<lanes>& s, int vector) const {
     if constexpr (is_packed)
-      return PackedPlace<lanes>{s, s.at(vector)};
+      return PackedPlace<lanes>{s, s.at(vector), s.first + s.at(vector)};
     else
-      return strided_place(t->layout, t->dims, s.first + vector);
+      return strided_place<2 + Rule::moments>(t->layout, t->dims, s.first + vector);
   }
 
+ private:
   template <class T, Operand operand>
   __device__ __forceinline__ void reach(Packed<T, operand>& x, void* data) const {
     const uint64_t lead = reinterpret_cast<uint64_t>(t->p) / sizeof(P);
@@ -48,22 +72,6 @@ struct Opened {
   template <class T, Operand operand>
   __device__ __forceinline__ void reach(Strided<T, operand>& x, void* data) const {
     x = {static_cast<T*>(data)};
-  }
-
-  __device__ __forceinline__ void open(const Item& item, const DeviceTensor* of, const void* gradient,
-                                       const Course<Rule>* scalars) {
-    t = of;
-    course = scalars;
-    tensor = item.tensor;
-    rows = int(item.rows);
-    length = int(item.end - item.begin);
-    first_row = item.row;
-    first = item.row * t->length + item.begin;
-    piece = length < t->length;
-    reach(p, t->p);
-    reach(g, const_cast<void*>(gradient));
-    if (Rule::moments > 0) reach(m, t->moment[0]);
-    if (Rule::moments > 1) reach(v, t->moment[1]);
   }
 };
 

@@ -16,60 +16,65 @@ namespace onepass::cuda {
 
 enum class Phase { step, measure, update, settle };
 
+// Calls work with the rows of an item, however their elements are reached. The host gives strided tensors to blocks.
+template <class Crew, class P, class Rule, class Work>
+__device__ __forceinline__ void with_rows(const Frame& f, Board& board, const Opened<Rule>& o, const Work& work) {
+  if (!o.t->layout) {
+    const Operands<P, Rule, true> packed(o);
+    work(Rows<Crew, Operands<P, Rule, true>, Rule>{f, board, packed});
+  } else if constexpr (Crew::size == block_size) {
+    const Operands<P, Rule, false> strided(o);
+    work(Rows<Crew, Operands<P, Rule, false>, Rule>{f, board, strided});
+  }
+}
+
 // One item in one phase.
-template <Phase phase, class Crew, class O, class Rule>
-__device__ void visit(const Frame& f, Board& board, const O& o, int index) {
+template <Phase phase, class Crew, class P, class Rule>
+__device__ __forceinline__ void visit(const Frame& f, Board& board, const Opened<Rule>& o, unsigned index) {
   const DeviceTensor& t = *o.t;
-  DeviceVerdict* verdict = f.verdicts + o.tensor;
-  const Judge<Crew, O> judge{f, board, o};
-  const Rows<Crew, O, Rule> rows{f, board, o};
+  const Judge<Crew, Opened<Rule>> judge{f, board, o};
+  auto rows = [&](const auto& work) { with_rows<Crew, P>(f, board, o, work); };
 
   if constexpr (phase == Phase::step) {
-    rows.step();
+    rows([](const auto& r) { r.step(); });
   } else if constexpr (phase == Phase::measure) {
     if (!t.projected || t.speculates) return;
     Crew::clear(board);
-    rows.measure();
-    if (judge.put(index)) judge.measured(verdict);
+    rows([](const auto& r) { r.measure(); });
+    if (judge.put(index)) judge.measured();
   } else if constexpr (phase == Phase::update) {
     Gate prediction = Gate::none;
     if (t.speculates)
       prediction = predicted(load(t.gate_counter, of_plan));
     else if (t.projected)
-      prediction = load(&verdict->verdict.gate, of_reports);
-    if (!t.speculates && prediction == Gate::none) return rows.step();
+      prediction = load(&f.verdicts[o.tensor].gate, of_reports);
+    if (!t.speculates && prediction == Gate::none) return rows([](const auto& r) { r.step(); });
     const Write write = write_for(prediction, t.rows_fit);
     Crew::clear(board);
-    rows.update(write);
-    if (judge.put(index)) judge.updated(verdict, prediction, write);
+    rows([&](const auto& r) { r.update(write); });
+    if (judge.put(index)) judge.updated(write);
   } else {
-    if (!t.projected || !load(&verdict->settle, of_reports)) return;
-    rows.settle(load(verdict, of_reports), load(&f.reports[index].deferred, of_reports));
+    if (!t.projected || !load(&f.verdicts[o.tensor].settle, of_reports)) return;
+    const DeviceVerdict v = load(&f.verdicts[o.tensor], of_reports);
+    const bool left_alone = load(&f.reports[index].deferred, of_reports);
+    rows([&](const auto& r) { r.settle(v, left_alone); });
   }
 }
 
 // Opens an item and visits it, if it is for this launch and its tensor has a gradient.
 template <Phase phase, class Crew, class P, class Rule>
-__device__ __forceinline__ void open(const Arguments<Rule>& a, Board& board, int index) {
+__device__ __forceinline__ void open(const Arguments<Rule>& a, Board& board, unsigned index) {
   const Frame& f = a.frame;
   const Item item = load(f.items + index, of_plan);
-  const DeviceTensor* t = f.tensors + item.tensor;
+  const DeviceTensor* t = f.tensors + unsigned(item.tensor);
   ONEPASS_TRACE(of_plan, sizeof(DeviceTensor), false);
   if (t->kind != f.kind) return;
-  const void* g = f.gradients ? load(f.gradients + item.tensor, of_plan) : a.gradient[item.tensor];
+  const void* g = f.gradients ? load(f.gradients + unsigned(item.tensor), of_plan) : a.gradient[unsigned(item.tensor)];
   if (!g) return;
   const Course<Rule>* course =
       f.courses ? reinterpret_cast<const Course<Rule>*>(f.courses + int64_t(t->course) * course_bytes)
                 : a.course + t->course;
-  if (!t->layout) {
-    Opened<P, Rule, true> o;
-    o.open(item, t, g, course);
-    visit<phase, Crew, decltype(o), Rule>(f, board, o, index);
-  } else if constexpr (Crew::size == block_size) {  // the host gives strided tensors to blocks
-    Opened<P, Rule, false> o;
-    o.open(item, t, g, course);
-    visit<phase, Crew, decltype(o), Rule>(f, board, o, index);
-  }
+  visit<phase, Crew, P>(f, board, Opened<Rule>(item, t, course, g), index);
 }
 
 template <Phase phase, class P, class Rule>

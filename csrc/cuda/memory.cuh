@@ -70,6 +70,7 @@ template <int lanes>
 struct PackedPlace {
   const Stretch<lanes>& s;
   int at;
+  int64_t index;  // of the first of them in the tensor; one for all operands, which saves registers
 };
 // Strided: one element, so many elements from the first of each operand.
 struct StridedPlace {
@@ -77,13 +78,14 @@ struct StridedPlace {
 };
 
 // layout: sizes of the dimensions, then the strides of each operand.
+template <int operand_count>
 __device__ __forceinline__ StridedPlace strided_place(const int64_t* layout, int dims, uint64_t element) {
   StridedPlace place{};
   for (int d = dims - 1; d >= 0; --d) {
     const uint64_t size = load(layout + d, of_plan), rest = element / size;
     const int64_t index = element - rest * size;
 #pragma unroll
-    for (int operand = 0; operand < 2 + max_moments; ++operand)
+    for (int operand = 0; operand < operand_count; ++operand)
       place.offset[operand] += index * load(layout + (1 + operand) * dims + d, of_plan);
     element = rest;
   }
@@ -101,8 +103,8 @@ struct Packed {
   // Elements outside of the stretch read as 0 and are not written.
   template <class S, int lanes>
   __device__ __forceinline__ void read(const PackedPlace<lanes>& place, S (&x)[lanes]) const {
-    const auto [s, at] = place;
-    T* const from = data + s.first + at;
+    const auto [s, at, index] = place;
+    T* const from = data + index;
     if (vectors && s.whole(at)) {
 #pragma unroll
       for (int i = 0; i < lanes; i += Whole::lanes) {
@@ -118,8 +120,8 @@ struct Packed {
 
   template <class S, int lanes>
   __device__ __forceinline__ void write(const PackedPlace<lanes>& place, const S (&x)[lanes]) const {
-    const auto [s, at] = place;
-    T* const to = data + s.first + at;
+    const auto [s, at, index] = place;
+    T* const to = data + index;
     if (vectors && s.whole(at)) {
 #pragma unroll
       for (int i = 0; i < lanes; i += Whole::lanes) {

@@ -46,12 +46,13 @@ ONEPASS_HD Course<Rule> course_of(const Scalars& s) {
   return {rule_of<Rule>(s), s.projection, s.projection.affine(Gate::none, 0), s.project_momentum};
 }
 
-// A verdict with what settling needs to know.
+// A verdict with what settling needs to know. No padding: the compiler would copy it by way of the stack.
 struct DeviceVerdict {
-  Verdict verdict;
-  double layer_coefficient;
+  Gate gate;
   Write write;
-  bool settle;
+  int settled, settle;  // the prediction was wrong; that, or some row was left alone
+  double scaled_cosine, layer_coefficient;
+  RowSums sums;
 };
 
 // What every launch is told of the plan.

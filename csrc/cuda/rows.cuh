@@ -52,6 +52,15 @@ struct Rows {
     }
   }
 
+  // In double, where a product of floats is exact: what a sum then loses is far below what float keeps of it, so that
+  // the lane an element falls to, which depends on the alignment of p, leaves no trace.
+  __device__ __forceinline__ static void add_products(RowSums& sums, double p, double g, double u) {
+    sums.pg = fma(p, g, sums.pg);
+    sums.pp = fma(p, p, sums.pp);
+    sums.gg = fma(g, g, sums.gg);
+    sums.pu = fma(p, u, sums.pu);
+  }
+
   // The lanes that share a row: as many as it has vectors, up to a warp if each gets no more than `most`.
   __device__ int team_width(int most) const {
     const bool even = o.length % lanes == 0 && o.row(0).phase == 0;
@@ -74,11 +83,10 @@ struct Rows {
     }
   }
 
-  // What a lane keeps of a row between its sums and its write: p and u of its vectors, element i of the n-th at
-  // (n*lanes + i)*block_size, so that neighbours write to neighbouring banks.
+  // What a lane keeps of a row between its sums and its write: p and u of its elements, one after the other and
+  // block_size apart, so that neighbours write to neighbouring banks.
   __device__ int most_kept() const { return f.room_bytes / int(2 * sizeof(S) * lanes * block_size); }
-  __device__ S* kept_p() const { return reinterpret_cast<S*>(onepass_room + sizeof(Board)) + threadIdx.x; }
-  __device__ S* kept_u() const { return kept_p() + f.room_bytes / int(2 * sizeof(S)); }
+  __device__ static S* kept() { return reinterpret_cast<S*>(onepass_room + sizeof(Board)) + threadIdx.x; }
 
   __device__ double& coefficient(int r) const { return f.coefficients[o.t->first_coefficient + o.first_row + r]; }
 
@@ -87,22 +95,19 @@ struct Rows {
     const Rule rule = o.course->rule;
     const int width = team_width(most_kept());
     each_row(width, [&](int r, const Row& s, int vectors, int rank) {
-      S pg = 0, pp = 0, gg = 0, pu = 0;
-      S *keep_p = kept_p(), *keep_u = kept_u();
+      RowSums lane_sums;
+      S* keep = kept();
       each_vector(s, vectors, rank, width, true, [&](const auto& place, auto& e) {
 #pragma unroll
-        for (int i = 0; i < lanes; ++i, keep_p += block_size, keep_u += block_size) {
+        for (int i = 0; i < lanes; ++i, keep += 2 * block_size) {
           const S u = e.template direct<true>(rule, i);
-          pg = pg + e.p[i] * e.g[i];
-          pp = pp + e.p[i] * e.p[i];
-          gg = gg + e.g[i] * e.g[i];
-          pu = pu + e.p[i] * u;
-          *keep_p = e.p[i];
-          *keep_u = u;
+          add_products(lane_sums, e.p[i], e.g[i], u);
+          keep[0] = e.p[i];
+          keep[block_size] = u;
         }
         e.write_moments(o, place);
       });
-      const RowSums sums = Crew::sum(RowSums{pg, pp, gg, pu}, width, board);
+      const RowSums sums = Crew::sum(lane_sums, width, board);
       RowStep step{};
       if (width <= warp_size || rank == 0) step = decide(sums, write);
       step = Crew::tell(step, width, board);
@@ -130,14 +135,15 @@ struct Rows {
   __device__ void write_kept(const Row& s, int vectors, int rank, int width, const RowStep& step, Write write) const {
     const S d = S(step.step.d), k = S(step.step.k), c = S(step.c);
     const bool buffer_too = Rule::moments == 1 && write == Write::hold && o.course->project_momentum;
-    const S *keep_p = kept_p(), *keep_u = kept_u();
+    const S* keep = kept();
     for (int j = rank; j < vectors; j += width) {
       const auto place = o.place(s, j);
       S p[lanes], b[lanes];
 #pragma unroll
-      for (int i = 0; i < lanes; ++i, keep_p += block_size, keep_u += block_size) {
-        b[i] = *keep_u - c * *keep_p;  // of a buffer that is the direction itself
-        p[i] = apply(*keep_p, *keep_u, d, k);
+      for (int i = 0; i < lanes; ++i, keep += 2 * block_size) {
+        const S old_p = keep[0], u = keep[block_size];
+        b[i] = u - c * old_p;  // of a buffer that is the direction itself
+        p[i] = apply(old_p, u, d, k);
       }
       if (buffer_too) o.m.write(place, b);
       o.p.write(place, p);
@@ -149,20 +155,16 @@ struct Rows {
     const double scale = o.course->rule.grad_scale;
     const int width = team_width(16);
     each_row(width, [&](int, const Row& s, int vectors, int rank) {
-      S pg = 0, pp = 0, gg = 0;
+      RowSums lane_sums;
       for (int j = rank; j < vectors; j += width) {
         const auto place = o.place(s, j);
         S p[lanes], g[lanes];
         o.p.read(place, p);
         o.g.read(place, g);
 #pragma unroll
-        for (int i = 0; i < lanes; ++i) {
-          pg = pg + p[i] * g[i];
-          pp = pp + p[i] * p[i];
-          gg = gg + g[i] * g[i];
-        }
+        for (int i = 0; i < lanes; ++i) add_products(lane_sums, p[i], g[i], S(0));
       }
-      RowSums sums = Crew::sum(RowSums{pg, pp, gg, 0}, width, board);
+      RowSums sums = Crew::sum(lane_sums, width, board);
       if (width > warp_size) Crew::sync();  // before the sums of the next row come where these were
       sums.pg *= scale;
       sums.gg *= scale * scale;
@@ -177,7 +179,7 @@ struct Rows {
     const Course<Rule>& course = *o.course;
     const Projection& pr = course.projection;
     const Rule rule = course.rule;
-    const Gate gate = v.verdict.gate;
+    const Gate gate = v.gate;
     const int width = team_width(16);
     each_row(width, [&](int r, const Row& s, int vectors, int rank) {
       if (vectors == 0) return;
@@ -213,7 +215,7 @@ struct Judge {
   const O& o;
 
   // Puts the report of an item that is on the board. True for the crew that did the last one of the tensor.
-  __device__ bool put(int index) const {
+  __device__ bool put(unsigned index) const {
     const Report report = Crew::join(board);
     bool last = false;
     if (Crew::rank() == 0) {
@@ -265,34 +267,33 @@ struct Judge {
   // The gate of the tensor, from the sums of all its items.
   __device__ DeviceVerdict decide(const Report& all) const {
     const Projection& pr = o.course->projection;
-    DeviceVerdict v{};
-    v.verdict = verdict_of(pr, all, double(o.t->rows), double(o.t->length));
-    v.layer_coefficient = pr.coefficient(all.sums);
+    const Verdict v = verdict_of(pr, all, double(o.t->rows), double(o.t->length));
     uint8_t* counter = o.t->gate_counter;
-    store(counter, next_counter(load(counter, of_plan), v.verdict.gate), of_plan);
-    return v;
+    store(counter, next_counter(load(counter, of_plan), v.gate), of_plan);
+    return {v.gate, Write::through, 0, 0, v.scaled_cosine, pr.coefficient(v.sums), v.sums};
   }
 
-  __device__ void measured(DeviceVerdict* verdict) const {
+  __device__ void measured() const {
     const Report all = gather();
-    if (Crew::rank() == 0) store(verdict, decide(all), of_reports);
+    if (Crew::rank() == 0) store(f.verdicts + o.tensor, decide(all), of_reports);
   }
 
   // The verdict of a tensor that speculated; of one that was measured, what was still to be known.
-  __device__ void updated(DeviceVerdict* verdict, Gate prediction, Write write) const {
+  __device__ void updated(Write write) const {
     const Report all = gather();
     if (Crew::rank() != 0) return;
+    DeviceVerdict* verdict = f.verdicts + o.tensor;
     DeviceVerdict v;
     if (o.t->speculates) {
       v = decide(all);
-      v.verdict.settled = v.verdict.gate != prediction;
+      v.settled = v.gate != (write == Write::through ? Gate::none : Gate::channel);
     } else {
       v = load(verdict, of_reports);
-      v.verdict.sums.pu = all.sums.pu;
-      v.layer_coefficient = o.course->projection.coefficient(v.verdict.sums);
+      v.sums.pu = all.sums.pu;
+      v.layer_coefficient = o.course->projection.coefficient(v.sums);
     }
     v.write = write;
-    v.settle = v.verdict.settled || all.deferred;
+    v.settle = v.settled || all.deferred;
     store(verdict, v, of_reports);
   }
 };

@@ -93,7 +93,7 @@ std::vector<Verdict> CudaStepper::verdicts(const char* memory) const {
   for (size_t i = 0; i < out.size(); ++i) {
     DeviceVerdict v;
     std::memcpy(&v, memory + verdicts_.offset + i * sizeof v, sizeof v);
-    if (stepped_[i]) out[i] = v.verdict;
+    if (stepped_[i]) out[i] = {true, v.gate, v.scaled_cosine, v.sums, v.settled != 0};
   }
   return out;
 }
