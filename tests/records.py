@@ -17,7 +17,8 @@ import onepass
 import oracles
 from oracles import Arguments, Oracle
 
-BACKENDS = ["reference", "cpu", "emulated"]
+INSTALLED = ["reference", "cpu"]  # what a user has
+BACKENDS = [*INSTALLED, "emulated"]  # and the CUDA kernels on a CPU
 COMPILED = [name for name in BACKENDS if name != "reference"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

@@ -18,7 +18,7 @@ import onepass
 from compare import assert_same_state
 from drive import parameters, train
 from onepass import native
-from records import BACKENDS, COMPILED, RECORDS, each_backend, each_optimizer
+from records import BACKENDS, COMPILED, INSTALLED, RECORDS, each_optimizer
 
 # The function of the same name hides the module.
 backends = importlib.import_module("onepass.backends")
@@ -41,7 +41,7 @@ def in_new_python(code: str, **environment: str) -> str:
     return done.stdout
 
 
-@each_backend
+@pytest.mark.parametrize("backend", INSTALLED)
 def test_usable(backend: str) -> None:
     assert onepass.backends()[backend] is None
 
@@ -70,7 +70,7 @@ def test_auto_is_the_compiled_one(record: Any) -> None:
 
 @pytest.mark.parametrize("wrong", ["gpu", "", None, 3, "CPU"])
 def test_unknown_name(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="backend must be one of 'auto', 'cpu', 'cuda', 'triton', 'reference', got"):
+    with pytest.raises(ValueError, match="backend must be one of 'auto', 'cpu', 'cuda', 'triton', 'reference'.*, got"):
         onepass.AdamW([torch.zeros(2)], backend=wrong)
 
 

@@ -26,12 +26,13 @@ RIGHT += ["parameters", "capture", "errors", "devices", "traffic"]
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    sources = [path for path in sorted(EMULATED.glob("*.cpp")) if path.name != "module.cpp"]
     programs = {}
     for name, flags in BUILDS.items():
         folder = tmp_path_factory.mktemp(name)
         programs[name] = folder / "selftest"
         # In a folder of its own: -include looks first where the compiler runs.
-        command = [*CXX, *FLAGS, *flags, *sorted(EMULATED.glob("*.cpp")), "-o", programs[name]]
+        command = [*CXX, *FLAGS, *flags, *sources, "-o", programs[name]]
         subprocess.run(command, check=True, cwd=folder)
     return programs
 
@@ -68,6 +69,18 @@ def test_what_would_hang_aborts(builds: dict[str, Path], build: str, case: str, 
 def test_sanitizers_see_into_kernels(builds: dict[str, Path], case: str, message: str) -> None:
     done = _run(builds["sanitized"], case)
     assert done.stdout == "so far so good\n"
+    assert done.returncode != 0 and message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        ("plain", "a block wrote to byte 4 of its shared memory, of which it has 4"),
+        ("sanitized", "AddressSanitizer: use-after-poison"),
+    ],
+)
+def test_shared_memory_is_no_larger_than_was_asked_for(builds: dict[str, Path], build: str, message: str) -> None:
+    done = _run(builds[build], "write_past")
     assert done.returncode != 0 and message in done.stderr
 
 

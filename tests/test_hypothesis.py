@@ -13,7 +13,7 @@ from records import DTYPES, RECORDS, each_compiled
 from tensors import Layout, gradient, values
 from twins import Twins
 
-# No delta at which a gradient of ours could sit on the threshold: a row of one element has a cosine of exactly 1.
+# Of all arguments but backend and capturable. No delta at which a gradient of ours could sit on the threshold: a row of one element has a cosine of exactly 1.
 ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "lr": st.sampled_from([0.0, 1e-4, 1e-2, 0.3]),
     "weight_decay": st.sampled_from([0.0, 1e-5, 0.1, 0.7, 3.0]),
@@ -45,7 +45,7 @@ def runs(draw: st.DrawFn) -> tuple[str, dict[str, Any], dict[str, Any], int]:
     """An optimizer, its arguments, tensors and their layouts, and how many steps."""
     name = draw(st.sampled_from(list(RECORDS)))
     taken = RECORDS[name].make([torch.zeros(1)], lr=0.1, backend="reference").defaults
-    arguments = {key: draw(ARGUMENTS[key]) for key in taken if key != "backend"}
+    arguments = {key: draw(ARGUMENTS[key]) for key in taken if key in ARGUMENTS}
     if name == "SGD" and arguments["nesterov"]:
         arguments |= {"momentum": 0.5, "dampening": 0.0}
     arguments["decouple_lr"] &= arguments["lr"] > 0

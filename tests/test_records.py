@@ -22,7 +22,7 @@ def test_every_argument_has_a_variant(record: Record) -> None:
     given = {name for arguments in record.variants.values() for name, value in arguments.items()
              if value != defaults[name]}  # fmt: skip
     # SGD has no decay that lr multiplies.
-    assert set(defaults) - given <= {"backend", "decouple_lr" if record.name == "SGD" else "backend"}
+    assert set(defaults) - given <= {"backend", "capturable", *(["decouple_lr"] if record.name == "SGD" else [])}
 
 
 def test_every_class_has_a_record() -> None:

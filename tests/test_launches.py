@@ -1,0 +1,425 @@
+"""What the CUDA backend launches: a fixed few kernels however many tensors there are, and nothing else in the long run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import onepass
+from compare import Snapshot, assert_same_bits, assert_same_state
+from drive import parameters_of
+from emulated_backend import emulated, plan_of
+from oracles import Arguments
+from records import RECORDS, Record, each_dtype, each_optimizer, each_projected
+from tensors import generator
+
+MOST_BY_VALUE = emulated.limits["gradients"]
+PARCEL = emulated.limits["words"]
+COUNTS = [1, 10, 1500, 5000]
+each_count = pytest.mark.parametrize("count", COUNTS)
+
+
+@pytest.fixture(autouse=True)
+def forget_errors() -> Iterator[None]:
+    yield
+    emulated.reset()
+
+
+def test_the_counts_are_on_both_sides_of_every_limit() -> None:
+    assert 10 < MOST_BY_VALUE < 1500 < PARCEL < 5000
+
+
+def many(count: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """Small tensors, every third a matrix."""
+    noise = torch.randn(count, 6, generator=generator(count), dtype=torch.float64).to(dtype)
+    return [row.reshape(2, 3).clone() if i % 3 == 0 else row.clone() for i, row in enumerate(noise)]
+
+
+def give(opt: Any, seed: int) -> None:
+    """New numbers in the gradients that are there; a gradient where there is none."""
+    params = parameters_of(opt)
+    noise = torch.randn(len(params), 6, generator=generator(seed), dtype=torch.float64)
+    for p, row in zip(params, noise.reshape(len(params), 6), strict=True):
+        if p.grad is None:
+            p.grad = torch.empty_like(p)
+        p.grad.copy_(row[: p.numel()].reshape(p.shape))
+
+
+def launched(opt: Any, seed: int = 1) -> list[str]:
+    give(opt, seed)
+    opt.step()
+    return plan_of(opt).launches
+
+
+def make(record: Record, count: int, dtype: torch.dtype = torch.float32, **arguments: Any) -> Any:
+    return record.make(many(count, dtype), backend="emulated", **{**record.typical, **arguments})
+
+
+def kernels_of(record: Record, dtype: torch.dtype, arguments: Arguments) -> list[str]:
+    """One launch; two where there is a gate, and three where it is looked at first."""
+    if not record.projected:
+        return ["step"]
+    measured = dtype in (torch.bfloat16, torch.float16) or not arguments.get("speculate", True)
+    return ["measure"] * measured + ["update", "settle"]
+
+
+def same_as_on_the_cpu(record: Record, opt: Any, steps: int, **arguments: Any) -> None:
+    """The bits of the CPU backend's steps, as they are for rules without a sum."""
+    other = record.make(many(len(parameters_of(opt))), backend="cpu", **{**record.typical, **arguments})
+    for seed in range(steps):
+        give(other, seed)
+        other.step()
+    assert_same_state(opt, other)
+
+
+# ------------------------------------------------------------------ how many
+
+
+@each_count
+@each_optimizer
+def test_in_a_steady_state(record: Record, count: int) -> None:
+    """The gradients stay where they are: the kernels alone, also as the number of steps goes on."""
+    opt = make(record, count)
+    launched(opt)
+    for seed in range(3):
+        assert launched(opt, seed) == kernels_of(record, torch.float32, record.typical)
+    assert len(emulated.launches()) >= 3
+
+
+@each_dtype
+@each_projected
+@pytest.mark.parametrize("speculate", [True, False])
+def test_where_the_gate_is_looked_at_first(dtype: torch.dtype, record: Record, speculate: bool) -> None:
+    opt = make(record, 10, dtype, speculate=speculate)
+    launched(opt)
+    assert launched(opt) == kernels_of(record, dtype, {"speculate": speculate})
+
+
+def test_a_projected_buffer_is_looked_at_first() -> None:
+    opt = make(RECORDS["SGDP"], 10, project_momentum=True)
+    launched(opt)
+    assert launched(opt) == ["measure", "update", "settle"]
+
+
+def test_what_was_launched_is_what_ran() -> None:
+    opt = make(RECORDS["AdamP"], 10, speculate=False)
+    emulated.reset()
+    names = launched(opt)
+    grids = emulated.launches()
+    assert names == ["carry", "measure", "update", "settle"] and len(grids) == len(names)
+    assert all(block == emulated.limits["block"] for _, block, _ in grids)
+
+
+@each_projected
+def test_vectors_alone_need_no_gate(record: Record) -> None:
+    opt = record.make([torch.ones(7), torch.ones(9)], backend="emulated", **record.typical)
+    for p in parameters_of(opt):
+        p.grad = torch.ones_like(p)
+    opt.step()
+    opt.step()
+    assert plan_of(opt).launches == ["step"]
+
+
+def test_every_dtype_has_its_own_kernels() -> None:
+    dtypes = [torch.float16, torch.float32, torch.float64]
+    opt = onepass.AdamW([torch.ones(5, dtype=dtype) for dtype in dtypes], backend="emulated")
+    for p in parameters_of(opt):
+        p.grad = torch.ones_like(p)
+    opt.step()
+    opt.step()
+    assert plan_of(opt).launches == ["step"] * 3
+
+
+def test_nothing_to_step() -> None:
+    """No gradients, no elements: no launch; it begins when there is something."""
+    p, empty = torch.ones(4, 3), torch.ones(0, 3)
+    opt = onepass.AdamP([p, empty], backend="emulated")
+    opt.step()
+    assert plan_of(opt).launches == []
+    empty.grad = torch.ones(0, 3)
+    opt.step()
+    opt.step()
+    assert plan_of(opt).launches == []
+    assert float(opt.state[empty]["step"]) == 2
+    p.grad = torch.ones(4, 3)
+    opt.step()
+    assert plan_of(opt).launches == ["carry", "update", "settle"]
+
+
+# ------------------------------------------------------------------ what is carried to the plan
+
+
+def parcels(first: int, last: int) -> int:
+    """How many it takes to bring the words from `first` to `last`."""
+    return -(-(last + 1 - first) // PARCEL)
+
+
+@each_count
+def test_new_gradients(count: int) -> None:
+    """Addresses come with the launch while they fit; after that they lie in the plan, and are brought if they change."""
+    record = RECORDS["AdamW"]
+    opt = make(record, count)
+    launched(opt, 0)
+    moved = []
+    for p in parameters_of(opt):
+        moved.append(p.grad)  # kept, or its memory would be used again
+        p.grad = p.grad.clone()
+    in_memory = count > MOST_BY_VALUE
+    assert launched(opt, 1) == ["carry"] * (parcels(0, count - 1) if in_memory else 0) + ["step"]
+    assert launched(opt, 2) == ["step"]
+    same_as_on_the_cpu(record, opt, 3)
+
+
+def test_what_changed_is_brought_from_the_first_to_the_last() -> None:
+    record = RECORDS["AdamW"]
+    opt = make(record, 5000)
+    params = parameters_of(opt)
+    launched(opt, 0)
+    kept = [p.grad for p in params]  # or their memory would be used again
+    steps = 1
+    for first, last in [(0, 0), (4999, 4999), (17, 4016), (17, 4017), (0, 4999), (999, 1000)]:
+        for i in {first, last}:
+            params[i].grad = params[i].grad.clone()
+            kept.append(params[i].grad)
+        emulated.reset()
+        assert launched(opt, steps) == ["carry"] * parcels(first, last) + ["step"]
+        assert emulated.traffic()["plan"][1] == 8 * (last + 1 - first)
+        assert launched(opt, steps + 1) == ["step"]
+        steps += 2
+    same_as_on_the_cpu(record, opt, steps)
+
+
+@each_count
+def test_some_without_a_gradient(count: int) -> None:
+    """They come and go; what has none is not touched."""
+    record = RECORDS["AdamW"]
+    opt, other = make(record, count), record.make(many(count), backend="cpu", **record.typical)
+    for seed in range(4):
+        for each in (opt, other):
+            give(each, seed)
+            for i, p in enumerate(parameters_of(each)):
+                if (i + seed) % 3 == 0:
+                    p.grad = None
+            each.step()
+    assert_same_state(opt, other)
+
+
+@pytest.mark.parametrize("distinct", [1, 8, 9, 40])
+@pytest.mark.parametrize("count", [40, 1500])
+def test_step_counts_that_differ(count: int, distinct: int) -> None:
+    """The scalars of eight step counts come with the launch. Of more they lie in the plan, and change at every step."""
+    assert emulated.limits["courses"] == 8
+    record = RECORDS["AdamW"]
+    opt, other = make(record, count), record.make(many(count), backend="cpu", **record.typical)
+    for seed in range(3):
+        for each in (opt, other):
+            give(each, seed)
+            if seed == 1:
+                for i, p in enumerate(parameters_of(each)):
+                    each.state[p]["step"].fill_(10 * (i % distinct))
+            each.step()
+        if seed == 2:
+            assert plan_of(opt).launches == ["carry"] * (distinct > 8) + ["step"]
+    assert_same_state(opt, other)
+
+
+def test_hyper_parameters_come_with_the_launch() -> None:
+    record = RECORDS["AdamW"]
+    opt, other = make(record, 1500), record.make(many(1500), backend="cpu", **record.typical)
+    for seed, lr in enumerate((1e-2, 1e-3, 2e-3)):
+        for each in (opt, other):
+            each.param_groups[0].update(lr=lr, betas=(0.8, 0.95), weight_decay=10 * lr)
+            give(each, seed)
+            each.step()
+    assert plan_of(opt).launches == ["step"]
+    assert_same_state(opt, other)
+
+
+def test_groups_come_with_the_launch() -> None:
+    """Eight groups, and with the ninth through the plan."""
+    for groups in (8, 9):
+        made = [
+            onepass.AdamW(
+                [{"params": many(3), "lr": 1e-3 * (i + 1)} for i in range(groups)], weight_decay=0.3, backend=backend
+            )
+            for backend in ("emulated", "cpu")
+        ]
+        for opt in made:
+            for seed in range(3):
+                give(opt, seed)
+                opt.step()
+        assert plan_of(made[0]).launches == ["carry"] * (groups > 8) + ["step"]
+        assert_same_state(*made)
+
+
+# ------------------------------------------------------------------ what is replaced
+
+
+def _follow(record: Record, count: int, change: Any, kernels: list[str], **arguments: Any) -> None:
+    """Two steps, a change, two more, beside the CPU backend, which sees the same."""
+    opt = make(record, count, **arguments)
+    other = record.make(many(count), backend="cpu", **{**record.typical, **arguments})
+    for each in (opt, other):
+        for seed in range(2):
+            give(each, seed)
+            each.step()
+        change(each)
+        for seed in range(2, 4):
+            give(each, seed)
+            each.step()
+    assert plan_of(opt).launches == kernels
+    assert_same_state(opt, other)
+
+
+@each_count
+def test_replaced_data(count: int) -> None:
+    def change(opt: Any) -> None:
+        for p in parameters_of(opt)[::7]:
+            p.data = 2 * p.data
+
+    _follow(RECORDS["AdamW"], count, change, ["step"])
+
+
+@each_count
+def test_replaced_moments(count: int) -> None:
+    def change(opt: Any) -> None:
+        for p in parameters_of(opt)[::7]:
+            opt.state[p]["exp_avg"] = 2 * opt.state[p]["exp_avg"]
+
+    _follow(RECORDS["AdamW"], count, change, ["step"])
+
+
+@each_count
+def test_replaced_addresses_are_brought_once(count: int) -> None:
+    """Where the data of a tensor lies is kept in the plan; a new address costs the launches that bring it, once."""
+    opt = make(RECORDS["AdamW"], count)
+    launched(opt, 0)
+    params = parameters_of(opt)
+    old = [p.data for p in params]
+    for p in params:
+        p.data = p.data.clone()
+    assert launched(opt, 1) == ["carry"] * parcels(0, count * emulated.limits["tensor_bytes"] // 8 - 1) + ["step"]
+    assert launched(opt, 2) == ["step"]
+    same_as_on_the_cpu(RECORDS["AdamW"], opt, 3)
+    assert len(old) == count
+
+
+@pytest.mark.parametrize("count", [10, 1500])
+@pytest.mark.parametrize("momenta", [(0.0, 0.9), (0.9, 0.0), (0.0, 0.5)])
+def test_momentum_of_sgd_from_some_step_on(momenta: tuple[float, float], count: int) -> None:
+    """Other kernels: with a buffer, whose first gradient enters undampened, or without."""
+
+    def change(opt: Any) -> None:
+        opt.param_groups[0]["momentum"] = momenta[1]
+
+    _follow(RECORDS["SGD"], count, change, ["step"], momentum=momenta[0], dampening=0.4)
+
+
+def test_groups_of_sgd_with_and_without_a_buffer() -> None:
+    made = [
+        onepass.SGD([{"params": many(3), "momentum": m} for m in (0.0, 0.9)], lr=0.1, weight_decay=0.3, backend=backend)
+        for backend in ("emulated", "cpu")
+    ]
+    for opt in made:
+        for seed in range(3):
+            give(opt, seed)
+            opt.step()
+    assert plan_of(made[0]).launches == ["step", "step"]
+    assert_same_state(*made)
+
+
+@each_optimizer
+@pytest.mark.parametrize("count", [10, 1500])
+def test_no_memory_after_the_first_step(record: Record, count: int) -> None:
+    """The plan and its memory are those of the first step, also when gradients move and hyper-parameters change."""
+    opt = make(record, count)
+    launched(opt, 0)
+    (runner,) = opt._runners
+    plan, memory, address = runner.plan, runner.memory, runner.memory.data_ptr()
+    for seed in range(1, 4):
+        for p in parameters_of(opt):
+            p.grad = p.grad.clone()
+        opt.param_groups[0]["lr"] *= 0.9
+        launched(opt, seed)
+    (runner,) = opt._runners
+    assert runner.plan is plan and runner.memory is memory and memory.data_ptr() == address
+    assert plan.memory_bytes == memory.numel()
+
+
+# ------------------------------------------------------------------ launches that fail
+
+
+def _fail(opt: Any, error: int = 719) -> str:
+    give(opt, 2)
+    emulated.fail_next_launch(error)
+    with pytest.raises(RuntimeError) as caught:
+        opt.step()
+    return str(caught.value)
+
+
+NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+FIRST_KERNEL = {"AdamP": "update", "SGDP": "update"}
+FAMILY = {"SGD": "SGD with a buffer", "SGDP": "SGD with a buffer"}
+
+
+@each_dtype
+@each_optimizer
+def test_a_launch_that_fails(dtype: torch.dtype, record: Record) -> None:
+    """The message names the kernel, the dtype, the device and the error. Nothing has been written, no step counted."""
+    opt = make(record, 10, dtype)
+    launched(opt, 1)
+    counters = [own["step"].clone() for own in opt.state.values() if "step" in own]
+    give(opt, 2)
+    before = Snapshot(opt)
+    kernel = kernels_of(record, dtype, record.typical)[0]
+    assert _fail(opt) == (
+        f"onepass: launching {kernel} ({NAMES[dtype]}, {FAMILY.get(record.name, 'Adam')}) on cuda:0 failed: "
+        "cudaErrorLaunchFailure (unspecified launch failure)"
+    )
+    before.assert_unchanged()
+    for own, count in zip((own for own in opt.state.values() if "step" in own), counters, strict=True):
+        assert_same_bits(own["step"], count, "step count")
+
+
+@each_optimizer
+def test_after_a_launch_that_failed(record: Record) -> None:
+    """The next step is the one that failed, as if it had not been tried."""
+    opt, other = make(record, 10), make(record, 10)
+    for each in (opt, other):
+        launched(each, 1)
+    _fail(opt)
+    for each in (opt, other):
+        launched(each, 2)
+        launched(each, 3)
+    assert_same_state(opt, other)
+
+
+def test_the_first_launch_fails() -> None:
+    opt, other = make(RECORDS["SGD"], 10, dampening=0.4), make(RECORDS["SGD"], 10, dampening=0.4)
+    assert "failed: cudaErrorIllegalAddress (an illegal memory access was encountered)" in _fail(opt, 700)
+    for each in (opt, other):
+        launched(each, 2)
+        launched(each, 3)
+    assert_same_state(opt, other)  # its buffer is still a first one, which is not dampened
+
+
+def test_a_carry_that_fails_is_carried_again() -> None:
+    record = RECORDS["AdamW"]
+    opt = make(record, 1500)
+    launched(opt, 0)
+    old = [p.grad for p in parameters_of(opt)]
+    for p in parameters_of(opt):
+        p.grad = p.grad.clone()
+    assert "launching carry on cuda:0 failed" in _fail(opt)
+    assert launched(opt, 1) == ["carry", "step"]
+    launched(opt, 2)
+    same_as_on_the_cpu(record, opt, 3)
+    assert len(old) == 1500

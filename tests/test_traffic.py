@@ -1,0 +1,199 @@
+"""One pass over memory, counted: the bytes that the CUDA kernels load and store, by operand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import onepass
+from counting import OPERANDS, Traffic, count, table, traffic_of
+from emulated_backend import emulated
+from tensors import gradient, values
+
+Streams = dict[str, tuple[float, float]]
+
+MATRIX = (1024, 1024)
+# Whole vectors, rows that straddle them, a transformer's, a convolution's, and what one tensor alone is not.
+LARGE: list[list[tuple[int, ...]]] = [
+    [MATRIX],
+    [(1100, 1023)],
+    [(768, 3072)],
+    [(512, 512, 3, 3)],
+    [(3072, 768), (768,)],
+]
+MOMENTUM = dict(momentum=0.9)
+MEASURED = dict(speculate=False)
+PROJECTED_MOMENTUM = dict(momentum=0.9, project_momentum=True)
+BF16 = torch.bfloat16
+
+
+def fp32(p: tuple[int, int] = (4, 4), g: int = 4, m: tuple[int, int] = (4, 4), v: tuple[int, int] = (4, 4)) -> Streams:
+    """Loaded and stored. What is given differs from one visit to each."""
+    return {"p": p, "g": (g, 0), "m": m, "v": v}
+
+
+NONE = (0, 0)
+# What settling adds to p, the moments and, where the direction needs it, to the gradient.
+SETTLED = fp32(p=(8, 8), m=(8, 4), v=(8, 4))
+
+
+def assert_streams(traffic: Traffic, want: Streams) -> None:
+    assert {name: traffic.of(name) for name in want} == want
+
+
+def assert_total(traffic: Traffic, want: Streams, most: float) -> None:
+    """All that is moved, the plan and reports included, is at most `most` times what the streams take."""
+    assert_streams(traffic, want)
+    streams = sum(map(sum, want.values()))
+    assert traffic.streams == streams
+    assert streams < traffic.total <= most * streams, table({"": traffic})
+
+
+# ------------------------------------------------------------------ one visit
+
+
+@pytest.mark.parametrize("shapes", LARGE, ids=str)
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "AdamProx", "AdamProxL2"])
+def test_28_bytes(name: str, shapes: list[tuple[int, ...]]) -> None:
+    traffic = traffic_of(getattr(onepass, name), shapes)
+    assert_streams(traffic, fp32())
+    assert traffic.streams == 28
+    assert traffic.total < 28.1
+
+
+@pytest.mark.parametrize("shapes", LARGE, ids=str)
+@pytest.mark.parametrize("gate", ["none", "channel"])
+@pytest.mark.parametrize("decay", ["decoupled", "proximal"])
+def test_28_bytes_of_adamp_predicted_right(gate: str, decay: str, shapes: list[tuple[int, ...]]) -> None:
+    assert_total(traffic_of(onepass.AdamP, shapes, gate=gate, predicted=gate, decay=decay), fp32(), 1.01)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "want", "most"),
+    [
+        (onepass.SGD, MOMENTUM, fp32(v=NONE), 1.005),
+        (onepass.SGD, {**MOMENTUM, "nesterov": True}, fp32(v=NONE), 1.005),
+        (onepass.SGD, {}, fp32(m=NONE, v=NONE), 1.01),  # 12: without momentum there is no buffer
+        (onepass.SGDP, MOMENTUM, fp32(v=NONE), 1.01),
+        (onepass.SGDP, {**MOMENTUM, "nesterov": True}, fp32(v=NONE), 1.01),
+    ],
+)
+def test_20_bytes_of_sgd(make: Any, arguments: dict[str, Any], want: Streams, most: float) -> None:
+    for gate in ("none", "channel") if make is onepass.SGDP else ("none",):
+        assert_total(traffic_of(make, [MATRIX], gate=gate, predicted=gate, **arguments), want, most)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "AdamProx"])
+def test_22_bytes_of_bf16(name: str) -> None:
+    traffic = traffic_of(getattr(onepass, name), [MATRIX], dtype=BF16)
+    assert_total(traffic, fp32(p=(2, 2), g=2), 1.005)
+
+
+def test_56_bytes_of_fp64() -> None:
+    traffic = traffic_of(onepass.AdamW, [MATRIX], dtype=torch.float64)
+    assert_total(traffic, fp32(p=(8, 8), g=8, m=(8, 8), v=(8, 8)), 1.005)
+
+
+# ------------------------------------------------------------------ two visits
+
+
+@pytest.mark.parametrize(
+    ("gate", "predicted"), [("none", "channel"), ("channel", "none"), ("layer", "none"), ("layer", "channel")]
+)
+def test_settling_reads_p_and_moments_and_writes_p(gate: str, predicted: str) -> None:
+    """16 bytes more: 44. It reads no gradient, but for nesterov's direction, which takes 4 bytes more."""
+    wrong = dict(gate=gate, predicted=predicted)
+    assert_total(traffic_of(onepass.AdamP, [MATRIX], **wrong), SETTLED, 1.01)
+    assert_total(traffic_of(onepass.AdamP, [MATRIX], nesterov=True, **wrong), {**SETTLED, "g": (8, 0)}, 1.01)
+    sgdp = {**SETTLED, "v": NONE}
+    assert_total(traffic_of(onepass.SGDP, [MATRIX], **MOMENTUM, **wrong), sgdp, 1.01)
+    assert_total(traffic_of(onepass.SGDP, [MATRIX], nesterov=True, **MOMENTUM, **wrong), {**sgdp, "g": (8, 0)}, 1.01)
+
+
+@pytest.mark.parametrize("gate", ["none", "channel"])
+@pytest.mark.parametrize("predicted", ["none", "channel"])
+def test_measuring_reads_p_and_g(gate: str, predicted: str) -> None:
+    """36 bytes, whatever is predicted; of a bfloat16 weight, which is always measured, 26. With the buffer projected, 28
+    and another write of the buffer."""
+    gates = dict(gate=gate, predicted=predicted)
+    assert_total(traffic_of(onepass.AdamP, [MATRIX], **MEASURED, **gates), fp32(p=(8, 4), g=8), 1.01)
+    assert_total(traffic_of(onepass.AdamP, [MATRIX], dtype=BF16, **gates), fp32(p=(4, 2), g=4), 1.01)
+    buffer = fp32(p=(8, 4), g=8, m=(4, 8 if gate == "channel" else 4), v=NONE)
+    assert_total(traffic_of(onepass.SGDP, [MATRIX], **PROJECTED_MOMENTUM, **gates), buffer, 1.01)
+
+
+def test_a_layer_that_was_measured_is_settled() -> None:
+    """The one gate that takes sums of the update over all rows: p is written once, after them."""
+    want = fp32(p=(12, 4), g=8, m=(8, 4), v=(8, 4))
+    assert_total(traffic_of(onepass.AdamP, [MATRIX], gate="layer", **MEASURED), want, 1.01)
+
+
+@pytest.mark.parametrize(
+    ("gate", "predicted", "want"),
+    [
+        ("none", "none", fp32()),
+        ("channel", "none", SETTLED),
+        # Not written before the sums of the other pieces are there: 12 bytes more.
+        ("channel", "channel", fp32(p=(8, 4), m=(8, 4), v=(8, 4))),
+        ("none", "channel", fp32(p=(8, 4), m=(8, 4), v=(8, 4))),
+    ],
+)
+def test_a_row_that_is_cut_into_pieces(gate: str, predicted: str, want: Streams) -> None:
+    traffic = traffic_of(onepass.AdamP, [(1, 3_000_000)], gate=gate, predicted=predicted)
+    assert_total(traffic, want, 1.01)
+
+
+def test_only_what_was_mispredicted_is_settled() -> None:
+    """Of two matrices one: a tensor that was predicted right is not looked at again."""
+    params = [values(MATRIX, torch.float32, seed) for seed in range(2)]
+    opt = onepass.AdamP(params, lr=1e-3, weight_decay=1e-2, backend="emulated")
+    for gate, p in zip(("none", "channel"), params, strict=True):
+        p.grad = gradient(gate, p, 1)
+    traffic = count(opt)  # the first step expects "none"
+    assert [verdict.settled for verdict in opt.last_step().values()] == [False, True]
+    assert traffic.of("p") == (6, 6) and traffic.of("m") == (6, 4)
+
+
+# ------------------------------------------------------------------ where the plan counts
+
+
+def test_small_tensors_and_their_plan() -> None:
+    """1,000 tensors of 64: to each its item and its record in the plan, and with a gate a report, the coefficients of its
+    rows and a verdict. All of it stays in the second-level cache; of the streams nothing is read twice."""
+    plan = (emulated.limits["item_bytes"] + emulated.limits["tensor_bytes"]) / 64
+    vectors = traffic_of(onepass.AdamW, [(64,)] * 1000)
+    assert_streams(vectors, fp32())
+    assert vectors.of("plan") == (plan, 0) and vectors.of("reports") == NONE
+    assert vectors.total < 30.5
+
+    for gate in ("none", "channel"):
+        matrices = traffic_of(onepass.AdamP, [(8, 8)] * 1000, gate=gate, predicted=gate)
+        assert_streams(matrices, fp32())
+        # By `update` and by `settle`, which finds nothing to do; and the gate counter, read by both and written.
+        assert matrices.of("plan") == pytest.approx((2 * plan, 1 / 64), rel=0.02)
+        stored = emulated.limits["report_bytes"] + emulated.limits["verdict_bytes"] + 8 * 8
+        assert matrices.of("reports")[1] == pytest.approx(stored / 64, rel=0.03)
+        assert matrices.total < 36
+
+
+def test_the_plan_is_read_by_whole_warps() -> None:
+    """What counting.py says of it, and divides by."""
+    traffic = traffic_of(onepass.AdamW, [MATRIX, (64,), (300, 7)])
+    loaded, stored = traffic.moved["plan"]
+    assert loaded % emulated.limits["warp"] == 0 and stored == 0
+
+
+# ------------------------------------------------------------------ the counting itself
+
+
+def test_the_table() -> None:
+    rows = {"AdamW": traffic_of(onepass.AdamW, [MATRIX]), "SGD": traffic_of(onepass.SGD, [MATRIX], **MOMENTUM)}
+    header, rule, *lines = table(rows).splitlines()
+    assert header == f"| | {' | '.join(OPERANDS)} | all |"
+    assert rule.count("|") == header.count("|")
+    assert lines == [
+        "| AdamW | 4+4 | 4+0 | 4+4 | 4+4 | 0.074+0 | 0+0 | 28.07 |",
+        "| SGD | 4+4 | 4+0 | 4+4 | 0+0 | 0.074+0 | 0+0 | 20.07 |",
+    ]
