@@ -115,7 +115,7 @@ def narrow(kernel: Kernel) -> list[str]:
     return [f"no {i}.E.128" for i in wanted if not has(kernel, i)]
 
 
-def occupancy(registers: int, threads: int = 256) -> float:
+def occupancy(registers: int, threads: int = 128) -> float:
     """Warps of a multiprocessor of sm_90 that can be resident, of its 64: what NVIDIA's calculator says of blocks
     that use little shared memory. Registers are handed to warps 256 at a time, and to four warps alike."""
     warps = -(-threads // 32)

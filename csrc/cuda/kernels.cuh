@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(block_size, blocks_of<Rule>(4)) step(const Arg
   each_item<Phase::step, P>(a);
 }
 template <class P, class Rule>
-__global__ void __launch_bounds__(block_size, blocks_of<Rule>(4)) measure(const Arguments<Rule> __grid_constant__ a) {
+__global__ void __launch_bounds__(block_size, blocks_of<Rule>(3)) measure(const Arguments<Rule> __grid_constant__ a) {
   each_item<Phase::measure, P>(a);
 }
 template <class P, class Rule>

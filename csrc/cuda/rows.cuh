@@ -156,13 +156,22 @@ struct Rows {
     const int width = team_width(16);
     each_row(width, [&](int, const Row& s, int vectors, int rank) {
       RowSums lane_sums;
-      for (int j = rank; j < vectors; j += width) {
-        const auto place = o.place(s, j);
-        S p[lanes], g[lanes];
-        o.p.read(place, p);
-        o.g.read(place, g);
+      constexpr int at_a_time = lanes == 1 ? 1 : 4;
+      for (int j = rank; j < vectors; j += at_a_time * width) {
+        S p[at_a_time][lanes], g[at_a_time][lanes];
 #pragma unroll
-        for (int i = 0; i < lanes; ++i) add_products(lane_sums, p[i], g[i], S(0));
+        for (int n = 0; n < at_a_time; ++n) {
+          if (j + n * width >= vectors) continue;
+          const auto place = o.place(s, j + n * width);
+          o.p.read(place, p[n]);
+          o.g.read(place, g[n]);
+        }
+#pragma unroll
+        for (int n = 0; n < at_a_time; ++n) {
+          if (j + n * width >= vectors) continue;
+#pragma unroll
+          for (int i = 0; i < lanes; ++i) add_products(lane_sums, p[n][i], g[n][i], S(0));
+        }
       }
       RowSums sums = Crew::sum(lane_sums, width, board);
       if (width > warp_size) Crew::sync();  // before the sums of the next row come where these were

@@ -23,15 +23,16 @@ def report() -> None:
     if native.unavailable() is None:
         print(f"instruction set: {native._C.isa()} of {', '.join(native._C.isas())}")
         print(f"threads: {torch.get_num_threads()}")
+        print(f"CUDA kernels: {native._C.cuda_archs or 'not built'}")
         print(f"built with {native._C.build_flags}")
 
 
-def largest_difference(cls: Any, backend: str) -> float:
+def largest_difference(cls: Any, backend: str, device: str = "cpu") -> float:
     """The largest relative difference from the reference after ten steps on every dtype and a few shapes."""
     units = []
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         generator = torch.Generator().manual_seed(0)
-        start = [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
+        start = [torch.randn(shape, generator=generator).to(device, dtype) for shape in SHAPES]
         runs = [[p.clone() for p in start] for _ in range(2)]
         optimizers = [
             cls(params, lr=1e-2, weight_decay=0.1, backend=name)
@@ -39,7 +40,7 @@ def largest_difference(cls: Any, backend: str) -> float:
         ]
         for _ in range(10):
             for i, shape in enumerate(SHAPES):
-                gradient = torch.randn(shape, generator=generator).to(dtype)
+                gradient = torch.randn(shape, generator=generator).to(device, dtype)
                 for params in runs:
                     params[i].grad = gradient.clone()
             for optimizer in optimizers:
@@ -55,7 +56,7 @@ def self_test() -> bool:
     started, agree = time.perf_counter(), True
     for backend in [name for name, reason in backends().items() if reason is None and name != "reference"]:
         for cls in OPTIMIZERS:
-            units = largest_difference(cls, backend)
+            units = largest_difference(cls, backend, "cpu" if backend == "cpu" else "cuda")
             agree = agree and units <= 8
             verdict = "same bits" if units == 0 else f"within {units:.2g} units in the last place"
             print(f"  {backend:<6} {cls.__name__:<10} {verdict if units <= 8 else 'DIFFERS: ' + verdict}")
