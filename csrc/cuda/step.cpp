@@ -101,29 +101,37 @@ std::vector<Verdict> CudaStepper::verdicts(const char* memory) const {
 // ---------------------------------------------------------------- a step
 
 void CudaStepper::step(cudaStream_t stream) {
-  refuse_capture(stream);
+  capturing_ = is_captured(stream);
+  if (capturing_) check_capturable();
   launches_.clear();
   set_courses();
   upload(stream);
   launch_all(stream);
+  bool was_first = false;
   for (size_t i = 0; i < plan_.tensors.size(); ++i) {
     Tensor& t = plan_.tensors[i];
     stepped_[i] = t.active && t.projected;
     if (!t.active) continue;
-    if (t.step && !plan_.live[t.group].capturable) *t.step += 1;
+    const bool live = plan_.live[t.group].capturable;
+    if (t.step && !live) *t.step += 1;
+    was_first |= live && t.first;
     t.first = false;
   }
+  if (was_first) upload(stream);  // now, as the next step may be captured
 }
 
-void CudaStepper::refuse_capture(cudaStream_t stream) const {
+bool CudaStepper::is_captured(cudaStream_t stream) const {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream, &status), "asking whether the stream is being captured");
-  if (status == cudaStreamCaptureStatusNone) return;
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void CudaStepper::check_capturable() const {
   for (const Tensor& t : plan_.tensors)
     if (t.active && !plan_.live[t.group].capturable)
       throw std::runtime_error(
-          "onepass: the stream is being captured into a CUDA graph, but param group " + std::to_string(t.group) +
-          " has capturable=False: the step count and lr of this step would be replayed for ever; use capturable=True");
+          "onepass: the stream is being captured into a CUDA graph, but a param group has capturable=False: the step "
+          "count and lr of this step would be replayed for ever; use capturable=True");
 }
 
 // The scalars of every tensor. A capturable tensor's are worked out on the device, for the tensor alone.
@@ -204,6 +212,7 @@ void CudaStepper::upload(cudaStream_t stream) {
     launcher(t.dtype, plan_.family(t.group)).write_course(scalars_[course_[i] - count], course);
     known_courses_.put(static_cast<int64_t>(course_[i]) * course_bytes, course, course_bytes);
   }
+  known_gradients_.captured |= capturing_ && gradients_in_memory_;  // a graph has gradients of its own
   send(live_, known_live_, stream);
   send(tensors_, known_tensors_, stream);
   send(gradients_, known_gradients_, stream);
@@ -212,6 +221,8 @@ void CudaStepper::upload(cudaStream_t stream) {
 
 // From the first to the last word that differs.
 void CudaStepper::send(const Section& s, Mirror& mirror, cudaStream_t stream) {
+  mirror.captured |= capturing_ && mirror.begin < mirror.end;
+  if (mirror.captured) mirror.begin = 0, mirror.end = s.bytes;
   const int64_t end = mirror.end;
   for (int64_t at = mirror.begin / 8 * 8; at < end; at += Parcel::max_words * 8) {
     Parcel parcel;

@@ -34,10 +34,13 @@ class CudaStepper {
     int64_t offset, bytes;
   };
 
-  // What the device holds of a part, and which of it has changed since it was sent.
+  // What the device holds of a part, and which of it has changed since it was sent. Once some of it was sent in the
+  // course of a capture, nobody here knows what the device holds: each replay writes it again. It is sent whole then,
+  // in that capture and at every step from there on.
   struct Mirror {
     std::vector<char> bytes;
     int64_t begin = 0, end = 0;
+    bool captured = false;
 
     void put(int64_t at, const void* from, int64_t count);
   };
@@ -50,7 +53,8 @@ class CudaStepper {
   void lay_out();
   std::vector<int64_t> layouts();
 
-  void refuse_capture(cudaStream_t stream) const;
+  bool is_captured(cudaStream_t stream) const;
+  void check_capturable() const;
   void set_courses();
   int course_of(const Tensor& t, float count);
   DeviceTensor describe(int tensor) const;
@@ -83,6 +87,7 @@ class CudaStepper {
   std::vector<int> course_;            // of every tensor
   std::vector<const void*> gradient_;  // of every tensor; null where it is not stepped
   std::vector<char> stepped_;
+  bool capturing_ = false;
 
   bool gradients_in_memory_, courses_in_memory_;
   Mirror known_tensors_, known_live_, known_gradients_, known_courses_;
