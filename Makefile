@@ -36,14 +36,14 @@ bench: $(BUILT)
 
 # Without .venv: a machine with a GPU brings its own torch. PYTHONSAFEPATH keeps the root off sys.path, see `test`.
 test-gpu: built-gpu
-	PYTHONSAFEPATH=1 PYTHONPATH=$(GPU_ROOT) $(PYTHON) -m pytest tests/gpu $(ARGS)
+	ONEPASS_GPU_TESTS_ON=cuda PYTHONSAFEPATH=1 PYTHONPATH=$(GPU_ROOT) $(PYTHON) -m pytest tests/gpu $(ARGS)
 
 bench-gpu: built-gpu
 	PYTHONPATH=$(GPU_ROOT) $(PYTHON) bench/gpu.py $(ARGS)
 
 # The package as it would be installed, in a folder that can be imported from.
 built-gpu:
-	@$(PYTHON) -c 'import ninja, pybind11, pytest, setuptools, torch; torch.zeros(1, device="cuda")' || \
+	@$(PYTHON) -c 'import ninja, pybind11, pytest, setuptools, torch; torch.zeros(1, device="cuda")' 2>/dev/null || \
 	  { echo 'This needs an NVIDIA GPU, nvcc, and in `$(PYTHON)`: torch >= 2.11 with CUDA, and what' \
 	  '`$(PYTHON) -m pip install pytest ninja pybind11 "setuptools>=77"` installs' >&2; exit 1; }
 	rm -rf $(GPU_ROOT)

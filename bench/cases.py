@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor
 
 import onepass
-
-Shape = tuple[int, ...]
+from shapes import Shape, gpt2_shapes, resnet50_shapes
 
 
 @dataclass(frozen=True)
@@ -64,42 +62,6 @@ class Case:
     gradients: str = "random"
     rounds: int = 15
     repeat: int = 1
-
-
-def gpt2_shapes(
-    width: int = 768, vocabulary: int = 50257, positions: int = 1024, blocks: int = 12
-) -> tuple[Shape, ...]:
-    """The 148 tensors of GPT-2 small: 124,439,808 parameters."""
-
-    def block() -> Iterator[Shape]:
-        yield from ((width,), (width,))  # ln_1
-        yield from ((width, 3 * width), (3 * width,))  # attn.c_attn
-        yield from ((width, width), (width,))  # attn.c_proj
-        yield from ((width,), (width,))  # ln_2
-        yield from ((width, 4 * width), (4 * width,))  # mlp.c_fc
-        yield from ((4 * width, width), (width,))  # mlp.c_proj
-
-    shapes = [(vocabulary, width), (positions, width)]
-    for _ in range(blocks):
-        shapes += block()
-    return (*shapes, (width,), (width,))  # ln_f
-
-
-def resnet50_shapes(classes: int = 1000) -> tuple[Shape, ...]:
-    """The 161 tensors of ResNet-50: 25,557,032 parameters."""
-
-    def conv_bn(out: int, into: int, size: int) -> Iterator[Shape]:
-        yield from ((out, into, size, size), (out,), (out,))
-
-    shapes = [*conv_bn(64, 3, 7)]
-    channels = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for i in range(blocks):
-            shapes += [*conv_bn(width, channels, 1), *conv_bn(width, width, 3), *conv_bn(4 * width, width, 1)]
-            if i == 0:  # the shortcut
-                shapes += conv_bn(4 * width, channels, 1)
-            channels = 4 * width
-    return (*shapes, (classes, channels), (classes,))
 
 
 TORCH_ADAMW = Contender("torch fused AdamW", torch.optim.AdamW, onepass.AdamW, {"fused": True}, traffic=28)

@@ -12,7 +12,9 @@ from statistics import median, quantiles
 import torch
 from torch import Tensor
 
-from cases import Case, Contender, Shape, Target
+from cases import Case, Contender, Target
+from shapes import Shape
+from tangent import off_rows
 
 # So small that the gradient of a "tangent" case stays orthogonal to the parameters over all rounds.
 LR = 1e-7
@@ -57,16 +59,6 @@ class Gradients:
             self.buffers[dtype][shift + start : shift + start + shape.numel()].view(shape)
             for start, shape in zip(self.starts, self.shapes, strict=True)
         ]
-
-
-def off_rows(g: Tensor, p: Tensor) -> Tensor:
-    """g without its part along each row of p, for tensors of more than one dimension."""
-    if p.dim() < 2:
-        return g
-    p_rows, g_rows = p.flatten(1), g.flatten(1)
-    for _ in range(2):  # the second time removes what the first one's rounding has left
-        g_rows = g_rows - p_rows * ((p_rows * g_rows).sum(1) / p_rows.square().sum(1))[:, None]
-    return g_rows.view_as(g)
 
 
 def copies(params: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

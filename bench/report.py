@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import platform
 import re
-import subprocess
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -20,10 +17,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import onepass
-from cases import MEMORY_TARGET, Case, Shape
+from cases import MEMORY_TARGET, Case
 from harness import Timing, ratio, reached
+from results_file import Row, commit
+from shapes import Shape, numel_of
 
-Row = dict[str, Any]
 FIELDS = (
     "case", "contender", "dtype", "tensors", "parameters", "rounds", "median_ms", "q1_ms", "q3_ms", "baseline", "ratio",
     "bytes_per_parameter", "gb_per_s", "settled_percent", "extra_memory_percent", "target", "measured", "reached",
@@ -57,19 +55,6 @@ def device_name() -> str:
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """The commit that is checked out, with a + if files differ from it; empty outside a git repository."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except OSError:
-        return ""
 
 
 def time_rows(case: Case, timings: dict[str, Timing]) -> list[Row]:
@@ -117,17 +102,6 @@ def memory_row(name: str, share: float | None, shapes: tuple[Shape, ...], aimed:
         "measured": f"{percent}%" if told else "",
         "reached": ("yes" if share <= MEMORY_TARGET else "no") if told else "",
     }
-
-
-def numel_of(shapes: tuple[Shape, ...]) -> int:
-    return sum(torch.Size(shape).numel() for shape in shapes)
-
-
-def write_csv(rows: list[Row], about: Row, path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **about} for row in rows)
 
 
 def time_table(case: Case, rows: list[Row]) -> Table:

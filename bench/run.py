@@ -17,7 +17,8 @@ import onepass
 from cases import MEMORY, Case, cases, memory_shapes
 from harness import WARM, batches, check, time_case
 from memory import measure
-from report import Row, figure, machine, memory_row, memory_table, target_table, time_rows, time_table, write_csv
+from report import FIELDS, figure, machine, memory_row, memory_table, target_table, time_rows, time_table
+from results_file import Row, write_csv
 
 
 def arguments(known: list[str]) -> argparse.Namespace:
@@ -58,12 +59,12 @@ def main() -> None:
         own = run_case(console, case, args.seed)
         console.print(time_table(case, own))
         rows += own
-        write_csv(rows, about, path)
+        write_csv(rows, about, FIELDS, path)
     if not args.case or "memory" in args.case:
         own = run_memory(console, args.quick)
         console.print(memory_table(own))
         rows += own
-        write_csv(rows, about, path)
+        write_csv(rows, about, FIELDS, path)
 
     console.print(target_table(rows))
     if args.quick:

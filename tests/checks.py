@@ -8,13 +8,19 @@ from functools import partial
 
 import torch
 
+import test_block_orders
+import test_capturable
 import test_gate
+import test_launches
 import test_oracles
 import test_parity
 import test_projection
 import test_prox
 import test_replaced
+import test_rows_on_chip
 import test_scale_free
+import test_semantics
+import test_traffic
 import test_truth
 from records import PROJECTED, RECORDS
 
@@ -58,6 +64,58 @@ def of_the_kernels(backend: str) -> Iterator[partial[None]]:
     for lr_wd in (0.7, 1.0):
         yield partial(test_gate.test_decay_around_the_recoverable, backend, lr_wd, "channel")
     yield partial(test_replaced.test_gradients, backend, adam, test_replaced._elsewhere)
+
+
+def cuda() -> Iterator[partial[None]]:
+    """Tests of the CUDA kernels as they run on a CPU, the quick and broad ones first."""
+    backend = "emulated"
+    adamw, adamp, sgd, sgdp = (RECORDS[name] for name in ("AdamW", "AdamP", "SGD", "SGDP"))
+    wrong_and_right = partial(test_parity.test_wrong_and_right_predictions, backend, torch.float32)
+    for layout in ("contiguous", "gapped_transposed"):
+        yield partial(test_parity.test_layouts, backend, torch.float32, layout, adamp)
+    yield partial(test_parity.test_large_tensors, backend, torch.float32, adamw)
+    yield partial(wrong_and_right, adamp, adamp.typical)
+    # Steps that are captured, and what comes with a launch or through the plan.
+    for record in (adamw, RECORDS["AdamProxL2"], sgd, sgdp):
+        for arguments in record.variants.values():
+            yield partial(test_capturable.test_changes_in_place, record, arguments)
+            yield partial(test_capturable.test_float32_hyper_parameters, record, arguments)
+    yield partial(test_capturable.test_negated_gradients, adamw)
+    yield partial(test_capturable.test_groups_with_and_without)
+    yield partial(test_capturable.test_the_same_step, torch.float32, sgd, sgd.variants["dampening_maximize"])
+    yield partial(test_capturable.test_many_tensors, 300)
+    yield partial(test_launches.test_some_without_a_gradient, 10)
+    for distinct in (9, 40):
+        yield partial(test_launches.test_step_counts_that_differ, 40, distinct)
+    yield partial(test_launches.test_momentum_of_sgd_from_some_step_on, (0.0, 0.9), 10)
+    yield partial(test_launches.test_replaced_data, 10)
+    # Gates, and rows that are left alone.
+    for counter in (0, 3):
+        for gate in ("none", "channel"):
+            yield partial(test_rows_on_chip.test_a_piece_that_is_left_alone, gate, counter)
+        yield partial(test_rows_on_chip.test_a_nan_is_not_swallowed_by_a_step_of_nothing, adamp, counter)
+    yield partial(test_rows_on_chip.test_settling_leaves_the_other_rows_alone)
+    yield partial(test_projection.test_counter_and_settling, backend, adamp)
+    yield partial(test_projection.test_project_momentum_projects_the_buffer, backend)
+    for where in ("gradient", "parameter"):
+        yield partial(test_gate.test_no_number, backend, adamp, math.nan, where, 3)
+    yield partial(test_parity.test_variants, backend, torch.bfloat16, adamp, adamp.variants["quick_maximize"])
+    yield partial(test_parity.test_operands_of_different_layouts, backend, torch.float32, "transposed", "gapped", adamp)
+    yield partial(test_semantics.test_dtypes_mix_within_a_group, backend, adamw)
+    for dtype in (torch.float32, torch.float64):
+        yield partial(test_rows_on_chip.test_rows_that_just_fit, dtype, "contiguous", adamp)
+    yield partial(test_rows_on_chip.test_the_largest_tensors_of_a_warp, torch.float64, (1, 1500))
+    yield partial(wrong_and_right, adamp, adamp.variants["nesterov"])
+    for record in (adamp, sgdp):
+        yield partial(test_block_orders.test_the_numbers_of_the_reference, torch.float32, record.name)
+    yield partial(test_block_orders.test_same_bits_of_variants, "AdamP", "two_visits")
+    yield partial(test_launches.test_new_gradients, 1500)
+    yield partial(test_parity.test_large_tensors, backend, torch.float16, adamp)
+    # What is read or written without need.
+    for gate, predicted in (("none", "channel"), ("layer", "none")):
+        yield partial(test_traffic.test_settling_reads_p_and_moments_and_writes_p, gate, predicted)
+    once_more = test_traffic.SETTLED | {"p": (8, 4)}
+    yield partial(test_traffic.test_a_row_that_is_cut_into_pieces, "channel", "channel", once_more)
 
 
 def failure(test: partial[None]) -> str | None:

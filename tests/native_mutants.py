@@ -1,4 +1,7 @@
-"""Ways to break csrc/, all of them compiled into one module whose switch says which one is on."""
+"""Ways to break csrc/ but for csrc/cuda/, all compiled into one module whose switch says which one is on.
+
+For csrc/cuda/ see cuda_mutants.py.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +49,7 @@ MUTANTS = [
     Mutant("maximize is ignored by SGD", "grad_scale * g", "g", file="sgd.h"),
     Mutant("the decay is dropped", "gate == Gate::none ? decay : decay * wd_ratio", "0.0"),
     Mutant("wd_ratio is ignored", "gate == Gate::none ? decay : decay * wd_ratio", "decay"),
-    Mutant("proximal decay is decoupled", "proximal ? 1 + q : 1", "1.0"),
+    Mutant("proximal decay is decoupled", "!proximal", "true", "if (@) return {d, s};"),
     Mutant("the projection is dropped", "(gate == Gate::none ? 0 : s * c)", "0.0"),
     Mutant("the threshold is not strict", "max_cosine < delta / std::sqrt(row_length)",
            "max_cosine <= delta / std::sqrt(row_length)"),
@@ -68,7 +72,7 @@ MUTANTS = [
     Mutant("u is held for the wrong place", "store_some(room + i, u, n)", "store_some(room, u, n)"),
     Mutant("nothing is settled", "v.settled || deferred", "false"),
     Mutant("16-bit steps are settled", "bytes_of(t.dtype) >= 4", "true"),
-    Mutant("the gate of rows alone", "double(t.rows) * length", "0.0"),
+    Mutant("the gate of rows alone", "rows * length", "0.0", "all.sums)), @)"),
     Mutant("a piece is a row", "item.end < t.length", "false"),
     Mutant("the last batch is dropped", "b < count", "b + 1 < count", "@; ++b) run_batch(b, scratch_[0])"),
     Mutant("moments are not put back", "writes.moments && t.moment[j].data", "false"),
@@ -84,25 +88,36 @@ DEFINES += [f'ONEPASS_VERSION="{onepass.__version__}"']
 FLAGS = ["-std=c++20", "-O1", "-w", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-ffp-contract=off"]
 
 
-def write_sources(folder: Path) -> Path:
-    """csrc/ with every mutation behind the switch `onepass_mutant`, 0 being none."""
-    sources = folder / "csrc"
-    shutil.copytree(ROOT / "csrc", sources)
-    texts = {str(path): path.read_text() for path in sources.rglob("*.*")}
-    switched: dict[tuple[str, str, str], str] = {}
-    for number, mutant in enumerate(MUTANTS, 1):
+def switched(texts: Mapping[str, str], mutants: Sequence[Mutant]) -> dict[str, str]:
+    """The texts with every mutation behind the switch `onepass_mutant`, 0 being none."""
+    texts = dict(texts)
+    expressions: dict[tuple[str, str, str], str] = {}
+    for number, mutant in enumerate(mutants, 1):
         place = (mutant.file, mutant.at, mutant.old)
-        switched[place] = f"(onepass_mutant == {number} ? {mutant.new} : {switched.get(place, mutant.old)})"
-    for (file, at, old), expression in switched.items():
+        expressions[place] = f"(onepass_mutant == {number} ? {mutant.new} : {expressions.get(place, mutant.old)})"
+    for (file, at, old), expression in expressions.items():
         code = at.replace("@", old)
         path = home_of(code, {path: text for path, text in texts.items() if path.endswith(file)})
         texts[path] = edited(texts[path], code, at.replace("@", expression))
-    for path, text in texts.items():
+    return texts
+
+
+def switch_on(folder: Path, mutants: Sequence[Mutant], module: Path) -> None:
+    """Puts the mutations into the sources in a folder, csrc/ among them; the switch is defined in `module`."""
+    texts = {str(path): path.read_text() for path in (folder / "csrc").rglob("*.*")}
+    for path, text in switched(texts, mutants).items():
         Path(path).write_text(text)
-    config = sources / "rules/config.h"
-    config.write_text(config.read_text() + "\nextern int onepass_mutant;\n")
-    with (sources / "module.cpp").open("a") as file:
+    with (folder / "csrc/rules/config.h").open("a") as file:
+        file.write("\nextern int onepass_mutant;\n")
+    with module.open("a") as file:
         file.write('\n__attribute__((visibility("default"))) int onepass_mutant = 0;\n')
+
+
+def write_sources(folder: Path) -> Path:
+    """csrc/ with every mutation, and without csrc/cuda/, whose sources take another compiler."""
+    sources = folder / "csrc"
+    shutil.copytree(ROOT / "csrc", sources, ignore=shutil.ignore_patterns("cuda"))
+    switch_on(folder, MUTANTS, sources / "module.cpp")
     return sources
 
 

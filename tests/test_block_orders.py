@@ -50,8 +50,9 @@ def on(device: Device) -> Iterator[None]:
         emulated.reset()
 
 
-# What a lane, a team of lanes, a warp and a block take; held rows, pieces, vectors, and strided ones.
-SHAPES = [(9, 3), (40, 17), (5, 200), (8, 8), (300, 40), (17, 1500), (3, 40_000), (20_001,), (7,), (5, 5)]
+# What a lane, a team of lanes, a warp and a block take; held rows, several to an item of a block, pieces, vectors, and
+# strided ones.
+SHAPES = [(9, 3), (40, 17), (5, 200), (8, 8), (300, 40), (17, 1500), (7, 2500), (3, 40_000), (20_001,), (7,), (5, 5)]
 STRIDED = [((12, 40), "transposed"), ((2, 9000), "gapped"), ((30, 7, 3, 3), "channels_last"), ((50,), "gapped")]
 
 

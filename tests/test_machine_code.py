@@ -94,7 +94,8 @@ def test_spills_and_narrow_accesses_are_seen(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("registers", "warps"), [(16, 64), (32, 64), (33, 48), (40, 48), (48, 40), (64, 32), (128, 16), (129, 12), (168, 12), (255, 8)]
+    ("registers", "warps"),
+    [(16, 64), (32, 64), (33, 48), (40, 48), (48, 40), (64, 32), (128, 16), (129, 12), (168, 12), (255, 8)],
 )
 def test_occupancy(registers, warps):
     assert occupancy(registers) == warps / 64

@@ -186,7 +186,7 @@ struct Visit {
     for (int64_t r = 0; r < t.rows; ++r) {
       const RowSums sums = measure_row(Row<P, Rule>(t, r), grad_scale);
       report.sums.add(sums);
-      report.max_cosine_squared = max_or_nan(report.max_cosine_squared, pr.cosine_squared(sums));
+      if (!t.piece) report.max_cosine_squared = max_or_nan(report.max_cosine_squared, pr.cosine_squared(sums));
     }
     return report;
   }

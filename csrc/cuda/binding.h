@@ -46,6 +46,7 @@ class CudaBinding : public Binding {
   std::vector<std::string> launches() const { return {stepper_.launches().begin(), stepper_.launches().end()}; }
   int room_bytes() const { return stepper_.shape().room_bytes; }
 
+  bool captured() const { return stepper_.capturing(); }
   // Of the last step.
   uint64_t stream() const { return reinterpret_cast<uint64_t>(stream_); }
 
@@ -64,6 +65,7 @@ inline void add_cuda_plan(pybind11::module_& m) {
       .def("image", &CudaBinding::image, py::arg("address"))
       .def("run", &CudaBinding::run)
       .def("verdicts", &CudaBinding::verdicts, py::arg("memory"))
+      .def_property_readonly("captured", &CudaBinding::captured)
       .def_property_readonly("stream", &CudaBinding::stream)
       .def_property_readonly("launches", &CudaBinding::launches)
       .def_property_readonly("room_bytes", &CudaBinding::room_bytes);

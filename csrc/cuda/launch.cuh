@@ -35,10 +35,10 @@ struct LauncherOf {
     return cudaLaunchKernelEx(&config, function(kernel), a);
   }
 
-  static cudaError_t blocks_per_multiprocessor(Kernel kernel, int room_bytes, int* out) {
+  static cudaError_t blocks_per_multiprocessor(Kernel kernel, int room_bytes, int most_shared_bytes, int* out) {
     const int bytes = shared_bytes(kernel, room_bytes);
     const cudaError_t error =
-        cudaFuncSetAttribute(function(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+        cudaFuncSetAttribute(function(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes);
     if (error != cudaSuccess) return error;
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(out, function(kernel), block_size, bytes);
   }

@@ -21,8 +21,9 @@ struct ByValue {
 
 struct Launcher {
   cudaError_t (*launch)(Kernel, const Frame&, const ByValue&, int blocks, cudaStream_t);
-  // Allows the kernel its shared memory, and tells how many of its blocks a multiprocessor holds then.
-  cudaError_t (*blocks_per_multiprocessor)(Kernel, int room_bytes, int* out);
+  // Allows the kernel all shared memory that a block may have, as other plans have launches of it too, and tells how
+  // many blocks with this plan's share a multiprocessor holds.
+  cudaError_t (*blocks_per_multiprocessor)(Kernel, int room_bytes, int most_shared_bytes, int* out);
   // A course as it lies in device memory.
   void (*write_course)(const Scalars&, unsigned char* to);
 };

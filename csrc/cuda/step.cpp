@@ -286,7 +286,7 @@ int CudaStepper::blocks(Kernel kernel, Dtype dtype, Family family) {
   int& known = blocks_[kind_of(dtype, family) * kernel_count + static_cast<int>(kernel)];
   if (known == 0) {
     int each = 0;
-    check(launcher(dtype, family).blocks_per_multiprocessor(kernel, shape_.room_bytes, &each),
+    check(launcher(dtype, family).blocks_per_multiprocessor(kernel, shape_.room_bytes, limits_.shared_per_block, &each),
           "reserving shared memory for", kernel_name(kernel, dtype, family).c_str());
     const int warp_items = static_cast<int>(plan_.items.size()) - shape_.block_items;
     const int wanted = std::max({shape_.block_items, (warp_items + warps - 1) / warps, 1});

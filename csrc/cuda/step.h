@@ -27,6 +27,7 @@ class CudaStepper {
   // The kernels of the last step in order, and how the plan is laid onto the device.
   const std::vector<const char*>& launches() const { return launches_; }
   const Shape& shape() const { return shape_; }
+  bool capturing() const { return capturing_; }  // whether the last step was captured into a graph
 
  private:
   // A part of the plan's memory.

@@ -30,6 +30,7 @@ class CpuPlan(Plan):
     def verdicts(self) -> list[tuple[Tensor, int, float, float, float, bool]]: ...
 
 class CudaPlan(Plan):
+    captured: bool
     memory_bytes: int
     launches: list[str]
     room_bytes: int

@@ -46,10 +46,13 @@ class CudaRunner(PlanRunner):
         super().__init__(optimizer, indices)
         self.device = self.params[0][0].device
         self.stream: int | None = None
+        self.captured = optimizer._captured
         self.check_device()
 
     def check_device(self) -> None:
-        if torch.cuda.is_current_stream_capturing():
+        with self.on_device():
+            capturing = torch.cuda.is_current_stream_capturing()
+        if capturing:
             raise RuntimeError(
                 "this step has to make state or a plan, which must not happen while the stream is captured into a CUDA "
                 "graph; take a step before the capture, and change no parameter, state or group in between"
@@ -84,6 +87,8 @@ class CudaRunner(PlanRunner):
         ):  # torch must not give the memory to others before this stream is done with it
             self.stream = self.plan.stream
             self.record_stream()
+        if self.plan.captured and not any(memory is self.memory for memory in self.captured):
+            self.captured.append(self.memory)
 
     def on_device(self) -> AbstractContextManager[Any]:
         """Launches go to the current device."""
@@ -93,4 +98,9 @@ class CudaRunner(PlanRunner):
         self.memory.record_stream(torch.cuda.current_stream(self.device))
 
     def verdicts(self) -> dict[Tensor, Verdict]:
+        self.wait()
         return verdicts_of(self.plan.verdicts(self.memory.cpu().numpy().tobytes()))
+
+    def wait(self) -> None:
+        """For the step, on whichever stream it runs."""
+        torch.cuda.synchronize(self.device)

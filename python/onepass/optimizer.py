@@ -40,6 +40,8 @@ class Optimizer(torch.optim.Optimizer):
         self._cached: list[tuple[tuple[Any, ...], Hyper]] = []
         self._layout: list[tuple[int, str]] = []  # identity and backend of the groups that the runners were made for
         self._loading: dict[str, Any] | None = None
+        # What CUDA graphs that were captured of steps still point to, for as long as there is this optimizer.
+        self._captured: list[Tensor] = getattr(self, "_captured", [])
 
     # ------------------------------------------------------------------ param groups
 

@@ -107,7 +107,9 @@ void fiber_body() {
   }
 }
 
-// What a block finds in shared memory is NaN, and with AddressSanitizer what lies behind it is out of bounds.
+constexpr unsigned char guard = 0xa5;
+
+// What a block finds in shared memory is NaN. What lies behind it is guarded, with AddressSanitizer out of bounds.
 void poison_room(size_t bytes) {
 #ifdef EMULATED_ASAN
   ASAN_UNPOISON_MEMORY_REGION(onepass_room, bytes);
@@ -115,6 +117,21 @@ void poison_room(size_t bytes) {
 #endif
   std::memset(onepass_room, 0xff, bytes);
 }
+
+#ifdef EMULATED_ASAN
+void place_guards(size_t) {}
+void check_guards(size_t) {}
+#else
+void place_guards(size_t bytes) {
+  std::memset(onepass_room + bytes, guard, room_bytes - bytes);
+}
+void check_guards(size_t bytes) {
+  const unsigned char *begin = onepass_room + bytes, *end = onepass_room + room_bytes;
+  if (*begin == guard && std::memcmp(begin, begin + 1, end - begin - 1) == 0) return;
+  const unsigned char* touched = std::find_if(begin, end, [](unsigned char byte) { return byte != guard; });
+  die("a block wrote to byte %zu of its shared memory, of which it has %zu", size_t(touched - onepass_room), bytes);
+}
+#endif
 
 }  // namespace
 
@@ -141,12 +158,14 @@ void run_grid(unsigned blocks, unsigned threads, size_t shared_bytes, const std:
   std::vector<unsigned> order(blocks);
   std::iota(order.begin(), order.end(), 0u);
   if (shuffled) std::shuffle(order.begin(), order.end(), random_bits);
+  place_guards(shared_bytes);
   for (unsigned block : order) {
     blockIdx.x = block;
     poison_room(shared_bytes);
     make_all_ready();
     resume_a_warp(true);
   }
+  check_guards(shared_bytes);
 }
 
 void shuffle(unsigned seed) {

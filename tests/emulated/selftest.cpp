@@ -201,6 +201,11 @@ void misaligned() {
   launch(1, 32, 0, copy_fours, from + 1, to);
 }
 
+void write_past() {
+  float x = 1, sum;
+  launch(1, 64, 4, sum_rows<true>, &x, &sum, 1);
+}
+
 void time() {
   constexpr int times = 20000;
   std::vector<float> x(1024);
@@ -217,23 +222,15 @@ void time() {
 }
 
 const std::map<std::string, void (*)()> cases = {
-    {"reduction", reduction},
-    {"missing_syncthreads", missing_syncthreads},
-    {"exchanges", exchanges},
-    {"missing_syncwarp", missing_syncwarp},
-    {"orders", orders},
-    {"poison", poison},
-    {"capture", capture},
-    {"parameters", parameters},
-    {"errors", errors},
-    {"devices", devices},
-    {"traffic", traffic},
-    {"stuck_block", stuck_block},
-    {"stuck_warp", stuck_warp},
-    {"wrong_mask", wrong_mask},
-    {"read_past", read_past},
-    {"misaligned", misaligned},
-    {"time", time},
+    {"reduction", reduction},   {"missing_syncthreads", missing_syncthreads},
+    {"exchanges", exchanges},   {"missing_syncwarp", missing_syncwarp},
+    {"orders", orders},         {"poison", poison},
+    {"capture", capture},       {"parameters", parameters},
+    {"errors", errors},         {"devices", devices},
+    {"traffic", traffic},       {"stuck_block", stuck_block},
+    {"stuck_warp", stuck_warp}, {"wrong_mask", wrong_mask},
+    {"read_past", read_past},   {"misaligned", misaligned},
+    {"write_past", write_past}, {"time", time},
     {"os_threads", os_threads},
 };
 

@@ -1,0 +1,212 @@
+"""Ways to break csrc/cuda/, all of them compiled into one module that runs on a CPU (see emulated/), and a program that
+turns on one after the other and runs checks.cuda() against each.
+
+    ONEPASS_EMULATED=MODULE python tests/cuda_mutants.py
+
+reads numbers of mutants, a line each, and answers each with a line of JSON: what noticed it, or null. A broken kernel may
+hang or crash, so each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from native_mutants import ROOT, Mutant, switch_on
+
+SECONDS = 60
+
+MUTANTS = [
+    # --- memory.cuh: elements
+    Mutant("the tail of a stretch is dropped", "at >= 0 && at < length", "at >= 0 && at + 1 < length",
+           "bool holds(int at) const { return @; }"),
+    Mutant("the head of a stretch is dropped", "at >= 0 && at < length", "at >= 1 && at < length",
+           "bool holds(int at) const { return @; }"),
+    Mutant("no element is outside", "at >= 0 && at < length", "true", "bool holds(int at) const { return @; }"),
+    Mutant("the first vector is always whole", "at >= 0 && at + lanes <= length", "at + lanes <= length"),
+    Mutant("the last vector is always whole", "at >= 0 && at + lanes <= length", "at >= 0"),
+    Mutant("no vector for the tail", "(phase + length + lanes - 1) / lanes", "(phase + length) / lanes"),
+    Mutant("all operands are aligned alike", "(reinterpret_cast<uint64_t>(data) / sizeof(T) - lead) % Vector<T>::lanes == 0",
+           "true"),
+    Mutant("every row starts on a vector", "int(reinterpret_cast<uint64_t>(p.data + at) / sizeof(P) % lanes)", "0"),
+    Mutant("the strides are those of p", "(1 + operand) * dims + d", "dims + d"),
+    Mutant("the sizes are strides", "load(layout + d, of_plan)", "load(layout + dims + d, of_plan)"),
+    Mutant("all dimensions see the whole index", "rest", "element", "element = @;", "memory.cuh"),
+    # --- item.cuh: operands
+    Mutant("m is v", "t->moment[0]", "t->moment[1]", "reach(m, @)"),
+    Mutant("v is m", "t->moment[1]", "t->moment[0]", "reach(v, @)"),
+    Mutant("g is p", "const_cast<void*>(this->gradient)", "t->p"),
+    Mutant("every item begins at row 0", "item.row * t->length + item.begin", "item.begin"),
+    Mutant("every piece begins at element 0", "item.row * t->length + item.begin", "item.row * t->length"),
+    Mutant("the last row of an item is dropped", "int(item.rows)", "int(item.rows) - (item.rows > 1)"),
+    Mutant("a piece is a row", "length < t->length", "false"),
+    Mutant("v is not written", "Rule::moments > 1", "false", "if (@) o.v.write(place, moment[1])"),
+    # --- crew.cuh: who adds up what
+    Mutant("teams of half the width", "width / 2", "width / 4", "int step = @;"),
+    Mutant("no join of the lanes", "width < warp_size", "false", "if (@) r = join_lanes(r)"),
+    Mutant("the lanes' maximum is the first's", "max_or_nan(r.max_cosine_squared, __shfl_xor_sync(all_lanes, "
+           "r.max_cosine_squared, step))", "(__shfl_xor_sync(all_lanes, r.max_cosine_squared, step), r.max_cosine_squared)"),
+    Mutant("the lanes' deferral is the first's", "__any_sync(all_lanes, r.deferred)", "r.deferred"),
+    Mutant("the maximum drops NaN", "a > b || a != a ? a : b", "a > b ? a : b"),
+    Mutant("reports of the other warps forgotten", "w < warps", "w < 1", "@; ++w) r.add"),
+    Mutant("sums of the other warps forgotten", "w < warps", "w < 1", "@; ++w) s.add"),
+    Mutant("the board is not cleared", "lane() == 0", "false", "if (@) board.report[warp()] = {}"),
+    Mutant("every lane reports", "lane() == 0", "lane() < 2", "if (@) board.report[warp()].add(r)"),
+    Mutant("no sync before the warps' sums are added", "sync()", "void()", "board.sums[warp()] = s; @;"),
+    Mutant("no sync before a row's step is told", "sync()", "void()", "board.row_step = r; @;"),
+    Mutant("no sync before the last one is told", "sync()", "void()", "board.last = x; @;"),
+    Mutant("no sync before the reports are joined", "sync()", "void()", "join(Board& board) { @; Report r"),
+    Mutant("no sync between the sums of two rows", "Crew::sync()", "void()", "if (width > warp_size) @;"),
+    Mutant("no sync between two items of a block", "__syncthreads()", "void()", "@; } for"),
+    # --- rows.cuh: rows
+    Mutant("only the first row is stepped", "o.rows", "1", "s.length *= @;"),
+    Mutant("the last vector is not visited", "j + n * width < vectors", "j + n * width + 1 < vectors", "if (@) visit"),
+    Mutant("the last row has no team", "first + team < o.rows", "first + team + 1 < o.rows"),
+    Mutant("idle teams redo the first row", "active ? s.vectors() : 0", "s.vectors()"),
+    Mutant("a warp keeps any row", "vectors > most * warp_size", "false"),
+    Mutant("rows of one vector less", "even ? 0 : 1", "-1"),
+    Mutant("kept slots overlap", "2 * block_size", "block_size", "++i, keep += @) { const S u"),
+    Mutant("kept slots are found elsewhere", "2 * block_size", "block_size", "++i, keep += @) { const S old_p"),
+    Mutant("the coefficient of the wrong row", "o.first_row + r", "r"),
+    Mutant("the cosine is that of u", "e.g[i]", "u", "e.p[i], @, u"),
+    Mutant("the update's moments are not written", "e.write_moments(o, place)", "void()", "keep[block_size] = u; } @;"),
+    Mutant("a piece reports a cosine", "o.piece", "false", "if (@) return {sums, 0"),
+    Mutant("what is left alone is not reported", "step.left_alone", "false", "cosine_squared(sums), @};"),
+    Mutant("what is to be left alone is written", "!step.left_alone", "true"),
+    Mutant("the held buffer is not projected", "write == Write::hold && o.course->project_momentum", "false"),
+    Mutant("the gradient's scale is not squared", "scale * scale", "scale"),
+    Mutant("the layer has the rows' coefficients", "gate == Gate::layer ? v.layer_coefficient : own", "own"),
+    Mutant("settling ignores left_alone", "!done.left_alone && done.step == wanted", "done.step == wanted"),
+    Mutant("settling does all rows again", "!done.left_alone && done.step == wanted", "false"),
+    Mutant("settling ignores a piece left alone", "piece_left_alone ? Affine{0, 0} : course.through", "course.through"),
+    Mutant("settling takes pieces for rows", "o.piece", "false", "const Applied done = @"),
+    Mutant("settling reads no gradient", "rule.reads_gradient()", "false"),
+    Mutant("settling always reads the gradient", "rule.reads_gradient()", "true"),
+    Mutant("the settled buffer is not projected", "course.project_momentum && gate != Gate::none", "false"),
+    # --- rows.cuh: the end of a tensor
+    Mutant("a verdict before the last item", "unsigned(o.t->items)", "unsigned(o.t->items - (o.t->items > 1))"),
+    Mutant("every item gives a verdict", "Crew::tell(last, board)", "Crew::tell(true, board)"),
+    Mutant("the ticket is not reset", "last", "false", "if (@) store(ticket"),
+    Mutant("the last report is forgotten", "i < t.items", "i + 1 < t.items"),
+    Mutant("the pieces of a row are not put together", "o.piece", "false", "if (@) all.max_cosine_squared"),
+    Mutant("every row has the first row's pieces", "r * pieces + i", "i"),
+    Mutant("only the first row's pieces are put together", "r < t.rows", "r < 1"),
+    Mutant("the coefficient of pieces is not stored", "lane() == 0", "false", "if (@) store(f.coefficients"),
+    Mutant("the gate counter is not stored", "next_counter(load(counter, of_plan), v.gate)",
+           "load(counter, of_plan)"),
+    Mutant("no coefficient of the layer", "pr.coefficient(v.sums)", "0.0"),
+    Mutant("no coefficient of a measured layer", "o.course->projection.coefficient(v.sums)", "0.0"),
+    Mutant("no deferral is settled", "v.settled || all.deferred", "v.settled"),
+    Mutant("no misprediction is settled", "v.settled || all.deferred", "all.deferred"),
+    # --- kernels.cuh: items
+    Mutant("blocks miss the last item", "i < f.block_items", "i + 1 < f.block_items"),
+    Mutant("blocks skip every other item", "gridDim.x", "2 * gridDim.x", "i += @) { open<phase, Block"),
+    Mutant("every block begins at the first item", "blockIdx.x", "0", "i = @;"),
+    Mutant("warps miss the last item", "i < f.all_items", "i + 1 < f.all_items"),
+    Mutant("warps begin at the second item", "warp()", "warp() + 1", "* warps + @;"),
+    Mutant("warps stride by blocks", "gridDim.x * warps", "gridDim.x"),
+    Mutant("every kernel steps every dtype", "t->kind != f.kind", "false"),
+    Mutant("tensors without a gradient are stepped", "!g", "(!g && (g = t->p, false))",
+           "if (@) return; const Course"),
+    Mutant("the gradient by value of another tensor", "unsigned(item.tensor)", "unsigned(item.tensor > 0)",
+           "a.gradient[@]"),
+    Mutant("the gradient in memory of another tensor", "unsigned(item.tensor)", "unsigned(item.tensor > 0)",
+           "f.gradients + @"),
+    Mutant("the first scalars for all", "a.course + t->course", "a.course"),
+    Mutant("the first scalars in memory for all", "int64_t(t->course) * course_bytes", "0", "f.courses + @) :"),
+    Mutant("what was measured is forgotten", "load(&f.verdicts[o.tensor].gate, of_reports)", "Gate::none"),
+    Mutant("every row fits", "t.rows_fit", "true"),
+    Mutant("a piece is never left alone", "load(&f.reports[index].deferred, of_reports)", "false"),
+    Mutant("nothing is settled", "!load(&f.verdicts[o.tensor].settle, of_reports)", "true"),
+    # --- live.cuh: capturable groups
+    Mutant("prepare does not count", "load(t.step, of_plan) + 1", "load(t.step, of_plan)"),
+    Mutant("the lr of the capture", "read(live.lr)", "live.fixed.lr"),
+    Mutant("the betas of the capture", "read(live.beta2)", "live.fixed.beta2"),
+    Mutant("the momentum of the capture", "read(live.momentum)", "live.fixed.momentum"),
+    Mutant("doubles are read as floats", "n.wide", "false"),
+    Mutant("floats are read as doubles", "n.wide", "true"),
+    Mutant("no initial_lr", "read(live.initial_lr)", "h.lr"),
+    Mutant("the live decay does not enter the gradient", "live.decay == Decay::l2", "false"),
+    Mutant("the live metric's decay is not the paper's", "wd * decay_lr / h.lr", "wd"),
+    Mutant("the live decay forgets the momentum", "live.over_one_minus_momentum && wd != 0", "false"),
+    Mutant("prepare ignores that a gradient is negated", "t.negated", "false", "if (@) h.grad_scale", "live.cuh"),
+    Mutant("prepare knows no first buffer", "t.first && f.lazy_buffer", "false", "count, @)", "live.cuh"),
+    Mutant("prepare writes one set of scalars", "int64_t(t.course) * course_bytes", "0"),
+    Mutant("prepare misses the last tensor", "i < f.all_tensors", "i + 1 < f.all_tensors"),
+    Mutant("prepare misses every other block", "gridDim.x * block_size", "2 * gridDim.x * block_size"),
+    Mutant("prepare counts for every dtype", "f.tensors[i].kind == f.kind", "true"),
+    Mutant("prepare counts without a gradient", "g", "f.tensors", "if (@ &&", "kernels.cuh"),
+    # --- launch.cu, step.cpp and shape.cpp: the host
+    Mutant("carry drops the last word", "i < parcel.count", "i + 1 < parcel.count"),
+    Mutant("carry begins too early", "at / 8", "mirror.begin / 8", "parcel.to = in<uint64_t>(s) + @;"),
+    Mutant("scalars beyond the arguments", "course_[i] >= max_courses", "course_[i] > max_courses"),
+    Mutant("one set of scalars", "keys_[i] == key", "true"),
+    Mutant("the first buffer is always one", "t.first = false", "t.first = t.first"),
+    Mutant("an address is sent once", "known_tensors_.put(i * sizeof d, &d, sizeof d)",
+           "(known_tensors_.bytes[i * sizeof d] ? void() : known_tensors_.put(i * sizeof d, &d, sizeof d))"),
+    Mutant("no step is counted", "*t.step += 1", "*t.step += 0"),
+    Mutant("too many rows fit", "t.length <= longest_row(t, shape_.room_bytes)",
+           "t.length <= 2 * longest_row(t, shape_.room_bytes)"),
+    Mutant("no slot for the ends of a row", "threads - 1", "threads", "room_bytes / slot_bytes(t) * @"),
+    Mutant("strided tensors go to warps", "!t.packed || t.elements() > warp_elements", "t.elements() > warp_elements"),
+    Mutant("warps get rows that they cannot keep", "t.length <= elements_kept(t, room_bytes, warp_size)", "true",
+           "return !t.projected || @;"),
+]  # fmt: skip
+
+
+def build(folder: Path) -> Path:
+    """The module with all mutants, by its path."""
+    import build as emulated_build  # in tests/emulated/
+
+    shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
+    shutil.copytree(ROOT / "tests/emulated", folder / "tests/emulated")
+    switch_on(folder, MUTANTS, folder / "tests/emulated/module.cpp")
+    return emulated_build.build("quick", folder)
+
+
+def outcome(switch: ctypes.c_int, number: int) -> str | None:
+    """What notices the mutant, in a child process; None if nothing does."""
+    to_read, to_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        import checks
+
+        os.close(to_read)
+        signal.alarm(SECONDS)
+        switch.value = number
+        try:
+            said = checks.first_failure(checks.cuda()) or ""
+        except BaseException as error:
+            said = repr(error)
+        os.write(to_write, said.encode()[:10_000])
+        os._exit(0)
+    os.close(to_write)
+    with os.fdopen(to_read, "rb") as pipe:
+        said = pipe.read().decode(errors="replace")
+    _, status = os.waitpid(child, 0)
+    return said or (f"ended by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else None)
+
+
+def main() -> None:
+    import torch
+
+    import checks  # noqa: F401  once, not in every child
+    from emulated_backend import emulated
+
+    # A pool of threads would not survive a fork.
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda _: None
+    switch = ctypes.c_int.in_dll(ctypes.CDLL(emulated.__file__), "onepass_mutant")
+    answers, quiet = os.fdopen(os.dup(1), "w"), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1), os.dup2(quiet, 2)
+    for line in sys.stdin:
+        print(json.dumps(outcome(switch, int(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""After the first steps, a step neither waits for the device nor takes memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from gpu.drive_device import feed, on_device, train
+from gpu.target import BACKEND, DEVICE, cuda_only
+from records import Record, each_optimizer
+
+pytestmark = cuda_only
+
+each_way = pytest.mark.parametrize("capturable", [False, True], ids=["eager", "capturable"])
+
+
+@contextmanager
+def no_synchronization() -> Iterator[None]:
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def stepped(record: Record, dtype: torch.dtype, capturable: bool) -> Any:
+    arguments = {**record.typical, "capturable": capturable}
+    if capturable:
+        arguments["lr"] = torch.tensor(0.01, device=DEVICE)
+    opt = train(record.make(on_device(dtype), backend=BACKEND, **arguments), range(3))
+    feed(opt, 3)
+    return opt
+
+
+def change_lr(opt: Any) -> None:
+    lr = opt.param_groups[0]["lr"]
+    if isinstance(lr, torch.Tensor):
+        lr.mul_(0.9)
+    else:
+        opt.param_groups[0]["lr"] = 0.9 * lr
+
+
+@each_optimizer
+@each_way
+def test_nothing_waits_for_the_device(record: Record, capturable: bool) -> None:
+    opt = stepped(record, torch.float32, capturable)
+    with no_synchronization():
+        for _ in range(4):
+            change_lr(opt)
+            opt.step()
+
+
+@each_optimizer
+@each_way
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_nothing_is_allocated(record: Record, dtype: torch.dtype, capturable: bool) -> None:
+    opt = stepped(record, dtype, capturable)
+    opt.step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    held, made = torch.cuda.memory_allocated(), torch.cuda.memory_stats()["allocation.all.allocated"]
+    free = torch.cuda.mem_get_info()[0]
+    for _ in range(4):
+        opt.step()
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == made
+    assert torch.cuda.memory_allocated() == torch.cuda.max_memory_allocated() == held
+    # Nor past torch's allocator. Another process may free memory meanwhile, and this one must not take any.
+    assert torch.cuda.mem_get_info()[0] >= free
+
+
+def test_the_mode_sees_a_wait() -> None:
+    x = torch.ones(3, device=DEVICE)
+    with no_synchronization(), pytest.raises(RuntimeError, match="synchroniz"):
+        x.sum().item()
+
+
+@each_optimizer
+@each_way
+def test_memory_of_a_plan_is_given_back(record: Record, capturable: bool) -> None:
+    held = []
+    for _ in range(3):
+        stepped(record, torch.float32, capturable).step()
+        gc.collect()
+        held.append(torch.cuda.memory_allocated())
+    assert held[0] == held[1] == held[2]

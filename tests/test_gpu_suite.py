@@ -1,0 +1,26 @@
+"""The tests for a GPU run here on the emulated one, as far as they can, so that they are right when there is one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import onepass
+
+HERE = Path(__file__).parent
+
+
+def test_on_the_emulation() -> None:
+    environment = {**os.environ, "ONEPASS_GPU_TESTS_ON": "emulated", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(onepass.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    # From tests/: what `python -m` puts on the path is then what pytest puts there too.
+    command = [sys.executable, "-m", "pytest", "gpu", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed[1]) > 300

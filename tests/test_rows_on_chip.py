@@ -1,0 +1,127 @@
+"""Rows at the limits of what the CUDA kernels keep on chip between a row's sums and its write, and rows that they leave
+alone in a tensor whose other rows they step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import onepass
+from compare import assert_within
+from counting import count
+from emulated_backend import emulated, plan_of
+from records import RECORDS, Record, each_dtype, each_optimizer, each_projected
+from steps import UNITS, check_first_step, first_step_of, optimizer_of, set_counter
+from tensors import LAYOUTS, generator, gradient, values
+from twins import Twins
+
+DTYPE_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def room_for(length: int, dtype: torch.dtype, packed: bool) -> int:
+    """The shared memory, in bytes, that a block has for rows of a plan of such rows."""
+    room, _, _ = emulated.shape_of([(DTYPE_NUMBERS[dtype], [2, length], True, packed)])
+    return room
+
+
+def limits(dtype: torch.dtype, packed: bool) -> set[int]:
+    """Row lengths about those that fill the room of one warp and of a block; and of a block that has more of it, because
+    its rows need it."""
+    lanes = 16 // dtype.itemsize if packed else 1
+    block = emulated.limits["block"]
+    slot = 2 * max(dtype.itemsize, 4) * lanes * block
+    found = set()
+    for threads in (emulated.limits["warp"], block):
+        full = room_for(1, dtype, packed) // slot * threads * lanes
+        wide = room_for(full + 1, dtype, packed) // slot * threads * lanes
+        for most in {full, wide}:
+            found |= {most - lanes - 1, most - lanes, most - lanes + 1, most - 1, most, most + 1}
+    return found
+
+
+def step_rows(record: Record, dtype: torch.dtype, layout: str, length: int) -> None:
+    """Predicted right: held if it fits. Guards around the tensor, and so rows that begin between two vectors."""
+    twins = Twins(record, record.typical, [values((2, length), dtype, length)], "emulated", LAYOUTS[layout])
+    set_counter(twins.opt, twins.params[0], 3)
+    set_counter(twins.reference, twins.models[0], 3)
+    twins.step(lambda p: gradient("channel", p, 3))
+
+
+@each_dtype
+@each_projected
+@pytest.mark.parametrize("layout", ["contiguous", "gapped"])
+def test_rows_that_just_fit(dtype: torch.dtype, layout: str, record: Record) -> None:
+    lengths = sorted(limits(dtype, layout == "contiguous"))
+    assert lengths[0] > 500 and lengths[-1] > 2 * lengths[0]
+    for length in lengths:
+        step_rows(record, dtype, layout, length)
+
+
+def test_wide_rows_take_the_room_of_another_block() -> None:
+    opt = onepass.AdamP([torch.ones(2, 12_000)], backend="emulated")
+    opt.param_groups[0]["params"][0].grad = torch.ones(2, 12_000)
+    opt.step()
+    assert plan_of(opt).room_bytes > room_for(1000, torch.float32, True)
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(1, 1500), (1, 2047), (2, 1024), (1, 2048), (2, 1025)])
+def test_the_largest_tensors_of_a_warp(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    record = RECORDS["AdamP"]
+    twins = Twins(record, record.typical, [values(shape, dtype, 1)], "emulated")
+    for _ in range(2):
+        twins.step(lambda p: gradient("channel", p, 3))
+
+
+# ------------------------------------------------------------------ rows that are left alone
+
+
+@pytest.mark.parametrize("gate", ["none", "channel"])
+@pytest.mark.parametrize("counter", [0, 3])
+def test_a_piece_that_is_left_alone(gate: str, counter: int) -> None:
+    """Of a row that is cut, the first piece is tiny: by its own sums p could not be had back from its step, by those of the
+    whole row it could."""
+    record = RECORDS["AdamP"]
+    p = values((1, 60_000), torch.float32, 1)
+    p[:, :15_000] *= 1e-7
+    opt = optimizer_of(record, p, "emulated")
+    set_counter(opt, p, counter)
+    p.grad = gradient(gate, p, 2)
+    _, _, items = emulated.shape_of([(0, list(p.shape), True, True)])
+    assert items[0][4] < 15_000
+    assert check_first_step(opt, record, p) == gate
+
+
+def test_settling_leaves_the_other_rows_alone() -> None:
+    """The gate is as predicted, and one row out of 64 was not to be guessed: it alone is read again, and written."""
+    p = values((64, 1024), torch.float32, 1)
+    p[5] *= 1e-7
+    opt = onepass.AdamP([p], lr=1e-3, weight_decay=1e-2, backend="emulated")
+    p.grad = gradient("none", p, 2)
+    p.grad[5] += torch.randn(1024, generator=generator(7))
+    p.grad[5] += 1e7 * p[5]
+    traffic = count(opt)
+    (verdict,) = opt.last_step().values()
+    assert (verdict.gate, verdict.settled) == ("none", False)
+    # Written once either way: update leaves it alone.
+    assert traffic.of("p") == (4 + 4 / 64, 4) and traffic.of("m") == (4 + 4 / 64, 4)
+
+
+@each_optimizer
+@pytest.mark.parametrize("counter", [0, 3])
+def test_a_nan_is_not_swallowed_by_a_step_of_nothing(record: Record, counter: int) -> None:
+    """lr = 0 and no decay: p stays, but where the update is NaN."""
+    p = values((12, 40), torch.float32, 1)
+    start = p.clone()
+    opt = optimizer_of(record, p, "emulated", lr=0.0, weight_decay=0.0)
+    if record.projected:
+        set_counter(opt, p, counter)
+    p.grad = values(p.shape, p.dtype, 2)
+    p.grad[7, 3] = torch.nan
+    want = first_step_of(opt, record, p)
+    opt.step()
+    bad = torch.zeros(p.shape, dtype=torch.bool)
+    bad[7, 3] = True
+    assert torch.equal(p.isnan(), bad)
+    assert torch.equal(p[~bad], start[~bad])
+    assert_within(p[~bad], want.p[~bad.numpy()], want.size[~bad.numpy()], UNITS, "the rest")

@@ -1,0 +1,212 @@
+"""How csrc/cuda/shape.cpp lays a plan onto a device: what is cut how, and who takes it. Nothing is stepped here, so tensors
+may be of any size and devices any that there are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from emulated_backend import emulated
+
+F32, F64, BF16 = 0, 1, 2
+LANES = {F32: 4, F64: 2, BF16: 8}
+BOARD, BLOCK, WARP = (emulated.limits[name] for name in ("board", "block", "warp"))
+
+
+class Device(NamedTuple):
+    """Shared memory of a multiprocessor, and that of one block at most."""
+
+    multiprocessors: int
+    shared: int
+    per_block: int
+
+
+DEVICES = {
+    "A100": Device(108, 167936, 166912),
+    "sm_86": Device(82, 102400, 101376),
+    "sm_89": Device(128, 102400, 101376),
+    "H100": Device(132, 233472, 232448),  # and H200
+}
+
+
+@pytest.fixture(params=DEVICES, autouse=True)
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    names = ("multiprocessors", "shared_per_multiprocessor", "shared_per_block")
+    kept = [getattr(emulated.device, name) for name in names]
+    chosen = DEVICES[request.param]
+    for name, value in zip(names, chosen, strict=True):
+        setattr(emulated.device, name, value)
+    yield chosen
+    for name, value in zip(names, kept, strict=True):
+        setattr(emulated.device, name, value)
+
+
+class Item(NamedTuple):
+    tensor: int
+    row: int
+    rows: int
+    begin: int
+    end: int
+
+
+class Tensor(NamedTuple):
+    dtype: int
+    shape: list[int]
+    projected: bool = True
+    packed: bool = True
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if self.projected else 1
+
+    @property
+    def length(self) -> int:
+        return math.prod(self.shape) // self.rows
+
+
+def laid_out(*tensors: Tensor) -> tuple[int, int, list[Item]]:
+    room, block_items, items = emulated.shape_of([tuple(t) for t in tensors])
+    return room, block_items, [Item(*item) for item in items]
+
+
+def slots(t: Tensor, room: int) -> int:
+    """Vectors of p and u that each thread of a block keeps in the room."""
+    lanes = LANES[t.dtype] if t.packed else 1
+    return room // (2 * (8 if t.dtype == F64 else 4) * lanes * BLOCK)
+
+
+def kept(t: Tensor, room: int, threads: int) -> int:
+    """Elements of a row that they keep, wherever it begins: one vector less than there are slots for."""
+    return (slots(t, room) * threads - 1) * (LANES[t.dtype] if t.packed else 1)
+
+
+def assert_every_element_once(tensors: list[Tensor], items: list[Item]) -> None:
+    """The items of each tensor follow each other, row by row and in a row piece by piece."""
+    runs = [(tensor, list(run)) for tensor, run in itertools.groupby(items, lambda item: item.tensor)]
+    by_tensor = dict(runs)
+    assert len(by_tensor) == len(runs), "the items of a tensor lie side by side"
+    for i, t in enumerate(tensors):
+        row = begin = 0
+        for item in by_tensor.get(i, []):
+            assert (item.row, item.begin) == (row, begin)
+            assert item.rows >= 1 and begin < item.end <= t.length
+            assert item.rows == 1 or (item.begin, item.end) == (0, t.length), "a piece is of one row"
+            begin = item.end % t.length
+            row += 0 if begin else item.rows
+        assert (row, begin) == (t.rows if math.prod(t.shape) else 0, 0)
+
+
+MIXED = [
+    Tensor(F32, [1024, 1024]),
+    Tensor(F32, [64], projected=False),
+    Tensor(F32, [0, 5], projected=False),
+    Tensor(BF16, [3, 50_001]),
+    Tensor(F64, [8, 8]),
+    Tensor(F32, [1_000_003], projected=False),
+    Tensor(F32, [512, 512, 3, 3]),
+    Tensor(F32, [100_000, 9]),
+    Tensor(F32, [30, 7], packed=False),
+    Tensor(F64, [7, 3000]),
+    Tensor(F32, [1, 1]),
+    Tensor(BF16, [2049, 1]),
+]
+
+
+def test_every_element_once() -> None:
+    assert_every_element_once(MIXED, laid_out(*MIXED)[2])
+    for t in MIXED:
+        assert_every_element_once([t], laid_out(t)[2])
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, BF16])
+@pytest.mark.parametrize("packed", [True, False])
+def test_rows_that_fit_stay_whole(dtype: int, packed: bool) -> None:
+    """And rows that do not are cut, each piece as large as what fits."""
+    some = Tensor(dtype, [3, 1], packed=packed)
+    lanes = LANES[dtype] if packed else 1
+    for length in (1, 1000, kept(some, laid_out(some)[0], BLOCK)):
+        t = Tensor(dtype, [3, length], packed=packed)
+        assert {(item.begin, item.end) for item in laid_out(t)[2]} == {(0, length)}
+    t = Tensor(dtype, [3, 10**6], packed=packed)
+    room, _, items = laid_out(t)
+    largest = max(item.end - item.begin for item in items)
+    assert largest == kept(t, room, BLOCK)
+    # With one vector at each end that is not whole, it takes all slots and no more.
+    assert -(-(largest + lanes - 1) // lanes) <= slots(t, room) * BLOCK
+
+
+def test_room_for_three_blocks_or_for_two(device: Device) -> None:
+    """Three to a multiprocessor; two where a row stays whole thereby. A block's board and what the driver keeps count."""
+    reserved = emulated.device.shared_reserved
+    third, _, _ = laid_out(Tensor(F32, [3, 1000]))
+    assert third > 0 and third % 8192 == 0
+    assert 3 * (third + BOARD + reserved) <= device.shared < 3 * (third + 8192 + BOARD + reserved)
+    longest = kept(Tensor(F32, [1, 1]), third, BLOCK)
+
+    half, _, items = laid_out(Tensor(F32, [3, longest]), Tensor(F32, [3, longest + 1]))
+    assert 2 * (half + BOARD + reserved) <= device.shared < 2 * (half + 8192 + BOARD + reserved)
+    assert all(item.begin == 0 and item.end >= longest for item in items) and half + BOARD <= device.per_block
+
+    # Of no use to a row that would be cut all the same, nor to one whose sums are not taken.
+    for t in (
+        Tensor(F32, [3, kept(Tensor(F32, [1, 1]), half, BLOCK) + 1]),
+        Tensor(F32, [longest + 1], False),
+    ):
+        assert laid_out(t)[0] == third
+
+
+def test_small_tensors_go_to_warps() -> None:
+    """Up to 2,048 elements, if a warp keeps its rows; strided ones to blocks. Their items come last."""
+    small = [Tensor(F32, [64], False), Tensor(F32, [8, 8]), Tensor(F32, [2048], False), Tensor(BF16, [32, 64])]
+    large = [Tensor(F32, [2049], False), Tensor(F32, [33, 64]), Tensor(F32, [8, 8], packed=False)]
+    _, block_items, items = laid_out(*small, *large, *small)
+    assert {item.tensor for item in items[:block_items]} == {4, 5, 6}
+    assert {item.tensor for item in items[block_items:]} == {0, 1, 2, 3, 7, 8, 9, 10}
+
+
+def test_rows_that_a_warp_cannot_keep_go_to_blocks() -> None:
+    room, _, _ = laid_out(Tensor(F64, [1, 1]))
+    most = kept(Tensor(F64, [1, 1]), room, WARP)
+    assert laid_out(Tensor(F64, [1, min(most, 2048)]))[1] == 0
+    if most < 2048:
+        assert laid_out(Tensor(F64, [1, most + 1]))[1] == 1
+
+
+def test_items_of_a_block() -> None:
+    """Of about 8,192 elements; of short rows as many as keep all its warps busy to the end."""
+    for t in (
+        Tensor(F32, [10**7], False),
+        Tensor(F32, [5000, 1024]),
+        Tensor(F32, [10**6, 9]),
+        Tensor(BF16, [4096, 300]),
+    ):
+        _, _, items = laid_out(t)
+        sizes = [item.rows * (item.end - item.begin) for item in items]
+        assert all(4096 < size <= 8192 for size in sizes[:-1])
+    _, _, items = laid_out(Tensor(F32, [10**6, 9]))
+    assert all(item.rows % (BLOCK // WARP) == 0 for item in items[:-1])
+
+
+# ------------------------------------------------------------------ what no machine of ours has the memory for
+
+
+@pytest.mark.parametrize("shape", [[100_000_000], [1, 100_000_000], [2, 100_000_000]])
+def test_rows_of_a_hundred_million(shape: list[int]) -> None:
+    t = Tensor(F32, shape, projected=len(shape) > 1)
+    room, _, items = laid_out(t)
+    assert_every_element_once([t], items)
+    assert len(items) > 1000
+    assert max(item.end - item.begin for item in items) <= max(8192, kept(t, room, BLOCK))
+
+
+@pytest.mark.parametrize("device", ["H100"], indirect=True)
+@pytest.mark.parametrize("shape", [[3, 2**30 + 7], [400_000, 8191], [2**31 + 5]])
+def test_more_than_2_to_the_31_elements(shape: list[int]) -> None:
+    t = Tensor(BF16, shape, projected=len(shape) > 1)
+    _, _, items = laid_out(t)
+    assert_every_element_once([t], items)
+    assert items[-1].row * t.length + items[-1].end > 2**31
