@@ -30,11 +30,11 @@ class CudaBinding : public Binding {
 
   // Launches a step on torch's current stream, and returns the parameters that are written to. Only after `ready` said
   // true.
-  pybind11::list run() {
+  pybind11::list run(const std::vector<int>& group_numbers) {
     const auto stream = static_cast<cudaStream_t>(stream_ = current_stream());
     {
       pybind11::gil_scoped_release unlocked;
-      stepper_.step(stream);
+      stepper_.step(stream, group_numbers);
     }
     return stepped();
   }
@@ -63,7 +63,7 @@ inline void add_cuda_plan(pybind11::module_& m) {
            py::arg("lazy_buffer"), py::arg("first"), py::arg("device"))
       .def_property_readonly("memory_bytes", &CudaBinding::bytes)
       .def("image", &CudaBinding::image, py::arg("address"))
-      .def("run", &CudaBinding::run)
+      .def("run", &CudaBinding::run, py::arg("group_numbers"))
       .def("verdicts", &CudaBinding::verdicts, py::arg("memory"))
       .def_property_readonly("captured", &CudaBinding::captured)
       .def_property_readonly("stream", &CudaBinding::stream)

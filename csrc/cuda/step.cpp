@@ -100,9 +100,9 @@ std::vector<Verdict> CudaStepper::verdicts(const char* memory) const {
 
 // ---------------------------------------------------------------- a step
 
-void CudaStepper::step(cudaStream_t stream) {
+void CudaStepper::step(cudaStream_t stream, const std::vector<int>& group_numbers) {
   capturing_ = is_captured(stream);
-  if (capturing_) check_capturable();
+  if (capturing_) check_capturable(group_numbers);
   launches_.clear();
   set_courses();
   upload(stream);
@@ -126,12 +126,13 @@ bool CudaStepper::is_captured(cudaStream_t stream) const {
   return status != cudaStreamCaptureStatusNone;
 }
 
-void CudaStepper::check_capturable() const {
+void CudaStepper::check_capturable(const std::vector<int>& group_numbers) const {
   for (const Tensor& t : plan_.tensors)
     if (t.active && !plan_.live[t.group].capturable)
       throw std::runtime_error(
-          "onepass: the stream is being captured into a CUDA graph, but a param group has capturable=False: the step "
-          "count and lr of this step would be replayed for ever; use capturable=True");
+          "onepass: the stream is being captured into a CUDA graph, but param group " +
+          std::to_string(group_numbers[t.group]) +
+          " has capturable=False: the step count and lr of this step would be replayed for ever; use capturable=True");
 }
 
 // The scalars of every tensor. A capturable tensor's are worked out on the device, for the tensor alone.

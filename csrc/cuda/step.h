@@ -19,7 +19,8 @@ class CudaStepper {
   std::vector<char> image(uint64_t address);
 
   // Launches a step of every active tensor on a stream of the plan's device, which is the current one; does not wait.
-  void step(cudaStream_t stream);
+  // group_numbers: of the plan's groups, for messages.
+  void step(cudaStream_t stream, const std::vector<int>& group_numbers);
 
   // Of each tensor, from the plan's memory as it was read back.
   std::vector<Verdict> verdicts(const char* memory) const;
@@ -55,7 +56,7 @@ class CudaStepper {
   std::vector<int64_t> layouts();
 
   bool is_captured(cudaStream_t stream) const;
-  void check_capturable() const;
+  void check_capturable(const std::vector<int>& group_numbers) const;
   void set_courses();
   int course_of(const Tensor& t, float count);
   DeviceTensor describe(int tensor) const;

@@ -81,7 +81,7 @@ class CudaRunner(PlanRunner):
     def run(self, hypers: list[Hyper]) -> None:
         # autograd refuses a backward pass through weights that were written to: it knows by their version.
         with self.on_device():
-            increment_version(self.plan.run())
+            increment_version(self.plan.run(self.indices))
         if (
             self.plan.stream != self.stream
         ):  # torch must not give the memory to others before this stream is done with it
