@@ -19,12 +19,15 @@ from harness import WARM, batches, check, time_case
 from memory import measure
 from report import FIELDS, figure, machine, memory_row, memory_table, target_table, time_rows, time_table
 from results_file import Row, write_csv
+from traffic import traffic_table
 
 
 def arguments(known: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     results = Path(__file__).resolve().parent / "results"
-    parser.add_argument("--case", action="append", choices=[*known, "memory"], help="only this one; may be repeated")
+    parser.add_argument(
+        "--case", action="append", choices=[*known, "memory", "traffic"], help="only this one; may be repeated"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="small tensors and few rounds: a smoke run, no figures to quote"
     )
@@ -66,16 +69,23 @@ def main() -> None:
         rows += own
         write_csv(rows, about, FIELDS, path)
 
-    console.print(target_table(rows))
+    if not args.case or "traffic" in args.case:
+        with console.status("counting bytes"):
+            table = traffic_table()
+        console.print(table)
+
+    if rows:
+        console.print(target_table(rows))
     if args.quick:
         console.print(
             "[yellow]--quick times small tensors in one thread: the ratios to reach are meant for a full run.[/]"
         )
-    written = [path]
+    written = [path] if rows else []
     if chosen:
         written.append(path.with_suffix(".png"))
         figure({case.name: case.title for case in chosen}, rows, about, written[-1])
-    console.print(f"Written: {', '.join(os.path.relpath(p) for p in written)}", highlight=False, soft_wrap=True)
+    if written:
+        console.print(f"Written: {', '.join(os.path.relpath(p) for p in written)}", highlight=False, soft_wrap=True)
     console.print(f"Took {time.perf_counter() - started:.0f} s.", highlight=False)
 
 

@@ -58,9 +58,9 @@ def traffic_rows() -> list[tuple[str, str, float, float]]:
     bf16 = dict(dtype=torch.bfloat16)
     ours: list[tuple[str, Any, dict[str, Any]]] = [
         ("AdamW", onepass.AdamW, {}),
-        ("AdamP, gate predicted right", onepass.AdamP, {}),
-        ("AdamP, projected and predicted so", onepass.AdamP, dict(gate="channel", predicted="channel")),
-        ("AdamP, gate mispredicted", onepass.AdamP, dict(gate="channel", predicted="none")),
+        ("AdamP, not projected as predicted", onepass.AdamP, {}),
+        ("AdamP, projected as predicted", onepass.AdamP, dict(gate="channel", predicted="channel")),
+        ("AdamP, mispredicted", onepass.AdamP, dict(gate="channel", predicted="none")),
         ("AdamP, speculate=False", onepass.AdamP, dict(speculate=False)),
         ("SGDP, momentum", onepass.SGDP, dict(momentum=0.9)),
         ("AdamW, bfloat16 p and g", onepass.AdamW, bf16),
