@@ -423,3 +423,27 @@ def test_a_carry_that_fails_is_carried_again() -> None:
     launched(opt, 2)
     same_as_on_the_cpu(record, opt, 3)
     assert len(old) == 1500
+
+
+# ------------------------------------------------------------------ several optimizers
+
+
+def test_plans_that_take_different_room() -> None:
+    """How much shared memory a kernel may have belongs to the kernel, not to the plan: of two that take turns, the one made
+    later needs less."""
+    record = RECORDS["AdamP"]
+    shapes = [[(3, 12_000)], [(3, 40)]]
+    made = [
+        [record.make([torch.ones(s) for s in shape], backend=backend, **record.typical) for shape in shapes]
+        for backend in ("emulated", "cpu")
+    ]
+    for seed in range(3):
+        for opt in (*made[0], *made[1]):
+            for p in parameters_of(opt):
+                p.grad = torch.randn(p.shape, generator=generator(seed))
+            opt.step()
+    wide, narrow = (plan_of(opt).room_bytes for opt in made[0])
+    assert wide > narrow
+    for got, want in zip(*made, strict=True):
+        for p, q in zip(parameters_of(got), parameters_of(want), strict=True):
+            torch.testing.assert_close(p, q)

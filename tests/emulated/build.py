@@ -28,7 +28,7 @@ FLAGS += " '-D__grid_constant__=&'"
 KINDS = {
     "plain": "-O2",
     "quick": "-O1 -w",  # to compile
-    "sanitized": "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all",
+    "sanitized": "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
 }
 
 
