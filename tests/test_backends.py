@@ -70,7 +70,7 @@ def test_auto_is_the_compiled_one(record: Any) -> None:
 
 @pytest.mark.parametrize("wrong", ["gpu", "", None, 3, "CPU"])
 def test_unknown_name(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="backend must be one of 'auto', 'cpu', 'cuda', 'triton', 'reference'.*, got"):
+    with pytest.raises(ValueError, match=r"backend must be one of 'auto', 'cpu', 'cuda', 'triton', 'reference'.*, got"):
         onepass.AdamW([torch.zeros(2)], backend=wrong)
 
 

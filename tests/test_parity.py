@@ -19,24 +19,10 @@ from records import (
     each_projected_variant,
     each_variant,
 )
-from tensors import LARGE_SHAPES, LAYOUTS, SMALL_SHAPES, generator, gradient, values
+from tensors import LARGE_SHAPES, LAYOUTS, SMALL_SHAPES, Gradients, gradient, values
 from twins import Twins
 
 GATES = ["none", "channel", "layer"]
-
-
-class Gradients:
-    """Gradients of shifting gates: at every step each tensor takes another, and predictions go wrong."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, p: Tensor) -> Tensor:
-        self.count += 1
-        if p.dim() > 1 and p.size(0) > 1 and p.numel() > p.size(0):
-            return gradient(GATES[self.count % 7 % 3], p, self.count)
-        noise = torch.randn(p.shape, generator=generator(self.count), dtype=torch.float64)
-        return noise.to(p.dtype)
 
 
 def _starts(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:

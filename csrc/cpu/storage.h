@@ -4,26 +4,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../rules/number.h"
 #include "simd.h"
 
 namespace onepass {
 namespace ONEPASS_ISA {
-
-// How a parameter is stored, and the number it is worked on as.
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-template <class P>
-struct WorkOf {
-  typedef float type;
-};
-template <>
-struct WorkOf<double> {
-  typedef double type;
-};
 
 // One register of a parameter stored as P.
 typedef Pack<float, ONEPASS_VECTOR_BYTES> Floats;

@@ -1,30 +1,16 @@
-// How parameters are stored, and the numbers they are worked on as.
+// Parameters as they are stored, to and from the numbers they are worked on as.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+
+#include "../rules/number.h"
 
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
 #endif
 
 namespace onepass::cuda {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-template <class P>
-struct WorkOf {
-  typedef float type;
-};
-template <>
-struct WorkOf<double> {
-  typedef double type;
-};
 
 __device__ __forceinline__ uint32_t bits_of(float x) {
   uint32_t bits;

@@ -10,7 +10,7 @@ from gpu.pair import PLACES, Pair
 from gpu.target import ON_CUDA, pick
 from oracles import Arguments
 from records import DTYPES, Record, each_optimizer, each_projected, each_projected_variant, each_variant
-from tensors import SMALL_SHAPES, generator, gradient, values
+from tensors import SMALL_SHAPES, Gradients, gradient, values
 
 GATES = ["none", "channel", "layer"]
 ALIGNED = PLACES["aligned"]
@@ -27,20 +27,6 @@ LARGE_SHAPES: list[tuple[int, ...]] = pick(
 def each_dtype(*emulated: torch.dtype) -> pytest.MarkDecorator:
     names = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
     return pytest.mark.parametrize("dtype", DTYPES if ON_CUDA else emulated, ids=names.get)
-
-
-class Gradients:
-    """Gradients of shifting gates: at every step each tensor takes another, and predictions go wrong."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, p: Tensor) -> Tensor:
-        self.count += 1
-        if p.dim() > 1 and p.size(0) > 1 and p.numel() > p.size(0):
-            return gradient(GATES[self.count % 7 % 3], p, self.count)
-        noise = torch.randn(p.shape, generator=generator(self.count), dtype=torch.float64)
-        return noise.to(p.dtype)
 
 
 def starts(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:

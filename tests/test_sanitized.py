@@ -1,0 +1,76 @@
+"""The CUDA kernels under AddressSanitizer and UndefinedBehaviorSanitizer, as they run on a CPU: no access outside of a tensor,
+of the plan or of shared memory, none that is not aligned, no overflow."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import emulated_backend
+import sanitized_cases
+
+HERE = Path(__file__).parent
+CXX = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or "g++"]
+# Of every file the tests that are chosen: steps, and then what else writes to a plan or to shared memory.
+CHOSEN = {
+    "sanitized_cases.py": "no_access",
+    "test_parity.py": "emulated and (test_large_tensors or test_layouts) and (AdamP or SGD) and (float32 or bfloat16)",
+    "test_rows_on_chip.py": "just_fit and AdamP or left_alone or swallowed",
+    "test_launches.py": "new_gradients and 1500 or step_counts and 40-9 or momentum_of_sgd or room",
+    "test_capturable.py": "test_replays and float32 and (AdamP or SGD) or many_tensors and 300 or between_replays or groups",
+    "test_block_orders.py": "test_same_bits_of_variants",
+}
+
+
+def _runtime(name: str) -> str:
+    """A sanitizer's library, which has to be loaded before all others."""
+    path = subprocess.check_output([*CXX, f"-print-file-name=lib{name}.so"], text=True).strip()
+    if not Path(path).is_absolute():
+        pytest.skip(f"{CXX[0]} has no lib{name}.so to load into Python")
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    preload = f"{_runtime('asan')} {_runtime('ubsan')}"
+    return {
+        **os.environ,
+        "ONEPASS_EMULATED": str(emulated_backend.build("sanitized")),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), *sys.path])),
+        "PYTHONSAFEPATH": "1",
+        "OMP_NUM_THREADS": "1",
+        "LD_PRELOAD": preload,
+        # Python and torch keep what they have until they end.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+
+
+def _run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_no_stray_access(environment: dict[str, str]) -> None:
+    chosen = " or ".join(f"{file} and ({words})" for file, words in CHOSEN.items())
+    done = _run(environment, "-m", "pytest", *CHOSEN, "-q", "-x", "-p", "no:cacheprovider", "-k", chosen)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed[1]) > 300, done.stdout[-500:]
+
+
+def test_a_stray_access_is_seen(environment: dict[str, str]) -> None:
+    """One element beyond the end of each operand, which the kernels cannot know."""
+    done = _run(environment, "sanitized_cases.py")
+    assert done.stdout.splitlines() == [f"{operand} found out" for operand in sanitized_cases.OPERANDS], done.stderr[
+        -3000:
+    ]
+    assert done.stderr.count("ERROR: AddressSanitizer: heap-buffer-overflow") == len(sanitized_cases.OPERANDS)
+    assert "onepass::cuda::" in done.stderr
