@@ -161,12 +161,12 @@ MUTANTS = [
 
 def build(folder: Path) -> Path:
     """The module with all mutants, by its path."""
-    import build as emulated_build  # in tests/emulated/
+    import emulated_backend
 
     shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
     shutil.copytree(ROOT / "tests/emulated", folder / "tests/emulated")
     switch_on(folder, MUTANTS, folder / "tests/emulated/module.cpp")
-    return emulated_build.build("quick", folder)
+    return emulated_backend.build("quick", folder)
 
 
 def outcome(switch: ctypes.c_int, number: int) -> str | None:
