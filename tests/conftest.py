@@ -1,3 +1,8 @@
+import os
+
+# Before anything imports Triton: its kernels run in the interpreter, on CPU tensors.
+os.environ["TRITON_INTERPRET"] = "1"
+
 import pytest
 import torch
 from hypothesis import settings

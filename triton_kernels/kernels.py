@@ -106,9 +106,11 @@ def open_rows(entries, count, tensors, first, ROWS: tl.constexpr):
 @device
 def within(length, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):
     """Which elements of the tile are there. 16 bytes are there or not as one."""
+    column = tl.arange(0, WIDTH)[None, :]
     if ALIGNED:
-        length = tl.multiple_of(length, [ALIGNED])
-    return tl.arange(0, WIDTH)[None, :] < length[:, None]
+        return column // ALIGNED < (length // ALIGNED)[:, None]
+    else:
+        return column < length[:, None]
 
 
 @device
@@ -213,6 +215,13 @@ def gate_to_write(tensors, tensor, verdicts):
 
 
 @device
+def projects_momentum(projected, course):
+    """Whether the buffer of a row is to be projected too. As numbers: Triton's interpreter cannot join truths of a
+    scalar and a tensor."""
+    return projected.to(tl.float64) * tl.load(course + PROJECT_MOMENTUM) != 0
+
+
+@device
 def update_tile(entries, count, tensors, course, reports, verdicts, first, FAMILY: tl.constexpr, DTYPE: tl.constexpr,
                 WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
                 PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
@@ -230,8 +239,13 @@ def update_tile(entries, count, tensors, course, reports, verdicts, first, FAMIL
     g = gradient(p, g, course)
     m, v = advance(g, m, v, course, FAMILY)
     u = direction(p, g, m, v, course, FAMILY)
-
+    # All that is done with comes before the sums, so that p and u alone are held across them.
+    if FAMILY == ADAM:
+        write(at_v, v, there, WORK)
+    if not PROJECTS_MOMENTUM:
+        write(at_m, m, there, WORK)
     pp = row_sum(p, p)
+    report(reports, count, entry, row_sum(p, g), pp, row_sum(g, g))
     pu = row_sum(p, u)
     c = coefficient(pp, pu, course)
     gate, speculates = gate_to_write(tensors, tensor, verdicts)
@@ -241,16 +255,13 @@ def update_tile(entries, count, tensors, course, reports, verdicts, first, FAMIL
     left_alone = (gate != NONE) & (hold == 0)
     left_alone = left_alone | (speculates & (recoverable(d, tl.load(course + S) * c) == 0))
 
-    report(reports, count, entry, row_sum(p, g), pp, row_sum(g, g))
     tl.store(reports + PU * count + entry, pu)
     tl.store(reports + C * count + entry, c)
     tl.store(reports + LEFT_ALONE * count + entry, left_alone.to(tl.float64))
     if PROJECTS_MOMENTUM:
-        projected = hold & (left_alone == 0) & (tl.load(course + PROJECT_MOMENTUM) != 0)
-        m = tl.where(projected[:, None], u - c.to(WORK)[:, None] * p, m)
-    write(at_m, m, there, WORK)
-    if FAMILY == ADAM:
-        write(at_v, v, there, WORK)
+        # Of a buffer that is the direction itself.
+        projected = projects_momentum(hold & (left_alone == 0), course)
+        write(at_m, tl.where(projected[:, None], u - c.to(WORK)[:, None] * p, m), there, WORK)
     p = apply(p, u, d.to(WORK)[:, None], k.to(WORK)[:, None])
     write(at_p, p, there & (left_alone == 0)[:, None], DTYPE)
 
@@ -282,12 +293,12 @@ def settle_tile(entries, count, tensors, course, reports, verdicts, first, FAMIL
         v = p
         if FAMILY == ADAM:
             v = read(operand(tensors, tensor, V, start, WORK, WIDTH, ALIGNED), there, WORK)
-        with_gradient = there & reads_gradient(course, FAMILY)
+        with_gradient = within(tl.where(reads_gradient(course), length, 0), WIDTH, ALIGNED)
         g = read(operand(tensors, tensor, G, start, DTYPE, WIDTH, ALIGNED), with_gradient, DTYPE)
         g = gradient(p, g, course)
         u = direction(p, g, m, v, course, FAMILY)
         if PROJECTS_MOMENTUM:
-            projected = (gate != NONE) & (tl.load(course + PROJECT_MOMENTUM) != 0)
+            projected = projects_momentum(gate != NONE, course)
             write(at_m, m - c.to(WORK)[:, None] * p, there & projected[:, None], WORK)
         write(at_p, apply(p, u, d.to(WORK)[:, None], k.to(WORK)[:, None]), there, DTYPE)
 

@@ -94,7 +94,7 @@ def advance(g, m, v, course, FAMILY: tl.constexpr):
 
 
 @device
-def reads_gradient(course, FAMILY: tl.constexpr):
+def reads_gradient(course):
     """Whether `direction` needs the gradient beside the moments."""
     return tl.load(course + NESTEROV) != 0
 
