@@ -2,7 +2,7 @@
 
     step     moments and p in one go, for optimizers without a gate
     measure  sums of p and g, for tensors that do not speculate
-    verdict  one program for each projected tensor: its gate, from the reports of its rows, in one fixed order
+    verdict  the gates of some projected tensors, from the reports of its rows, in one fixed order
     update   moments, p under the gate that is predicted or known, and the sums of every row
     settle   p of the tensors whose prediction was wrong, or of which some row was left alone
 
@@ -83,24 +83,21 @@ V_PU = tl.constexpr(VERDICT.index("pu"))
 
 
 @device
-def of_tensor(tensors, tensor, name):
-    return tl.load(tensors + tensor * TENSOR_FIELDS + name)
-
-
-@device
-def of_verdict(verdicts, tensor, name):
-    return tl.load(verdicts + tensor * VERDICT_FIELDS + name)
+def of(record, name):
+    """A field of a tensor, or of a verdict."""
+    return tl.load(record + name)
 
 
 @device
 def open_rows(entries, count, tensors, first, ROWS: tl.constexpr):
     """Entry, tensor, first element and length of each row; no element where its tensor is not stepped."""
     entry = first + tl.arange(0, ROWS)
-    tensor = tl.load(entries + entry)
+    index = tl.load(entries + entry)
     start = tl.load(entries + count + entry)
     length = tl.load(entries + 2 * count + entry)
-    length = tl.where(of_tensor(tensors, tensor, G) != 0, length, 0)
-    return entry, tensor, start, length.to(tl.int32)
+    tensor = tensors + index * TENSOR_FIELDS
+    length = tl.where(of(tensor, G) != 0, length, 0)
+    return entry, index, tensor, start, length.to(tl.int32)
 
 
 @device
@@ -114,12 +111,12 @@ def within(length, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @device
-def operand(tensors, tensor, name, start, DTYPE: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):
+def operand(tensor, name, start, DTYPE: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):
     """Where the elements of a tile are."""
     if DTYPE == tl.bfloat16:
-        pointer = of_tensor(tensors, tensor, name).to(tl.pointer_type(tl.uint16)) + start
+        pointer = of(tensor, name).to(tl.pointer_type(tl.uint16)) + start
     else:
-        pointer = of_tensor(tensors, tensor, name).to(tl.pointer_type(DTYPE)) + start
+        pointer = of(tensor, name).to(tl.pointer_type(DTYPE)) + start
     if ALIGNED:
         pointer = tl.multiple_of(pointer, [16])
     return pointer[:, None] + tl.arange(0, WIDTH)[None, :]
@@ -159,18 +156,18 @@ def row_sum(a, b):
 @device
 def step_tile(entries, count, tensors, course, first, FAMILY: tl.constexpr, DTYPE: tl.constexpr, WORK: tl.constexpr,
               WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
-    entry, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
+    entry, index, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
     there = within(length, WIDTH, ALIGNED)
-    at_p = operand(tensors, tensor, P, start, DTYPE, WIDTH, ALIGNED)
+    at_p = operand(tensor, P, start, DTYPE, WIDTH, ALIGNED)
     p = read(at_p, there, DTYPE)
-    g = read(operand(tensors, tensor, G, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
+    g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
     m = p
     v = p
     if FAMILY != PLAIN_SGD:
-        at_m = operand(tensors, tensor, M, start, WORK, WIDTH, ALIGNED)
+        at_m = operand(tensor, M, start, WORK, WIDTH, ALIGNED)
         m = read(at_m, there, WORK)
     if FAMILY == ADAM:
-        at_v = operand(tensors, tensor, V, start, WORK, WIDTH, ALIGNED)
+        at_v = operand(tensor, V, start, WORK, WIDTH, ALIGNED)
         v = read(at_v, there, WORK)
     g = gradient(p, g, course)
     m, v = advance(g, m, v, course, FAMILY)
@@ -193,24 +190,24 @@ def report(reports, count, entry, pg, pp, gg):
 @device
 def measure_tile(entries, count, tensors, course, reports, first, DTYPE: tl.constexpr,
                  WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
-    entry, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
-    measured = (of_tensor(tensors, tensor, GATE_COUNTER) != 0) & (of_tensor(tensors, tensor, SPECULATES) == 0)
+    entry, index, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
+    measured = (of(tensor, GATE_COUNTER) != 0) & (of(tensor, SPECULATES) == 0)
     length = tl.where(measured, length, 0)
     if tl.max(length, axis=0) > 0:
         there = within(length, WIDTH, ALIGNED)
-        p = read(operand(tensors, tensor, P, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
-        g = read(operand(tensors, tensor, G, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
+        p = read(operand(tensor, P, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
+        g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
         g = gradient(p, g, course)
         report(reports, count, entry, row_sum(p, g), row_sum(p, p), row_sum(g, g))
 
 
 @device
-def gate_to_write(tensors, tensor, verdicts):
+def gate_to_write(tensor, own):
     """The gate under which p is to be written: predicted, or known if the tensor was measured. None without a gate."""
-    speculates = of_tensor(tensors, tensor, SPECULATES) != 0
-    counter = of_tensor(tensors, tensor, GATE_COUNTER).to(tl.pointer_type(tl.uint8))
+    speculates = of(tensor, SPECULATES) != 0
+    counter = of(tensor, GATE_COUNTER).to(tl.pointer_type(tl.uint8))
     counter = tl.load(counter, mask=speculates, other=0).to(tl.int32)
-    known = of_verdict(verdicts, tensor, V_GATE).to(tl.int32)
+    known = of(own, V_GATE).to(tl.int32)
     return tl.where(speculates, predicted(counter), known), speculates
 
 
@@ -225,16 +222,16 @@ def projects_momentum(projected, course):
 def update_tile(entries, count, tensors, course, reports, verdicts, first, FAMILY: tl.constexpr, DTYPE: tl.constexpr,
                 WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
                 PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
-    entry, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
+    entry, index, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
     there = within(length, WIDTH, ALIGNED)
-    at_p = operand(tensors, tensor, P, start, DTYPE, WIDTH, ALIGNED)
-    at_m = operand(tensors, tensor, M, start, WORK, WIDTH, ALIGNED)
+    at_p = operand(tensor, P, start, DTYPE, WIDTH, ALIGNED)
+    at_m = operand(tensor, M, start, WORK, WIDTH, ALIGNED)
     p = read(at_p, there, DTYPE)
-    g = read(operand(tensors, tensor, G, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
+    g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
     m = read(at_m, there, WORK)
     v = p
     if FAMILY == ADAM:
-        at_v = operand(tensors, tensor, V, start, WORK, WIDTH, ALIGNED)
+        at_v = operand(tensor, V, start, WORK, WIDTH, ALIGNED)
         v = read(at_v, there, WORK)
     g = gradient(p, g, course)
     m, v = advance(g, m, v, course, FAMILY)
@@ -248,8 +245,8 @@ def update_tile(entries, count, tensors, course, reports, verdicts, first, FAMIL
     report(reports, count, entry, row_sum(p, g), pp, row_sum(g, g))
     pu = row_sum(p, u)
     c = coefficient(pp, pu, course)
-    gate, speculates = gate_to_write(tensors, tensor, verdicts)
-    hold = (gate == CHANNEL) & (of_tensor(tensors, tensor, PIECES) == 1)
+    gate, speculates = gate_to_write(tensor, verdicts + index * VERDICT_FIELDS)
+    hold = (gate == CHANNEL) & (of(tensor, PIECES) == 1)
     d, k = affine(tl.where(hold, CHANNEL, NONE), c, course)
     # A row whose gate is known before its sums are, or that could not be had back, is for `settle` to write.
     left_alone = (gate != NONE) & (hold == 0)
@@ -270,31 +267,32 @@ def update_tile(entries, count, tensors, course, reports, verdicts, first, FAMIL
 def settle_tile(entries, count, tensors, course, reports, verdicts, first, FAMILY: tl.constexpr, DTYPE: tl.constexpr,
                 WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
                 PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
-    entry, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
-    length = tl.where(of_verdict(verdicts, tensor, V_SETTLE) != 0, length, 0)
+    entry, index, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
+    told = verdicts + index * VERDICT_FIELDS
+    length = tl.where(of(told, V_SETTLE) != 0, length, 0)
     if tl.max(length, axis=0) > 0:
         own = tl.load(reports + C * count + entry)
         left_alone = tl.load(reports + LEFT_ALONE * count + entry) != 0
-        held = (of_verdict(verdicts, tensor, V_WRITE) == CHANNEL) & (of_tensor(tensors, tensor, PIECES) == 1)
+        held = (of(told, V_WRITE) == CHANNEL) & (of(tensor, PIECES) == 1)
         d0, k0 = affine(tl.where(held, CHANNEL, NONE), own, course)
         d0 = tl.where(left_alone, 0.0, d0)
         k0 = tl.where(left_alone, 0.0, k0)
-        gate = of_verdict(verdicts, tensor, V_GATE)
-        c = tl.where(gate == LAYER, of_verdict(verdicts, tensor, V_C), own)
+        gate = of(told, V_GATE)
+        c = tl.where(gate == LAYER, of(told, V_C), own)
         d1, k1 = affine(gate, c, course)
         length = tl.where((left_alone == 0) & (d0 == d1) & (k0 == k1), 0, length)
         d, k = correction(d0, k0, d1, k1)
 
         there = within(length, WIDTH, ALIGNED)
-        at_p = operand(tensors, tensor, P, start, DTYPE, WIDTH, ALIGNED)
-        at_m = operand(tensors, tensor, M, start, WORK, WIDTH, ALIGNED)
+        at_p = operand(tensor, P, start, DTYPE, WIDTH, ALIGNED)
+        at_m = operand(tensor, M, start, WORK, WIDTH, ALIGNED)
         p = read(at_p, there, DTYPE)
         m = read(at_m, there, WORK)
         v = p
         if FAMILY == ADAM:
-            v = read(operand(tensors, tensor, V, start, WORK, WIDTH, ALIGNED), there, WORK)
+            v = read(operand(tensor, V, start, WORK, WIDTH, ALIGNED), there, WORK)
         with_gradient = within(tl.where(reads_gradient(course), length, 0), WIDTH, ALIGNED)
-        g = read(operand(tensors, tensor, G, start, DTYPE, WIDTH, ALIGNED), with_gradient, DTYPE)
+        g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), with_gradient, DTYPE)
         g = gradient(p, g, course)
         u = direction(p, g, m, v, course, FAMILY)
         if PROJECTS_MOMENTUM:
@@ -320,9 +318,11 @@ def step(programs, first_program, entries, count, tensors, courses, FAMILY: tl.c
     course = courses + course * COURSE_FIELDS
     for body in tl.static_range(MOST_BODIES):
         if (BODIES >> body) % 2 == 1:
+            FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
+            ROWS: tl.constexpr = FIT if FIT > 0 else 1
             if own == body:
                 step_tile(entries, count, tensors, course, first, FAMILY, DTYPE, WORK, 16 << body // 2,
-                          TILE // (16 << body // 2) if TILE > (16 << body // 2) else 1, body % 2 * VECTOR)  # fmt: skip
+                          ROWS, body % 2 * VECTOR)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first_program", "count"])
@@ -332,9 +332,11 @@ def measure(programs, first_program, entries, count, tensors, courses, reports, 
     course = courses + course * COURSE_FIELDS
     for body in tl.static_range(MOST_BODIES):
         if (BODIES >> body) % 2 == 1:
+            FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
+            ROWS: tl.constexpr = FIT if FIT > 0 else 1
             if own == body:
                 measure_tile(entries, count, tensors, course, reports, first, DTYPE, 16 << body // 2,
-                             TILE // (16 << body // 2) if TILE > (16 << body // 2) else 1, body % 2 * VECTOR)  # fmt: skip
+                             ROWS, body % 2 * VECTOR)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first_program", "count"])
@@ -345,9 +347,11 @@ def update(programs, first_program, entries, count, tensors, courses, reports, v
     course = courses + course * COURSE_FIELDS
     for body in tl.static_range(MOST_BODIES):
         if (BODIES >> body) % 2 == 1:
+            FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
+            ROWS: tl.constexpr = FIT if FIT > 0 else 1
             if own == body:
                 update_tile(entries, count, tensors, course, reports, verdicts, first, FAMILY, DTYPE, WORK,
-                            16 << body // 2, TILE // (16 << body // 2) if TILE > (16 << body // 2) else 1,
+                            16 << body // 2, ROWS,
                             body % 2 * VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
 
 
@@ -359,83 +363,98 @@ def settle(programs, first_program, entries, count, tensors, courses, reports, v
     course = courses + course * COURSE_FIELDS
     for body in tl.static_range(MOST_BODIES):
         if (BODIES >> body) % 2 == 1:
+            FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
+            ROWS: tl.constexpr = FIT if FIT > 0 else 1
             if own == body:
                 settle_tile(entries, count, tensors, course, reports, verdicts, first, FAMILY, DTYPE, WORK,
-                            16 << body // 2, TILE // (16 << body // 2) if TILE > (16 << body // 2) else 1,
+                            16 << body // 2, ROWS,
                             body % 2 * VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
 
 
 @device
-def tell(verdicts, tensor, name, x):
-    tl.store(verdicts + tensor * VERDICT_FIELDS + name, x)
+def total(x):
+    """Of each tensor, over its rows."""
+    return tl.sum(x, axis=1)
 
 
-@triton.jit(do_not_specialize=["count"])
-def verdict(gated, count, tensors, courses, reports, verdicts, MEASURED: tl.constexpr, BLOCK: tl.constexpr):
-    """The gate of a tensor. MEASURED: before its update. After it, of one that was measured, what was still unknown."""
-    tensor = tl.load(gated + tl.program_id(0))
-    if of_tensor(tensors, tensor, G) != 0:
-        course = courses + of_tensor(tensors, tensor, COURSE_OF) * COURSE_FIELDS
-        rows = of_tensor(tensors, tensor, ROW_COUNT)
-        pieces = of_tensor(tensors, tensor, PIECES)
-        first = of_tensor(tensors, tensor, FIRST_ENTRY)
-        # The rows of a tensor by blocks; the pieces of a row one after the other.
-        all_pg = tl.full([BLOCK], 0.0, tl.float64)
-        all_pp = tl.full([BLOCK], 0.0, tl.float64)
-        all_gg = tl.full([BLOCK], 0.0, tl.float64)
-        all_pu = tl.full([BLOCK], 0.0, tl.float64)
-        largest = tl.full([BLOCK], 0.0, tl.float64)
-        deferred = tl.full([BLOCK], 0.0, tl.float64)
-        for first_row in range(0, rows, BLOCK):
-            row = first_row + tl.arange(0, BLOCK)
-            there = row < rows
-            pg = tl.full([BLOCK], 0.0, tl.float64)
-            pp = tl.full([BLOCK], 0.0, tl.float64)
-            gg = tl.full([BLOCK], 0.0, tl.float64)
-            pu = tl.full([BLOCK], 0.0, tl.float64)
-            for piece in range(0, pieces):
-                entry = reports + (first + row * pieces + piece)
-                pg += tl.load(entry + PG * count, mask=there, other=0.0)
-                pp += tl.load(entry + PP * count, mask=there, other=0.0)
-                gg += tl.load(entry + GG * count, mask=there, other=0.0)
-                if not MEASURED:
-                    pu += tl.load(entry + PU * count, mask=there, other=0.0)
-                    deferred += tl.load(entry + LEFT_ALONE * count, mask=there, other=0.0)
+@triton.jit(do_not_specialize=["count", "tensor_count"])
+def verdict(gated, tensor_count, count, tensors, courses, reports, verdicts, MEASURED: tl.constexpr,
+            TENSORS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """The gates of some tensors. MEASURED: before their update. After it, of one that was measured, what was still
+    unknown: <p,u>, and whether some row was left alone."""
+    number = tl.program_id(0) * TENSORS + tl.arange(0, TENSORS)
+    is_one = number < tensor_count
+    index = tl.load(gated + number, mask=is_one, other=0)
+    tensor = tensors + index * TENSOR_FIELDS
+    is_one = is_one & (of(tensor, G) != 0)
+    told = verdicts + index * VERDICT_FIELDS
+    course = courses + of(tensor, COURSE_OF) * COURSE_FIELDS
+    rows = tl.where(is_one, of(tensor, ROW_COUNT), 0)
+    pieces = of(tensor, PIECES)[:, None]
+    first = of(tensor, FIRST_ENTRY)[:, None]
+
+    all_pg = tl.full([TENSORS, BLOCK], 0.0, tl.float64)
+    all_pp = all_pg
+    all_gg = all_pg
+    all_pu = all_pg
+    largest = all_pg
+    deferred = all_pg
+    most_pieces = tl.max(tl.where(is_one[:, None], pieces, 1), axis=0)
+    most_pieces = tl.max(most_pieces, axis=0)
+    # The rows of a tensor by blocks; the pieces of a row one after the other.
+    for first_row in range(0, tl.max(rows, axis=0), BLOCK):
+        row = first_row + tl.arange(0, BLOCK)[None, :]
+        inside = row < rows[:, None]
+        pg = tl.full([TENSORS, BLOCK], 0.0, tl.float64)
+        pp = pg
+        gg = pg
+        pu = pg
+        for piece in range(0, most_pieces):
+            there = inside & (piece < pieces)
+            entry = reports + (first + row * pieces + piece)
+            pg += tl.load(entry + PG * count, mask=there, other=0.0)
+            pp += tl.load(entry + PP * count, mask=there, other=0.0)
+            gg += tl.load(entry + GG * count, mask=there, other=0.0)
             if not MEASURED:
-                if pieces > 1:
-                    c = coefficient(pp, pu, course)
-                    for piece in range(0, pieces):
-                        tl.store(reports + (first + row * pieces + piece) + C * count, c, mask=there)
-            largest = max_or_nan(largest, cosine_squared(pg, pp, gg, course))
-            all_pg += pg
-            all_pp += pp
-            all_gg += gg
-            all_pu += pu
-        pg = tl.sum(all_pg, axis=0)
-        pp = tl.sum(all_pp, axis=0)
-        gg = tl.sum(all_gg, axis=0)
-        speculates = of_tensor(tensors, tensor, SPECULATES) != 0
-        settled = tensor < 0
-        if MEASURED or speculates:
-            length = of_tensor(tensors, tensor, ROW_LENGTH).to(tl.float64)
-            max_cosine = tl.sqrt(largest_or_nan(largest))
-            layer = passes(tl.sqrt(cosine_squared(pg, pp, gg, course)), rows.to(tl.float64) * length, course)
-            channel = passes(max_cosine, length, course)
-            gate = tl.where(channel, CHANNEL, tl.where(layer, LAYER, NONE))
-            at_counter = of_tensor(tensors, tensor, GATE_COUNTER).to(tl.pointer_type(tl.uint8))
-            counter = tl.load(at_counter).to(tl.int32)
-            written = tl.where(speculates, predicted(counter), gate)
-            settled = written != gate
-            tl.store(at_counter, next_counter(counter, gate).to(tl.uint8))
-            tell(verdicts, tensor, V_GATE, gate.to(tl.float64))
-            tell(verdicts, tensor, V_WRITE, written.to(tl.float64))
-            tell(verdicts, tensor, V_SETTLED, settled.to(tl.float64))
-            tell(verdicts, tensor, V_COSINE, max_cosine * tl.sqrt(length))
-            tell(verdicts, tensor, V_PG, pg)
-            tell(verdicts, tensor, V_PP, pp)
-            tell(verdicts, tensor, V_GG, gg)
+                pu += tl.load(entry + PU * count, mask=there, other=0.0)
+                deferred += tl.load(entry + LEFT_ALONE * count, mask=there, other=0.0)
         if not MEASURED:
-            pu = tl.sum(all_pu, axis=0)
-            tell(verdicts, tensor, V_PU, pu)
-            tell(verdicts, tensor, V_C, coefficient(pp, pu, course))
-            tell(verdicts, tensor, V_SETTLE, (settled | (tl.sum(deferred, axis=0) > 0)).to(tl.float64))
+            if most_pieces > 1:
+                c = coefficient(pp, pu, course[:, None])
+                for piece in range(0, most_pieces):
+                    entry = reports + (first + row * pieces + piece)
+                    tl.store(entry + C * count, c, mask=inside & (piece < pieces))
+        largest = max_or_nan(largest, cosine_squared(pg, pp, gg, course[:, None]))
+        all_pg += pg
+        all_pp += pp
+        all_gg += gg
+        all_pu += pu
+    pg = total(all_pg)
+    pp = total(all_pp)
+    gg = total(all_gg)
+
+    speculates = of(tensor, SPECULATES) != 0
+    length = of(tensor, ROW_LENGTH).to(tl.float64)
+    max_cosine = tl.sqrt(largest_or_nan(largest))
+    layer = passes(tl.sqrt(cosine_squared(pg, pp, gg, course)), rows.to(tl.float64) * length, course)
+    gate = tl.where(passes(max_cosine, length, course), CHANNEL, tl.where(layer, LAYER, NONE))
+    at_counter = of(tensor, GATE_COUNTER).to(tl.pointer_type(tl.uint8))
+    counter = tl.load(at_counter, mask=is_one, other=0).to(tl.int32)
+    written = tl.where(speculates, predicted(counter), gate)
+    settled = written != gate
+    decided = is_one
+    if not MEASURED:
+        decided = is_one & speculates
+        pu = total(all_pu)
+        tl.store(told + V_PU, pu, mask=is_one)
+        tl.store(told + V_C, coefficient(pp, pu, course), mask=is_one)
+        settle = (settled & speculates) | (total(deferred) > 0)
+        tl.store(told + V_SETTLE, settle.to(tl.float64), mask=is_one)
+    tl.store(at_counter, next_counter(counter, gate).to(tl.uint8), mask=decided)
+    tl.store(told + V_GATE, gate.to(tl.float64), mask=decided)
+    tl.store(told + V_WRITE, written.to(tl.float64), mask=decided)
+    tl.store(told + V_SETTLED, settled.to(tl.float64), mask=decided)
+    tl.store(told + V_COSINE, max_cosine * tl.sqrt(length), mask=decided)
+    tl.store(told + V_PG, pg, mask=decided)
+    tl.store(told + V_PP, pp, mask=decided)
+    tl.store(told + V_GG, gg, mask=decided)

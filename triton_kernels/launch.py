@@ -12,12 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 from . import kernels, live
-from .plan import Kind, Plan, Section, itemsize, tile_of
+from .plan import Kind, Plan, Section, itemsize
 
 FAMILIES = {"adam": 0, "sgd": 1, "plain_sgd": 2}
 INTERPRETED = not isinstance(kernels.step, triton.JITFunction)
-# Rows that `verdict` reads at a time.
-BLOCK = 8192 if INTERPRETED else 1024
+# Tensors of a program of `verdict`, and rows of each that it reads at a time. The interpreter is faster with few programs.
+TENSORS, BLOCK = (16, 64) if INTERPRETED else (1, 1024)
 
 # Contraction would round d*p + k*u once less than the reference does.
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
@@ -61,7 +61,7 @@ def constants(dtype: str, family: str, section: Section) -> dict[str, Any]:
         "FAMILY": FAMILIES[family],
         "DTYPE": getattr(tl, dtype),
         "WORK": tl.float64 if dtype == "float64" else tl.float32,
-        "TILE": tile_of(dtype, INTERPRETED),
+        "TILE": section.tile,
         "BODIES": section.bodies,
         "VECTOR": 16 // itemsize(dtype),
     }
@@ -87,8 +87,9 @@ def launch_all(t: Tables, active: set[Kind], gated: set[Kind], measured: set[Kin
 
     def judge(tensors: Tensor, measured: bool) -> None:
         if len(tensors):
-            kernels.verdict[(len(tensors),)](
-                tensors, count, t.tensors, t.courses, t.reports, t.verdicts, MEASURED=measured, BLOCK=BLOCK, **OPTIONS
+            kernels.verdict[(triton.cdiv(len(tensors), TENSORS),)](
+                *(tensors, len(tensors), count, t.tensors, t.courses, t.reports, t.verdicts),
+                **{"MEASURED": measured, "TENSORS": TENSORS, "BLOCK": BLOCK, **OPTIONS},
             )
             launched.append("verdict")
 

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from . import rule
 from .jit import device
-from .kernels import COURSE_FIELDS, COURSE_OF, G, of_tensor
+from .kernels import COURSE_FIELDS, COURSE_OF, G, TENSOR_FIELDS, of
 from .plan import FIXED, LIVE, TENSOR
 
 STEP = tl.constexpr(TENSOR.index("step"))
@@ -64,14 +64,14 @@ def put(course, name, x):
 @triton.jit
 def prepare(live_tensors, tensors, courses, live, fixed):
     """Counts the step and works out the scalars of one tensor of a capturable group."""
-    tensor = tl.load(live_tensors + tl.program_id(0))
-    if of_tensor(tensors, tensor, G) != 0:
-        group = of_tensor(tensors, tensor, GROUP)
+    tensor = tensors + tl.load(live_tensors + tl.program_id(0)) * TENSOR_FIELDS
+    if of(tensor, G) != 0:
+        group = of(tensor, GROUP)
         live = live + group * 2 * LIVE_FIELDS
         fixed = fixed + group * FIXED_FIELDS
-        course = courses + of_tensor(tensors, tensor, COURSE_OF) * COURSE_FIELDS
+        course = courses + of(tensor, COURSE_OF) * COURSE_FIELDS
 
-        address = of_tensor(tensors, tensor, STEP)
+        address = of(tensor, STEP)
         count = address.to(tl.pointer_type(tl.float32))
         t = tl.load(count, mask=address != 0, other=0.0) + 1
         tl.store(count, t, mask=address != 0)
@@ -89,8 +89,8 @@ def prepare(live_tensors, tensors, courses, live, fixed):
         metric_decay = tl.where(into_metric, tl.where(lr == 0, wd, wd * decay_lr / lr), 0.0)
         decay = tl.where(into_l2 | into_metric, 0.0, decay_lr * wd) / tl.where(over, 1 - momentum, 1.0)
         s = tl.where(tl.load(fixed + IS_SGD) != 0, lr, lr / (1 - power(beta1, t)))
-        sign = tl.where(of_tensor(tensors, tensor, NEGATED) != 0, -1.0, 1.0)
-        dampening = tl.where(of_tensor(tensors, tensor, FRESH) != 0, 0.0, tl.load(fixed + DAMPENING))
+        sign = tl.where(of(tensor, NEGATED) != 0, -1.0, 1.0)
+        dampening = tl.where(of(tensor, FRESH) != 0, 0.0, tl.load(fixed + DAMPENING))
 
         put(course, rule.GRAD_SCALE, sign * tl.load(fixed + FIXED_GRAD_SCALE))
         put(course, rule.L2, tl.where(into_l2, wd, 0.0))

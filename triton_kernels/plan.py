@@ -8,20 +8,20 @@ family and cohort (the tensors whose scalars are the same: of one group, with on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Widths of the classes are 16 << shift. Four times apart, so that few bodies have to be compiled; the widest is as long
-# as p, g, m and v of a row of it fit in the registers of eight warps.
-SHIFTS = (0, 2, 4, 6, 8, 9)
+# Widths of the classes are 16 << shift. Far apart, so that few bodies have to be compiled; the widest is as long as p
+# and u of a row of it fit in the registers of eight warps.
+SHIFTS = (0, 2, 4, 6, 7, 8, 9)
 CHUNK = 4096
 # Elements of a program's tile, unless its one row is wider. 16 for each thread of eight warps.
 TILE = 4096
-# The interpreter takes as long for a small tile as for a large one.
-INTERPRETED_TILE = 32768
+# In the interpreter a program takes some milliseconds, however small: tiles that hold all rows of a class, up to this.
+INTERPRETED_TILE = 1 << 18
 
 # ------------------------------------------------------------------ the tables, field by field
 
@@ -84,6 +84,7 @@ class Section:
     first_program: int
     programs: int
     bodies: int
+    tile: int
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,30 @@ def itemsize(dtype: str) -> int:
 
 
 def longest(dtype: str) -> int:
-    """The longest row that is held in registers from its sums to its write. Twice the bytes, half the elements."""
-    return (16 << SHIFTS[-1]) // (2 if dtype == "float64" else 1)
+    """The longest row that is held in registers from its sums to its write. One of 4096 float64 would spill."""
+    return 2048 if dtype == "float64" else 16 << SHIFTS[-1]
 
 
-def tile_of(dtype: str, interpreted: bool) -> int:
-    return INTERPRETED_TILE if interpreted else TILE // (2 if dtype == "float64" else 1)
+def tile_of(dtype: str) -> int:
+    return TILE // (2 if dtype == "float64" else 1)
+
+
+def interpreted_tile(rows: dict[int, int]) -> int:
+    """A tile for a number of rows of each body."""
+    wanted = max(count * (16 << body // 2) * (1 if body % 2 else 4) for body, count in rows.items())
+    return min(INTERPRETED_TILE, max(TILE, 1 << (wanted - 1).bit_length()))
 
 
 def body_of(length: int, aligned: bool) -> int:
     """The number of the class of a row: twice the shift of its width, and one more where accesses are of 16 bytes."""
     shift = next(shift for shift in SHIFTS if length <= 16 << shift)
     return 2 * shift + (aligned and shift > 0)
+
+
+def rows_of(body: int, tile: int) -> int:
+    """Rows of a program. Element by element a thread has its elements in as many rows, and each takes registers: a quarter
+    of the tile is what leaves no spills."""
+    return max(1, (tile if body % 2 else tile // 4) // (16 << body // 2))
 
 
 @dataclass(frozen=True)
@@ -156,11 +169,16 @@ def plan_of(shapes: list[Shape], interpreted: bool = False) -> Plan:
     for tensor, shape in enumerate(shapes):
         for run in cut(tensor, shape):
             classes.setdefault((shape.kind, shape.cohort, run.body), []).append(run)
+    tiles = {kind: tile_of(kind.dtype) for kind, _, _ in classes}
+    if interpreted:
+        for kind in tiles:
+            own = {key[1:]: sum(len(run.starts) for run in runs) for key, runs in classes.items() if key[0] == kind}
+            tiles[kind] = interpreted_tile({body: max(n for (_, b), n in own.items() if b == body) for _, body in own})
     first_entry, pieces = [0] * len(shapes), [1] * len(shapes)
     entries, programs, sections = [], [], {}
     count = 0
     for kind, cohort, body in sorted(classes):
-        rows = max(1, tile_of(kind.dtype, interpreted) // (16 << body // 2))
+        rows = rows_of(body, tiles[kind])
         first = count
         for run in classes[kind, cohort, body]:
             shape = shapes[run.tensor]
@@ -171,9 +189,9 @@ def plan_of(shapes: list[Shape], interpreted: bool = False) -> Plan:
         padding = -count % rows  # rows of no element
         entries.append(torch.zeros(3, padding, dtype=torch.int64))
         count += padding
-        old = sections.get(kind, Section(len(programs), 0, 0))
+        old = sections.get(kind, Section(len(programs), 0, 0, tiles[kind]))
         programs += [[body, entry, cohort] for entry in range(first, count, rows)]
-        sections[kind] = Section(old.first_program, len(programs) - old.first_program, old.bodies | 1 << body)
+        sections[kind] = replace(old, programs=len(programs) - old.first_program, bodies=old.bodies | 1 << body)
     return Plan(
         torch.cat([torch.zeros(3, 0, dtype=torch.int64), *entries], dim=1),
         torch.tensor(programs, dtype=torch.int64).reshape(-1, len(PROGRAM)),

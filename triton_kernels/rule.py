@@ -192,9 +192,9 @@ def max_or_nan(a, b):
 
 @device
 def largest_or_nan(x):
-    """max_or_nan over all of x, none of it negative: the bits of such numbers are ordered as they are, NaN on top."""
+    """max_or_nan over each row of x, none of it negative: the bits of such numbers are ordered as they are, NaN on top."""
     bits = tl.where(x == x, x, NAN).to(tl.int64, bitcast=True)
-    return tl.max(bits, axis=0).to(tl.float64, bitcast=True)
+    return tl.max(bits, axis=1).to(tl.float64, bitcast=True)
 
 
 @device
