@@ -42,6 +42,7 @@ class Tables:
     for."""
 
     plan: Plan
+    count: int  # of entries
     entries: Tensor
     programs: Tensor
     measured: Tensor
@@ -71,7 +72,6 @@ def launch_all(t: Tables, active: set[Kind], gated: set[Kind], measured: set[Kin
     """Launches a step for the kinds that have a tensor to step; returns the names of the kernels. gated, measured: those that
     have one with a gate, and one that does not speculate. projects: some momentum buffer is to be projected."""
     launched = []
-    count = t.entries.size(1)
 
     def per_kind(kernel: Any, kinds: Any, *tables: Tensor, **more: Any) -> None:
         for kind, section in t.plan.sections.items():
@@ -81,14 +81,14 @@ def launch_all(t: Tables, active: set[Kind], gated: set[Kind], measured: set[Kin
             if kernel is kernels.measure:
                 del given["FAMILY"], given["WORK"]
             kernel[(section.programs,)](
-                t.programs, section.first_program, t.entries, count, t.tensors, t.courses, *tables, **given, **OPTIONS
+                t.programs, section.first_program, t.entries, t.count, t.tensors, t.courses, *tables, **given, **OPTIONS
             )
             launched.append(kernel.__name__)
 
     def judge(tensors: Tensor, measured: bool) -> None:
         if len(tensors):
             kernels.verdict[(triton.cdiv(len(tensors), TENSORS),)](
-                *(tensors, len(tensors), count, t.tensors, t.courses, t.reports, t.verdicts),
+                *(tensors, len(tensors), t.count, t.tensors, t.courses, t.reports, t.verdicts),
                 **{"MEASURED": measured, "TENSORS": TENSORS, "BLOCK": BLOCK, **OPTIONS},
             )
             launched.append("verdict")

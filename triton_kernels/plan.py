@@ -186,7 +186,7 @@ def plan_of(shapes: list[Shape], interpreted: bool = False) -> Plan:
                 first_entry[run.tensor], pieces[run.tensor] = count, len(run.starts) // shape.rows
             entries.append(torch.stack([torch.full_like(run.starts, run.tensor), run.starts, run.lengths]))
             count += len(run.starts)
-        padding = -count % rows  # rows of no element
+        padding = -(count - first) % rows  # rows of no element
         entries.append(torch.zeros(3, padding, dtype=torch.int64))
         count += padding
         old = sections.get(kind, Section(len(programs), 0, 0, tiles[kind]))

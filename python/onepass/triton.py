@@ -192,7 +192,7 @@ class TritonRunner:
         g = e.p.grad
         if g is None:
             self.changed |= bool(e.operands)
-            e.operands = []
+            e.operands, e.facts = [], []
             return True
         h = self.hypers[e.group]
         moments = self.rule.moments if has_buffer(self.rule, h) else ()
@@ -322,7 +322,7 @@ class TritonRunner:
 
         self.tables = Tables(
             plan=plan,
-            entries=self.send(plan.entries.tolist(), integers, plan.entries.size(1)),
+            entries=self.send(plan.entries.flatten().tolist(), integers, 1),
             programs=self.send(plan.programs.tolist(), integers, plan.programs.size(1)),
             measured=self.send([i for i in projected if not shapes[i].speculates], integers, 1),
             gated=self.send(projected, integers, 1),
@@ -331,6 +331,7 @@ class TritonRunner:
             courses=empty(1 + max(e.cohort for e in self.entries), len(COURSE)),
             live=empty(0),
             fixed=empty(0),
+            count=plan.entries.size(1),
             reports=empty(len(REPORT), plan.entries.size(1)),
             verdicts=empty(len(shapes), len(VERDICT)),
         )
