@@ -7,6 +7,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+import fast_interpreter
+
+fast_interpreter.install()
+
 # The same examples at every run: a failure in CI is a failure here.
 settings.register_profile("onepass", derandomize=True, deadline=None, database=None)
 settings.load_profile("onepass")

@@ -282,6 +282,8 @@ def settle_tile(entries, count, tensors, course, reports, verdicts, first, FAMIL
         d1, k1 = affine(gate, c, course)
         length = tl.where((left_alone == 0) & (d0 == d1) & (k0 == k1), 0, length)
         d, k = correction(d0, k0, d1, k1)
+        d = d.to(WORK)[:, None]
+        k = k.to(WORK)[:, None]
 
         there = within(length, WIDTH, ALIGNED)
         at_p = operand(tensor, P, start, DTYPE, WIDTH, ALIGNED)
@@ -298,7 +300,7 @@ def settle_tile(entries, count, tensors, course, reports, verdicts, first, FAMIL
         if PROJECTS_MOMENTUM:
             projected = projects_momentum(gate != NONE, course)
             write(at_m, m - c.to(WORK)[:, None] * p, there & projected[:, None], WORK)
-        write(at_p, apply(p, u, d.to(WORK)[:, None], k.to(WORK)[:, None]), there, DTYPE)
+        write(at_p, apply(p, u, d, k), there, DTYPE)
 
 
 # ------------------------------------------------------------------ the kernels

@@ -157,6 +157,7 @@ class TritonRunner:
         self.spare: Tensor | None = None
         self.stream: Any = None
         self.hypers: list[Hyper] = []
+        self.planned: list[Hyper] = []  # those that the tables were made under
         self.live_key: Any = None
 
     def capturing(self) -> bool:
@@ -230,9 +231,9 @@ class TritonRunner:
         """Settling takes p back out of p', which a 16-bit p has not the digits for; a projected buffer it cannot undo."""
         return e.projected and h.speculate and not (h.project_momentum and not h.nesterov) and e.p.element_size() >= 4
 
-    def update_plan(self, keys: list[Any]) -> None:
-        """Makes the plan anew if anything but addresses has changed. keys: of each tensor, what its scalars depend on."""
-        # A cohort is split where its tensors part, and never joined again: then plans are made only now and then.
+    def part(self, keys: list[Any]) -> None:
+        """Splits the cohorts whose tensors have different scalars, which `keys` tells apart. They are never joined again, so
+        that plans are made only now and then."""
         for e, key in zip(self.entries, keys, strict=True):
             e.cohort = e.cohort if key is None and e.cohort is not None else (e.cohort, key)
         numbers: dict[Any, int] = {}
@@ -305,6 +306,7 @@ class TritonRunner:
         return table
 
     def make_tables(self) -> None:
+        """Makes the plan and its tables, if anything but addresses and numbers has changed."""
         from .triton_kernels.launch import Tables
         from .triton_kernels.plan import COURSE, REPORT, TENSOR, VERDICT, plan_of
 
@@ -358,22 +360,21 @@ class TritonRunner:
         """The scalars of every cohort whose group is not capturable."""
         from .triton_kernels.launch import course_of
 
-        rows: list[list[float]] = [[0.0] * self.tables.courses.size(1)] * self.tables.courses.size(0)
-        known = False
+        known: dict[int, list[float]] = {}
         for e, key in zip(self.entries, keys, strict=True):
-            if key is None or self.live(e):
+            if key is None or e.cohort in known or self.live(e):
                 continue
             if self.capturing():
                 raise RuntimeError(
                     f"onepass: the stream is being captured into a CUDA graph, but param group {self.indices[e.group]} has "
                     "capturable=False: the step count and lr of this step would be replayed for ever; use capturable=True"
                 )
-            if rows[e.cohort] is rows[-1] or not any(rows[e.cohort]):
-                _, count, fresh, negated = key
-                rows[e.cohort] = course_of(self.hypers[e.group], self.rule.family == "sgd", count, fresh, negated)
-            known = True
+            _, count, fresh, negated = key
+            known[e.cohort] = course_of(self.hypers[e.group], self.rule.family == "sgd", count, fresh, negated)
         if known:
-            self.tables.courses = self.send(rows, torch.float64, len(rows[0]))
+            cohorts, width = self.tables.courses.shape
+            rows = [known.get(cohort, [0.0] * width) for cohort in range(cohorts)]
+            self.tables.courses = self.send(rows, torch.float64, width)
 
     def send_live(self) -> None:
         """Where capturable groups have their hyper-parameters, if that has changed."""
@@ -416,9 +417,12 @@ class TritonRunner:
     def run(self, hypers: list[Hyper]) -> None:
         active = [e for e in self.entries if e.operands]
         keys = self.keys()
-        if self.structure is None or self.parted(keys):
-            self.update_plan(keys)
-        self.make_tables()
+        parted = self.structure is None or self.parted(keys)
+        if parted:
+            self.part(keys)
+        if parted or self.changed or self.hypers != self.planned:
+            self.make_tables()
+            self.planned = self.hypers
         for e in active:
             e.gather()
         self.send_courses(keys)
@@ -450,13 +454,10 @@ class TritonRunner:
             for table in vars(self.tables).values():  # torch must not give them to others before this stream is done
                 if isinstance(table, Tensor):
                     table.record_stream(self.stream)
-        active = {kind for kind, e in zip(self.kinds, self.entries, strict=True) if e.operands}
-        gated = {kind for kind, e in zip(self.kinds, self.entries, strict=True) if e.operands and e.projected}
-        measured = {
-            kind
-            for kind, e in zip(self.kinds, self.entries, strict=True)
-            if e.operands and e.projected and not self.speculates(e, self.hypers[e.group])
-        }
+        stepped = [(kind, e) for kind, e in zip(self.kinds, self.entries, strict=True) if e.operands and e.p.numel()]
+        active = {kind for kind, _ in stepped}
+        gated = {kind for kind, e in stepped if e.projected}
+        measured = {kind for kind, e in stepped if e.projected and not self.speculates(e, self.hypers[e.group])}
         projects = any(h.project_momentum and not h.nesterov for h in self.hypers)
         self.launches = launch_all(self.tables, active, gated, measured, projects)
 
