@@ -40,7 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_kernel_and_dtype_is_compiled_for_every_target() -> None:
     for target in triton_code.TARGETS:
         for dtype in triton_code.DTYPES:
-            assert {case.kernel for case in CASES if (case.target, case.dtype) == (target, dtype)} >= set(triton_code.KERNELS)
+            assert {case.kernel for case in CASES if (case.target, case.dtype) == (target, dtype)} >= set(
+                triton_code.KERNELS
+            )
         assert {"verdict", "prepare"} <= {case.kernel for case in CASES if case.target == target}
 
 
@@ -59,7 +61,9 @@ def test_16_bytes_at_a_time(folder: Path, case: Case) -> None:
     assert len(wide) == vectors(case)
 
 
-@pytest.mark.parametrize("case", [c for c in ON_NVIDIA if c.body % 2 and c.kernel != "verdict"], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [c for c in ON_NVIDIA if c.body % 2 and c.kernel != "verdict"], ids=lambda case: case.name
+)
 def test_nothing_is_contracted(folder: Path, case: Case) -> None:
     """No multiply-add in the numbers of elements that the sources do not have: division and square root bring their own,
     which `measure` has not."""
@@ -75,7 +79,10 @@ def test_on_amd(folder: Path, case: Case) -> None:
     if "cannot" in said:
         pytest.skip(f"the installed Triton cannot compile for {case.target}: {said['cannot']}")
     text = (folder / f"{case.name}.amdgcn").read_text()
-    number = {name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")}
+    number = {
+        name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
+        for name in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+    }
     print(f"{case.name}: {number['vgpr_count']} registers")
     assert number["vgpr_spill_count"] == number["private_segment_fixed_size"] == 0
     assert len(re.findall(r"(?:global|buffer|flat)_(?:load|store)_dwordx4", text)) >= vectors(case)

@@ -247,5 +247,7 @@ def test_a_negated_gradient() -> None:
 def test_tensors_elsewhere_are_refused() -> None:
     p = torch.zeros(3, device="meta")
     p.grad = torch.zeros_like(p)
-    with pytest.raises(ValueError, match="backend='triton' steps CUDA and ROCm tensors, or CPU tensors where TRITON_INTERPRET=1"):
+    with pytest.raises(
+        ValueError, match="backend='triton' steps CUDA and ROCm tensors, or CPU tensors where TRITON_INTERPRET=1"
+    ):
         onepass.AdamW([p], backend="triton").step()

@@ -68,7 +68,9 @@ def test_the_tables_are_small() -> None:
     """48 bytes of a report and 24 of a row's entry, beside what all rows of a program read of the same few words: 1% of a row
     of 4096 elements."""
     for make in (onepass.AdamW, onepass.AdamP):
-        _, tables = traffic(make, (64, 4096), "channel", "channel") if make is onepass.AdamP else traffic(make, (64, 4096))
+        _, tables = (
+            traffic(make, (64, 4096), "channel", "channel") if make is onepass.AdamP else traffic(make, (64, 4096))
+        )
         assert tables < 0.28
 
 

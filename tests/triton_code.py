@@ -61,7 +61,9 @@ def vectors(case: Case) -> int:
     work = 8 if case.dtype == "float64" else 4
     moments = {"adam": 2, "sgd": 1, "plain_sgd": 0}[case.family]
     read = 2 * item + (moments * work if case.kernel != "measure" else 0)
-    written = {"step": item + moments * work, "update": item + moments * work, "settle": item, "measure": 0}[case.kernel]
+    written = {"step": item + moments * work, "update": item + moments * work, "settle": item, "measure": 0}[
+        case.kernel
+    ]
     written += work if case.kernel == "settle" and case.projects else 0
     threads = WARPS * (64 if case.target.startswith("gfx") else 32)
     elements = max(4096 // (2 if case.dtype == "float64" else 1), 16 << case.body // 2) // threads
@@ -85,7 +87,10 @@ def compiled(case: Case) -> Any:
     section = plan.Section(0, 1, 1 << case.body, plan.tile_of(case.dtype))
     given = {
         **launch.constants(case.dtype, case.family, section),
-        **{"PROJECTS_MOMENTUM": case.projects, "MEASURED": False, "TENSORS": launch.TENSORS, "BLOCK": launch.BLOCK},
+        "PROJECTS_MOMENTUM": case.projects,
+        "MEASURED": False,
+        "TENSORS": launch.TENSORS,
+        "BLOCK": launch.BLOCK,
     }
     integers = ("programs", "entries", "tensors", "gated", "live_tensors", "live")
     numbers = ("first_program", "count", "tensor_count")

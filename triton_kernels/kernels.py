@@ -18,13 +18,12 @@ import triton.language as tl
 from .jit import device
 from .plan import COURSE, PROGRAM, REPORT, SHIFTS, TENSOR, VERDICT
 from .rule import (
+    ADAM,
     CHANNEL,
     LAYER,
     NONE,
     PLAIN_SGD,
     PROJECT_MOMENTUM,
-    SGD,
-    ADAM,
     S,
     advance,
     affine,
@@ -113,7 +112,7 @@ def within(length, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):
 @device
 def operand(tensor, name, start, DTYPE: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):
     """Where the elements of a tile are."""
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         pointer = of(tensor, name).to(tl.pointer_type(tl.uint16)) + start
     else:
         pointer = of(tensor, name).to(tl.pointer_type(DTYPE)) + start
@@ -126,9 +125,9 @@ def operand(tensor, name, start, DTYPE: tl.constexpr, WIDTH: tl.constexpr, ALIGN
 def read(pointer, there, DTYPE: tl.constexpr):
     """Elements as they are worked on: float64, or float32."""
     x = tl.load(pointer, mask=there, other=0)
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         x = (x.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    elif DTYPE == tl.float16:
+    elif tl.float16 == DTYPE:
         x = x.to(tl.float32)
     return x
 
@@ -136,7 +135,7 @@ def read(pointer, there, DTYPE: tl.constexpr):
 @device
 def write(pointer, x, there, DTYPE: tl.constexpr):
     """Rounds once, to nearest even. bfloat16 by its bits: Triton's interpreter loses the carry out of the fraction."""
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         rounded = bits + (((bits >> 16) & 1) + 0x7FFF)
         tl.store(pointer, (tl.where(x == x, rounded, bits | 0x400000) >> 16).to(tl.uint16), mask=there)
@@ -156,7 +155,7 @@ def row_sum(a, b):
 @device
 def step_tile(entries, count, tensors, course, first, FAMILY: tl.constexpr, DTYPE: tl.constexpr, WORK: tl.constexpr,
               WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
-    entry, index, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
+    _, _, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
     there = within(length, WIDTH, ALIGNED)
     at_p = operand(tensor, P, start, DTYPE, WIDTH, ALIGNED)
     p = read(at_p, there, DTYPE)
@@ -190,7 +189,7 @@ def report(reports, count, entry, pg, pp, gg):
 @device
 def measure_tile(entries, count, tensors, course, reports, first, DTYPE: tl.constexpr,
                  WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
-    entry, index, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
+    entry, _, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
     measured = (of(tensor, GATE_COUNTER) != 0) & (of(tensor, SPECULATES) == 0)
     length = tl.where(measured, length, 0)
     if tl.max(length, axis=0) > 0:
@@ -411,7 +410,7 @@ def verdict(gated, tensor_count, count, tensors, courses, reports, verdicts, MEA
         pp = pg
         gg = pg
         pu = pg
-        for piece in range(0, most_pieces):
+        for piece in range(most_pieces):
             there = inside & (piece < pieces)
             entry = reports + (first + row * pieces + piece)
             pg += tl.load(entry + PG * count, mask=there, other=0.0)
@@ -420,10 +419,10 @@ def verdict(gated, tensor_count, count, tensors, courses, reports, verdicts, MEA
             if not MEASURED:
                 pu += tl.load(entry + PU * count, mask=there, other=0.0)
                 deferred += tl.load(entry + LEFT_ALONE * count, mask=there, other=0.0)
-        if not MEASURED:
+        if not MEASURED:  # noqa: SIM102  (one is known when it is compiled)
             if most_pieces > 1:
                 c = coefficient(pp, pu, course[:, None])
-                for piece in range(0, most_pieces):
+                for piece in range(most_pieces):
                     entry = reports + (first + row * pieces + piece)
                     tl.store(entry + C * count, c, mask=inside & (piece < pieces))
         largest = max_or_nan(largest, cosine_squared(pg, pp, gg, course[:, None]))

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from . import rule
 from .jit import device
-from .kernels import COURSE_FIELDS, COURSE_OF, G, TENSOR_FIELDS, of
+from .kernels import COURSE_FIELDS, COURSE_OF, TENSOR_FIELDS, G, of
 from .plan import FIXED, LIVE, TENSOR
 
 STEP = tl.constexpr(TENSOR.index("step"))
@@ -28,7 +28,12 @@ LR, WEIGHT_DECAY, INITIAL_LR = at("lr"), at("weight_decay"), at("initial_lr")
 LIVE_BETA1, LIVE_BETA2, LIVE_MOMENTUM = at("beta1"), at("beta2"), at("momentum")
 FIXED_GRAD_SCALE, DAMPENING, FIXED_NESTEROV, FIXED_EPS = at("grad_scale"), at("dampening"), at("nesterov"), at("eps")
 FIXED_DELTA, FIXED_WD_RATIO, FIXED_PROXIMAL = at("delta"), at("wd_ratio"), at("proximal")
-FIXED_PROJECT_MOMENTUM, IS_SGD, INTO_L2, INTO_METRIC = at("project_momentum"), at("is_sgd"), at("into_l2"), at("into_metric")
+FIXED_PROJECT_MOMENTUM, IS_SGD, INTO_L2, INTO_METRIC = (
+    at("project_momentum"),
+    at("is_sgd"),
+    at("into_l2"),
+    at("into_metric"),
+)
 DECOUPLE_LR, OVER_ONE_MINUS_MOMENTUM = at("decouple_lr"), at("over_one_minus_momentum")
 
 # A float32 count goes up to 2^24.

@@ -45,7 +45,9 @@ def unavailable() -> str | None:
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         return f"Triton {version} is too old; install {OLDEST[0]}.{OLDEST[1]} or later."
     if not interpreted() and not torch.cuda.is_available():
-        return "torch finds no GPU; use TRITON_INTERPRET=1 in the environment to run the kernels, slowly, on CPU tensors."
+        return (
+            "torch finds no GPU; use TRITON_INTERPRET=1 in the environment to run the kernels, slowly, on CPU tensors."
+        )
     return None
 
 
@@ -60,7 +62,9 @@ def facts_of(t: Tensor) -> Facts:
 def packs(shape: Sequence[int], strides: Sequence[int], projected: bool) -> bool:
     """Whether the elements fill a stretch of memory and, for a projected tensor, dim 0 is the outermost."""
     reach, outermost = 1, True
-    for stride, size, dim in sorted((st, si, d) for d, (st, si) in enumerate(zip(strides, shape, strict=True)) if si != 1):
+    for stride, size, dim in sorted(
+        (st, si, d) for d, (st, si) in enumerate(zip(strides, shape, strict=True)) if si != 1
+    ):
         if stride != reach:
             return False
         reach *= size
@@ -124,7 +128,9 @@ class Entry:
 
     def addresses(self) -> list[int]:
         """Of p, g, and two moments."""
-        found = [self.buffers[i].data_ptr() if i in self.buffers else self.facts[i][0] for i in range(len(self.operands))]
+        found = [
+            self.buffers[i].data_ptr() if i in self.buffers else self.facts[i][0] for i in range(len(self.operands))
+        ]
         return found + [0] * (4 - len(found))
 
     @property
@@ -208,7 +214,7 @@ class TritonRunner:
             return True
         forms = [form for _, form in facts]
         if forms != e.forms:
-            if self.structure is not None and not self.fits(forms, e.expected(len(moments), counted, h.live is not None)):
+            if self.structure is not None and forms != e.expected(len(moments), counted, h.live is not None):
                 return False
             e.forms = forms
             e.facts = facts
@@ -217,10 +223,6 @@ class TritonRunner:
             return False
         e.facts, e.negated, self.changed = facts, negated, True
         return True
-
-    @staticmethod
-    def fits(forms: list[tuple[Any, ...]], expected: list[tuple[Any, ...]]) -> bool:
-        return forms == expected
 
     # ------------------------------------------------------------------ the plan
 
@@ -259,14 +261,16 @@ class TritonRunner:
 
     def keys(self) -> list[Any]:
         """What the scalars of each tensor that is stepped depend on, beside its group's hyper-parameters."""
-        counted = [e for e in self.entries if e.operands and e.step is not None and not self.live(e)]
-        counts = dict(zip(map(id, counted), torch.stack([e.step for e in counted]).tolist() if counted else (), strict=True))
+        counted = {
+            i: e.step for i, e in enumerate(self.entries) if e.operands and e.step is not None and not self.live(e)
+        }
+        counts = dict(zip(counted, torch.stack([*counted.values()]).tolist() if counted else (), strict=True))
         return [
             None
             if not e.operands
             else ("live", i)
             if self.live(e)
-            else (e.group, counts.get(id(e), 0.0) + 1, e.fresh, e.negative)
+            else (e.group, counts.get(i, 0.0) + 1, e.fresh, e.negative)
             for i, e in enumerate(self.entries)
         ]
 
@@ -276,7 +280,12 @@ class TritonRunner:
     def parted(self, keys: list[Any]) -> bool:
         """Whether two tensors of one cohort have different scalars."""
         known: dict[int, Any] = {}
-        return any([key is not None and known.setdefault(e.cohort, key) != key for e, key in zip(self.entries, keys, strict=True)])
+        return any(
+            [
+                key is not None and known.setdefault(e.cohort, key) != key
+                for e, key in zip(self.entries, keys, strict=True)
+            ]
+        )
 
     # ------------------------------------------------------------------ tables
 
@@ -300,8 +309,10 @@ class TritonRunner:
             counter = e.counter.data_ptr() if e.counter is not None else 0
             speculates = self.speculates(e, h)
             table.append(
-                [p, g, m, v, step, counter, e.negative, e.fresh, e.cohort, e.group, e.rows, e.length]
-                + [plan.pieces[i], plan.first_entry[i], speculates, 0]
+                [
+                    *(p, g, m, v, step, counter, e.negative, e.fresh),
+                    *(e.cohort, e.group, e.rows, e.length, plan.pieces[i], plan.first_entry[i], speculates, 0),
+                ]
             )
         return table
 
@@ -389,7 +400,9 @@ class TritonRunner:
             return
         if self.capturing():
             raise RuntimeError(CAPTURING)
-        numbers = self.send([[0.0 if isinstance(x, Tensor) else x for x in row] for row in given], torch.float64, len(LIVE))
+        numbers = self.send(
+            [[0.0 if isinstance(x, Tensor) else x for x in row] for row in given], torch.float64, len(LIVE)
+        )
         addresses = [
             [(x.data_ptr(), x.dtype == torch.float64) if isinstance(x, Tensor) else (numbers[i, j].data_ptr(), True)]
             for i, row in enumerate(given)
@@ -436,15 +449,11 @@ class TritonRunner:
         if counted:
             torch._foreach_add_(counted, 1.0)
         for e in active:
-            self.changed_next(e)
+            if e.fresh:
+                e.fresh, e.facts = False, []  # the table is to be sent again
         self.told = [(e.p, i) for i, e in enumerate(self.entries) if e.operands and e.projected]
         # autograd refuses a backward pass through weights that were written to: it knows by their version.
         increment_version([e.p for e in active])
-
-    def changed_next(self, e: Entry) -> None:
-        if e.fresh:
-            e.fresh = False
-            e.facts = []  # so that the table is sent again
 
     def launch(self) -> None:
         from .triton_kernels.launch import launch_all
