@@ -37,6 +37,8 @@ bench: $(BUILT)
 # Without .venv: a machine with a GPU brings its own torch. PYTHONSAFEPATH keeps the root off sys.path, see `test`.
 test-gpu: built-gpu
 	ONEPASS_GPU_TESTS_ON=cuda PYTHONSAFEPATH=1 PYTHONPATH=$(GPU_ROOT) $(PYTHON) -m pytest tests/gpu $(ARGS)
+	ONEPASS_GPU_TESTS_ON=triton PYTHONSAFEPATH=1 PYTHONPATH=$(GPU_ROOT) $(PYTHON) -m pytest tests/gpu \
+	  -k "test_variants or test_graphs or test_no_waiting"
 
 bench-gpu: built-gpu
 	PYTHONPATH=$(GPU_ROOT) $(PYTHON) bench/gpu.py $(ARGS)

@@ -16,8 +16,8 @@ from torch import Tensor
 import onepass
 from shapes import Shape, gpt2_shapes, llama_shapes, numel_of, resnet50_shapes
 
-# The backends of onepass that are timed. Another one is one more name.
-BACKENDS = ("cuda",)
+# The backends of onepass that are timed, side by side. Another one is one more name.
+BACKENDS = ("cuda", "triton")
 
 FP32, BF16 = torch.float32, torch.bfloat16
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 import onepass
+from gpu_cases import BACKENDS
 from results_file import Row, commit
 
 Step = Callable[[], object]
@@ -107,7 +108,7 @@ class Rehearsal:
             pass
 
     def backend(self, name: str) -> str:
-        return self.stand_in if name == "cuda" else name
+        return self.stand_in if name in BACKENDS else name
 
     def synchronize(self) -> None:
         pass

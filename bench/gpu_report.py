@@ -93,6 +93,7 @@ def goals(rows: list[Row]) -> Iterator[Goal]:
             cases.setdefault(row["case"], {})[row["contender"]] = row
     for case, own in cases.items():
         yield from goals_of(case, own)
+        yield from goals_of_triton(case, own)
 
 
 def goals_of(case: str, rows: dict[str, Row]) -> Iterator[Goal]:
@@ -112,6 +113,19 @@ def goals_of(case: str, rows: dict[str, Row]) -> Iterator[Goal]:
     for row in (adamw, adamp):
         if row and row.get("host_us") and row["tensors"] <= 1000:
             yield Goal(case, f"{row['contender']}, microseconds of the host", row["host_us"], 100)
+
+
+def goals_of_triton(case: str, rows: dict[str, Row]) -> Iterator[Goal]:
+    adamw, adamp = rows.get("onepass AdamW (triton)"), rows.get("onepass AdamP (triton)")
+    if not adamw:
+        return
+    cuda = rows.get("onepass AdamW")
+    if cuda and case == "llama-1b":
+        yield Goal(case, "AdamW in Triton, time over onepass AdamW", adamw["device_us"] / cuda["device_us"], 1.10)
+    if adamw.get("ratio") and case in ("gpt2", "llama-1b"):
+        yield Goal(case, f"AdamW in Triton, time over {adamw['baseline']}", adamw["ratio"], 1.0)
+    if adamp:
+        yield Goal(case, "AdamP in Triton, time over AdamW in Triton", adamp["device_us"] / adamw["device_us"], 1.10)
 
 
 def few_tensors(row: Row) -> bool:

@@ -118,6 +118,14 @@ def cuda() -> Iterator[partial[None]]:
     yield partial(test_traffic.test_a_row_that_is_cut_into_pieces, "channel", "channel", once_more)
 
 
+def of_the_triton_rule(backend: str) -> Iterator[partial[None]]:
+    """Of prediction and settling, what the rule in Triton says; a quick part of `of_the_kernels`."""
+    for record in map(RECORDS.__getitem__, PROJECTED):
+        yield partial(test_projection.test_counter_and_settling, backend, record)
+    for gate in ("none", "channel"):
+        yield partial(test_gate.test_decay_around_the_recoverable, backend, 1.0, gate)
+
+
 def failure(test: partial[None]) -> str | None:
     """What a test has to say against, or None."""
     try:

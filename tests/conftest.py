@@ -1,5 +1,17 @@
-import pytest
-import torch
+import os
+
+ON_A_GPU = os.environ.get("ONEPASS_GPU_TESTS_ON") in ("cuda", "triton")
+if not ON_A_GPU:
+    # Before anything imports Triton: its kernels run in the interpreter, on CPU tensors.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+if not ON_A_GPU:
+    import fast_interpreter
+
+    fast_interpreter.install()
 
 try:
     from hypothesis import settings

@@ -97,6 +97,67 @@ def test_a_runner_that_refuses_what_was_checked(monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(p, start)
 
 
+# ------------------------------------------------------------------ Triton
+
+
+def _backends_with(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, interpreted: bool, installed: bool = True) -> None:
+    """As if on another machine, without the CUDA kernels."""
+    triton = importlib.import_module("onepass.triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1" if interpreted else "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(backends, "_warned", set())
+    monkeypatch.setattr(importlib.import_module("onepass.cuda"), "unavailable", lambda: "No nvcc; install it.")
+    if not installed:
+        monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
+
+
+def test_triton_where_there_are_no_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    _backends_with(monkeypatch, gpu=True, interpreted=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backends.resolve("auto", torch.device("cuda")) == "triton"
+        assert backends.resolve("triton", torch.device("cuda")) == "triton"
+    with pytest.raises(ValueError, match="backend='triton' steps CUDA and ROCm tensors"):
+        backends.resolve("triton", torch.device("cpu"))
+
+
+def test_cuda_kernels_go_before_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    _backends_with(monkeypatch, gpu=True, interpreted=False)
+    monkeypatch.setattr(importlib.import_module("onepass.cuda"), "unavailable", lambda: None)
+    assert backends.resolve("auto", torch.device("cuda")) == "cuda"
+
+
+def test_neither_cuda_kernels_nor_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    _backends_with(monkeypatch, gpu=True, interpreted=False, installed=False)
+    with pytest.warns(UserWarning, match="reference backend. No nvcc; install it. Triton is not installed; install it"):
+        assert backends.resolve("auto", torch.device("cuda")) == "reference"
+
+
+def test_triton_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    _backends_with(monkeypatch, gpu=False, interpreted=False)
+    reason = onepass.backends()["triton"]
+    assert reason is not None and "no GPU" in reason and "TRITON_INTERPRET=1" in reason
+
+
+def test_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("triton"), "__version__", "3.4.1")
+    reason = onepass.backends()["triton"]
+    assert reason is not None and "3.4.1" in reason and "install 3.5" in reason
+
+
+def test_triton_is_not_imported_before_it_is_asked_for() -> None:
+    said = in_new_python(
+        """
+        import torch, onepass
+        p = torch.ones(3)
+        p.grad = torch.ones(3)
+        onepass.AdamW([p], backend="reference").step()
+        print(any(name.startswith("onepass.triton_kernels") for name in sys.modules))
+        """
+    )
+    assert said.split() == ["False"]
+
+
 # ------------------------------------------------------------------ what is missing
 
 

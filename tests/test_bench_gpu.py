@@ -101,7 +101,7 @@ def test_contenders_compute_what_they_should(dtype: torch.dtype, kind: str) -> N
 
 
 def test_a_wrong_contender_is_not_timed() -> None:
-    (adamw,) = gpu_cases.ADAMW
+    adamw = gpu_cases.ADAMW[0]
     wrong = replace(adamw, twin_options={"betas": (0.8, 0.999)})
     with pytest.raises(RuntimeError, match=r"onepass AdamW is .* tolerances from the reference"):
         gpu_harness.check(wrong, torch.float32, "random", Rehearsal())
@@ -130,7 +130,7 @@ def test_a_case_is_timed(gradients: str) -> None:
 
 
 def test_states_are_shared() -> None:
-    case = case_of(gpu_cases.TORCH_FUSED, *gpu_cases.ADAMW)
+    case = case_of(gpu_cases.TORCH_FUSED, gpu_cases.ADAMW[0])
     place, moments = Rehearsal(), gpu_harness.SharedMoments()
     model = gpu_harness.Model(case, place.device)
     entries = [gpu_harness.Entry(case, contender, model, moments, place) for contender in case.contenders]
@@ -161,8 +161,8 @@ def test_random_gradients_change() -> None:
 
 LLAMA = case_of(
     gpu_cases.TORCH_FUSED,
-    *gpu_cases.ADAMW,
-    *gpu_cases.ADAMP,
+    gpu_cases.ADAMW[0],
+    gpu_cases.ADAMP[0],
     gpu_cases.THEIR_ADAMP[0],
     name="llama-1b",
     shapes=((1000, 1000),),
@@ -192,12 +192,27 @@ def test_goals_reached_and_missed() -> None:
     assert all(good.values()) and not any(bad.values())
     assert verdicts(llama_rows(28e-6, adamp=29.5e-6))["AdamP, time over onepass AdamW"] is False
     small = case_of(
-        gpu_cases.TORCH_FUSED, *gpu_cases.ADAMW, name="1000-vectors", shapes=((64,),) * 1000, launch_bound=True
+        gpu_cases.TORCH_FUSED, gpu_cases.ADAMW[0], name="1000-vectors", shapes=((64,),) * 1000, launch_bound=True
     )
     timings = [timing_of(c, s, s) for c, s in zip(small.contenders, (500e-6, 120e-6), strict=True)]
     rows = gpu_report.rows_of(small, timings, 1e12, 2**20)
     assert rows[1]["in_cache"] == "yes" and rows[1]["gb_per_s"] is None
     assert verdicts(rows)["AdamW, times faster than torch AdamW fused"] is False
+
+
+def test_goals_of_triton() -> None:
+    contenders = (gpu_cases.TORCH_FUSED, *gpu_cases.ADAMW, *gpu_cases.ADAMP)
+    assert [c.name for c in contenders[2:5:2]] == ["onepass AdamW (triton)", "onepass AdamP (triton)"]
+
+    def of_triton(adamw: float, adamp: float) -> dict[str, bool]:
+        case = case_of(*contenders, name="llama-1b", shapes=((1000, 1000),))
+        seconds = (30e-6, 28e-6, adamw, 29e-6, adamp)
+        timings = [timing_of(c, s, s, s) for c, s in zip(contenders, seconds, strict=True)]
+        found = verdicts(gpu_report.rows_of(case, timings, 1e12, 0))
+        return {what: reached for what, reached in found.items() if "Triton" in what}
+
+    assert len(of_triton(29e-6, 30e-6)) == 3 and all(of_triton(29e-6, 30e-6).values())
+    assert not any(of_triton(32e-6, 40e-6).values())
 
 
 def test_tables() -> None:

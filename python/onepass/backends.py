@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from . import cuda, native
+from . import cuda, native, triton
 from .hyper import Hyper
 from .reference import Verdict
 from .reference import step as reference_step
@@ -76,6 +76,7 @@ class ReferenceRunner:
 _RUNNERS: dict[str, Callable[[Optimizer, list[int]], Runner]] = {
     "cpu": native.CpuRunner,
     "cuda": cuda.CudaRunner,
+    "triton": triton.TritonRunner,
     "reference": ReferenceRunner,
 }
 NAMES = ("auto", "cpu", "cuda", "triton", "reference")
@@ -87,7 +88,7 @@ def backends() -> dict[str, str | None]:
     return {
         "cpu": native.unavailable(),
         "cuda": cuda.unavailable(),
-        "triton": "The Triton kernels are not part of this release; use backend='cuda' for CUDA tensors.",
+        "triton": triton.unavailable(),
         "reference": None,
     }
 
@@ -108,6 +109,11 @@ def resolve(name: str, device: torch.device) -> str:
         reason = backends()[device.type] if has_kernels else f"onepass has no kernels for {device.type} tensors."
         if reason is None:
             return device.type
+        if device.type == "cuda":  # which is what torch calls AMD's too
+            without_triton = triton.unavailable()
+            if without_triton is None:
+                return "triton"
+            reason = f"{reason} {without_triton}"
         if reason not in _warned:
             _warned.add(reason)
             warnings.warn(f"onepass: stepping with the slow reference backend. {reason}", stacklevel=_callers_level())
@@ -116,6 +122,11 @@ def resolve(name: str, device: torch.device) -> str:
     if name in ("cpu", "cuda") and device.type != name:
         raise ValueError(
             f"backend={name!r} steps {name.upper()} tensors, got parameters on {device}; use backend='auto'"
+        )
+    if name == "triton" and device.type != ("cpu" if triton.interpreted() else "cuda"):
+        raise ValueError(
+            f"backend='triton' steps CUDA and ROCm tensors, or CPU tensors where TRITON_INTERPRET=1 is in the environment, "
+            f"got parameters on {device}; use backend='auto'"
         )
     return name
 

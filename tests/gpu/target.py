@@ -3,6 +3,7 @@
 ONEPASS_GPU_TESTS_ON
     not set    the CUDA backend; where torch finds no GPU, everything is skipped
     cuda       the same, but no GPU is an error: for `make test-gpu`
+    triton     the Triton backend, likewise
     emulated   the same kernels on the CPU (tests/emulated), so that these tests are tested without a GPU: fewer dtypes
                and smaller tensors, and what needs CUDA itself is skipped
 """
@@ -21,19 +22,19 @@ import torch
 from torch import Tensor
 
 CHOICE = os.environ.get("ONEPASS_GPU_TESTS_ON", "")
-if CHOICE not in ("", "cuda", "emulated"):
-    raise ValueError(f"ONEPASS_GPU_TESTS_ON must be cuda or emulated, got {CHOICE!r}")
+if CHOICE not in ("", "cuda", "triton", "emulated"):
+    raise ValueError(f"ONEPASS_GPU_TESTS_ON must be cuda, triton or emulated, got {CHOICE!r}")
 
 ON_CUDA = CHOICE != "emulated"
 HAS_GPU = torch.cuda.is_available()
-BACKEND = "cuda" if ON_CUDA else "emulated"
+BACKEND = CHOICE or "cuda"
 DEVICE = torch.device("cuda", 0) if ON_CUDA else torch.device("cpu")
 
 # A machine with a GPU may be without the packages of the other tests. The records name the oracles in adamp, which are
 # not used here; nor is the emulated device, which takes a while to build.
 if importlib.util.find_spec("adamp") is None:
     sys.modules["adamp"] = types.ModuleType("adamp")
-if CHOICE == "cuda":
+if CHOICE in ("cuda", "triton"):
     sys.modules.setdefault("emulated_backend", types.ModuleType("emulated_backend"))
 
 if CHOICE == "emulated":

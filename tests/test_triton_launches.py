@@ -1,0 +1,253 @@
+"""What the Triton backend launches and sends: a fixed few kernels, and tables only when something has changed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import onepass
+from compare import assert_same_bits, assert_same_state
+from drive import parameters, parameters_of, train
+from onepass.triton import TritonRunner
+from oracles import Arguments
+from records import RECORDS, Record, each_dtype, each_optimizer, each_projected, each_variant
+from tensors import generator, values
+
+each_count = pytest.mark.parametrize("count", [1, 10, 1500])
+SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+
+
+def runner_of(opt: Any) -> TritonRunner:
+    (runner,) = opt._runners
+    assert isinstance(runner, TritonRunner)
+    return runner
+
+
+def many(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Small tensors, every third a matrix."""
+    noise = torch.randn(count, 6, generator=generator(count), dtype=torch.float64).to(dtype)
+    return [row.reshape(2, 3).clone() if i % 3 == 0 else row.clone() for i, row in enumerate(noise)]
+
+
+def give(opt: Any, seed: int) -> None:
+    """New numbers in the gradients that are there; a gradient where there is none."""
+    for i, p in enumerate(parameters_of(opt)):
+        if p.grad is None:
+            p.grad = torch.empty_like(p)
+        p.grad.copy_(values(p.shape, p.dtype, seed + i))
+
+
+def launched(opt: Any, seed: int = 1) -> list[str]:
+    give(opt, seed)
+    opt.step()
+    return runner_of(opt).launches
+
+
+def make(record: Record, count: int, dtype: torch.dtype = torch.float32, **arguments: Any) -> Any:
+    return record.make(many(count, dtype), backend="triton", **{**record.typical, **arguments})
+
+
+def kernels_of(record: Record, dtype: torch.dtype = torch.float32, **arguments: Any) -> list[str]:
+    if not record.projected:
+        return ["step"]
+    measured = dtype in SIXTEEN_BITS or not arguments.get("speculate", True) or arguments.get("project_momentum", False)
+    return ["measure", "verdict"] * measured + ["update", "verdict", "settle"]
+
+
+# ------------------------------------------------------------------ how many
+
+
+@each_count
+@each_optimizer
+def test_the_launches_do_not_depend_on_the_number_of_tensors(record: Record, count: int) -> None:
+    opt = make(record, count)
+    for seed in range(2):
+        assert launched(opt, seed) == kernels_of(record)
+
+
+@each_dtype
+@each_projected
+@pytest.mark.parametrize("speculate", [True, False])
+def test_where_the_gate_is_looked_at_first(dtype: torch.dtype, record: Record, speculate: bool) -> None:
+    opt = make(record, 10, dtype, speculate=speculate)
+    assert launched(opt) == kernels_of(record, dtype, speculate=speculate)
+
+
+def test_a_projected_buffer_is_looked_at_first() -> None:
+    opt = make(RECORDS["SGDP"], 10, project_momentum=True)
+    assert launched(opt) == kernels_of(RECORDS["SGDP"], project_momentum=True)
+
+
+@each_projected
+def test_vectors_alone_need_no_gate(record: Record) -> None:
+    opt = record.make([torch.ones(7), torch.ones(9)], backend="triton", **record.typical)
+    assert launched(opt) == ["step"]
+
+
+def test_one_launch_of_each_kernel_for_every_dtype() -> None:
+    record = RECORDS["AdamP"]
+    params = [p for dtype in (torch.float32, torch.float64) for p in many(6, dtype)]
+    opt = record.make(params, backend="triton", **record.typical)
+    assert sorted(launched(opt)) == ["settle", "settle", "update", "update", "verdict"]
+
+
+@each_optimizer
+def test_nothing_to_step(record: Record) -> None:
+    opt = record.make([torch.zeros(0), torch.zeros(0, 4), torch.ones(3)], backend="triton", **record.typical)
+    opt.step()
+    assert runner_of(opt).launches == []
+    for p in parameters_of(opt)[:2]:
+        p.grad = torch.zeros_like(p)
+    opt.step()
+    assert runner_of(opt).launches == []
+
+
+# ------------------------------------------------------------------ tables
+
+
+@each_optimizer
+def test_addresses_are_sent_only_when_one_has_changed(record: Record) -> None:
+    opt = make(record, 10)
+    launched(opt)
+    launched(opt)  # the second of torch's SGD differs: its buffer is no longer a first one
+    sent = runner_of(opt).tables.tensors
+    launched(opt)
+    assert runner_of(opt).tables.tensors is sent
+    p = parameters_of(opt)[3]
+    p.grad = p.grad.clone()
+    launched(opt)
+    assert runner_of(opt).tables.tensors is not sent
+
+
+@each_optimizer
+def test_the_plan_outlives_addresses_and_hyper_parameters(record: Record) -> None:
+    opt = make(record, 10)
+    launched(opt)
+    launched(opt)
+    plan = runner_of(opt).tables.plan
+    opt.param_groups[0]["lr"] = 0.3
+    for p in parameters_of(opt):
+        p.grad = p.grad.clone()
+    launched(opt)
+    assert runner_of(opt).tables.plan is plan
+
+
+@each_projected
+def test_a_gradient_that_comes_and_goes(record: Record) -> None:
+    """At the address where it was: the table must know that the tensor was not stepped in between."""
+    opt, other = make(record, 6), record.make(many(6), backend="reference", **record.typical)
+    buffers = [torch.empty_like(p) for p in parameters_of(opt)]
+    for seed, there in enumerate([True, True, False, True, False, False, True]):
+        for each in (opt, other):
+            for i, p in enumerate(parameters_of(each)):
+                p.grad = buffers[i] if there or i % 2 else None
+                buffers[i].copy_(values(p.shape, p.dtype, seed + i))
+            each.step()
+    for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+
+
+def test_tensors_that_count_apart_stay_apart() -> None:
+    """The scalars of a cohort are those of each of its tensors, though it be one cohort at first."""
+    record = RECORDS["AdamW"]
+    opt, other = make(record, 9), record.make(many(9), backend="reference", **record.typical)
+    for each in (opt, other):
+        for seed in range(5):
+            give(each, seed)
+            for p in parameters_of(each)[: seed % 3]:
+                p.grad = None
+            each.step()
+    assert len({e.cohort for e in runner_of(opt).entries}) > 1
+    assert_same_state(opt, other)
+
+
+# ------------------------------------------------------------------ capturable
+
+
+def _live(arguments: Arguments) -> Arguments:
+    """The numbers that a capturable group may have on the device, there."""
+    out = dict(arguments)
+    for name in ("lr", "weight_decay", "momentum"):
+        if name in out:
+            out[name] = torch.tensor(out[name], dtype=torch.float64)
+    if "betas" in out:
+        out["betas"] = tuple(torch.tensor(beta, dtype=torch.float64) for beta in out["betas"])
+    return out
+
+
+@each_variant
+@pytest.mark.parametrize("live", [False, True], ids=["numbers", "tensors"])
+def test_capturable_gives_the_same_bits(record: Record, arguments: Arguments, live: bool) -> None:
+    if live and record.name == "SGD" and arguments.get("momentum", 0) == 0:
+        pytest.skip("a momentum that only the device knows is taken to be above 0")
+    own = _live(arguments) if live else arguments
+    opt = train(record.make(parameters(), backend="triton", capturable=True, **own), range(4))
+    other = train(record.make(parameters(), backend="triton", **arguments), range(4))
+    assert ("prepare" in runner_of(opt).launches) and ("prepare" not in runner_of(other).launches)
+    for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):
+        # float32 of two doubles that differ in their last place is mostly the same, not always.
+        torch.testing.assert_close(p, q, rtol=3e-7, atol=3e-7)
+        if "step" in other.state.get(q, {}):
+            assert_same_bits(opt.state[p]["step"], other.state[q]["step"], "step")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_live_numbers_are_read_at_every_step(dtype: torch.dtype) -> None:
+    lr = torch.tensor(0.1, dtype=dtype)
+    record = RECORDS["AdamP"]
+    arguments = {**record.typical, "decouple_lr": True}
+    opt = record.make(parameters(), backend="triton", capturable=True, **{**arguments, "lr": lr})
+    other = record.make(parameters(), backend="triton", **{**arguments, "lr": float(lr)})
+    for time in range(4):
+        train(opt, [time])
+        train(other, [time])
+        lr.mul_(0.5)
+        other.param_groups[0]["lr"] = float(lr)
+    for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+
+
+def test_counts_on_the_device_go_on() -> None:
+    record = RECORDS["AdamW"]
+    opt = train(record.make(parameters(), backend="triton", capturable=True, **record.typical), range(3))
+    other = train(record.make(parameters(), backend="triton", **record.typical), range(3))
+    twin = copy.deepcopy(opt)
+    for each in (opt, other, twin):
+        for own in each.state.values():
+            own["step"].fill_(1000.0)
+        train(each, [3])
+        assert all(float(own["step"]) == 1001 for own in each.state.values())
+    for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):
+        torch.testing.assert_close(p, q, rtol=3e-7, atol=3e-7)
+
+
+def test_a_negated_gradient() -> None:
+    """torch keeps the imaginary part of a conjugate as a negative of what lies in memory."""
+    for capturable in (False, True):
+        record = RECORDS["AdamP"]
+        opt = record.make(parameters(), backend="triton", capturable=capturable, **record.typical)
+        other = record.make(parameters(), backend="triton", capturable=capturable, **record.typical)
+        for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):
+            g = values(p.shape, torch.float32, 5)
+            p.grad = torch._neg_view(-g)
+            assert p.grad.is_neg()
+            q.grad = g
+        opt.step()
+        other.step()
+        assert_same_state(opt, other)
+
+
+# ------------------------------------------------------------------ which tensors
+
+
+def test_tensors_elsewhere_are_refused() -> None:
+    p = torch.zeros(3, device="meta")
+    p.grad = torch.zeros_like(p)
+    with pytest.raises(
+        ValueError, match="backend='triton' steps CUDA and ROCm tensors, or CPU tensors where TRITON_INTERPRET=1"
+    ):
+        onepass.AdamW([p], backend="triton").step()

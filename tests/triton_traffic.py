@@ -1,0 +1,52 @@
+"""What a step of the Triton backend moves: the bytes of every load and store as the interpreter performs them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def _range(t: Tensor) -> tuple[int, int]:
+    return t.data_ptr(), t.data_ptr() + t.nbytes
+
+
+@contextmanager
+def counted(streams: dict[str, list[Tensor]]) -> Iterator[dict[str, list[int]]]:
+    """Bytes loaded and stored within it, by the stream they belong to; "tables" is all else. Lanes that are masked off move
+    nothing; lanes that read one word of a table are counted each."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    ranges = [(name, *_range(t)) for name, tensors in streams.items() for t in tensors]
+    moved: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+
+    def note(pointers: Any, mask: Any, size: int, stored: bool) -> None:
+        addresses = np.broadcast_to(pointers.data, np.broadcast_shapes(pointers.data.shape, mask.data.shape))
+        there = addresses[np.broadcast_to(mask.data, addresses.shape).astype(bool)]
+        rest = there.size
+        for name, begin, end in ranges:
+            own = int(((there >= begin) & (there < end)).sum())
+            moved[name][stored] += own * size
+            rest -= own
+        moved["tables"][stored] += rest * size
+
+    own_load, own_store = type(builder).create_masked_load, type(builder).create_masked_store
+
+    def load(pointers: Any, mask: Any, *rest: Any) -> Any:
+        out = own_load(builder, pointers, mask, *rest)
+        note(pointers, mask, out.data.itemsize, False)
+        return out
+
+    def store(pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        note(pointers, mask, pointers.get_element_ty().primitive_bitwidth // 8, True)
+        return own_store(builder, pointers, value, mask, *rest)
+
+    builder.create_masked_load, builder.create_masked_store = load, store
+    try:
+        yield moved
+    finally:
+        del builder.create_masked_load, builder.create_masked_store

@@ -1,0 +1,226 @@
+"""The rules in Triton: what reference.py and csrc/rules/ say, under the same names.
+
+A course is the record of a cohort's scalars (plan.py's COURSE), float64; a rule narrows them to the dtype of p, once.
+Every operation rounds once: the kernels are launched without contraction, and division and square root are IEEE's. What
+belongs to a row is float64.
+
+Sources: AdamProx, arXiv 2202.00089; AdamP and SGDP, arXiv 2006.08217.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from .jit import device
+from .plan import COURSE
+
+GRAD_SCALE = tl.constexpr(COURSE.index("grad_scale"))
+L2 = tl.constexpr(COURSE.index("l2"))
+BETA1 = tl.constexpr(COURSE.index("beta1"))
+ONE_MINUS_BETA1 = tl.constexpr(COURSE.index("one_minus_beta1"))
+BETA2 = tl.constexpr(COURSE.index("beta2"))
+ONE_MINUS_BETA2 = tl.constexpr(COURSE.index("one_minus_beta2"))
+INV_SQRT_BC2 = tl.constexpr(COURSE.index("inv_sqrt_bc2"))
+EPS = tl.constexpr(COURSE.index("eps"))
+METRIC_DECAY = tl.constexpr(COURSE.index("metric_decay"))
+METRIC_DECAY_S = tl.constexpr(COURSE.index("metric_decay_s"))
+NESTEROV = tl.constexpr(COURSE.index("nesterov"))
+MOMENTUM = tl.constexpr(COURSE.index("momentum"))
+ONE_MINUS_DAMPENING = tl.constexpr(COURSE.index("one_minus_dampening"))
+S = tl.constexpr(COURSE.index("s"))
+DECAY = tl.constexpr(COURSE.index("decay"))
+WD_RATIO = tl.constexpr(COURSE.index("wd_ratio"))
+DELTA = tl.constexpr(COURSE.index("delta"))
+PROXIMAL = tl.constexpr(COURSE.index("proximal"))
+PROJECT_MOMENTUM = tl.constexpr(COURSE.index("project_momentum"))
+
+# Families and gates.
+ADAM = tl.constexpr(0)
+SGD = tl.constexpr(1)
+PLAIN_SGD = tl.constexpr(2)
+NONE = tl.constexpr(0)
+CHANNEL = tl.constexpr(1)
+LAYER = tl.constexpr(2)
+
+INFINITY = tl.constexpr(float("inf"))
+NAN = tl.constexpr(float("nan"))
+
+# ------------------------------------------------------------------ one element
+
+
+@device
+def number(course, name, p):
+    """One scalar of a course, in the dtype of p."""
+    return tl.load(course + name).to(p.dtype)
+
+
+@device
+def divide(a, b):
+    """a/b, rounded to nearest; `/` is not in float32."""
+    if a.dtype == tl.float32:
+        return tl.div_rn(a, b)
+    else:
+        return a / b
+
+
+@device
+def root(a):
+    """The square root, rounded to nearest."""
+    if a.dtype == tl.float32:
+        return tl.sqrt_rn(a)
+    else:
+        return tl.sqrt(a)
+
+
+@device
+def gradient(p, g, course):
+    """g = grad_scale*g (+ l2*p)"""
+    g = number(course, GRAD_SCALE, p) * g
+    l2 = number(course, L2, p)
+    if l2 != 0:
+        g = g + l2 * p
+    return g
+
+
+@device
+def advance(g, m, v, course, FAMILY: tl.constexpr):
+    """m = b1*m + (1-b1)*g;  v = b2*v + (1-b2)*g^2.  With momentum, m is b = momentum*b + (1-dampening)*g."""
+    if FAMILY == ADAM:
+        m = number(course, BETA1, g) * m + number(course, ONE_MINUS_BETA1, g) * g
+        v = number(course, BETA2, g) * v + number(course, ONE_MINUS_BETA2, g) * (g * g)
+    if FAMILY == SGD:
+        m = number(course, MOMENTUM, g) * m + number(course, ONE_MINUS_DAMPENING, g) * g
+    return m, v
+
+
+@device
+def reads_gradient(course):
+    """Whether `direction` needs the gradient beside the moments."""
+    return tl.load(course + NESTEROV) != 0
+
+
+@device
+def direction(p, g, m, v, course, FAMILY: tl.constexpr):
+    """u = m/D with D = sqrt(v)/sqrt(bc2) + eps; nesterov: (b1*m + (1-b1)*g)/D.  With momentum, u = b or g + momentum*b.
+
+    AdamProxL2: u = (m + wd*p)/(D + wd*s). Where D is 0, and no eps to help, nothing is known of the coordinate: 0/0 := 0.
+    """
+    nesterov = tl.load(course + NESTEROV) != 0
+    if FAMILY == ADAM:
+        D = root(v) * number(course, INV_SQRT_BC2, p) + number(course, EPS, p)
+        D = tl.where(D == 0, INFINITY, D)
+        if nesterov:
+            m = number(course, BETA1, p) * m + number(course, ONE_MINUS_BETA1, p) * g
+        metric_decay = number(course, METRIC_DECAY, p)
+        if metric_decay != 0:
+            m = m + metric_decay * p
+            D = D + number(course, METRIC_DECAY_S, p)
+        u = divide(m, D)
+    elif FAMILY == SGD:
+        u = m
+        if nesterov:
+            u = g + number(course, MOMENTUM, p) * m
+    else:
+        u = g
+    return u
+
+
+@device
+def apply(p, u, d, k):
+    """p' = p - (d*p + k*u); without decay p is not touched by it, so that an infinite weight stays infinite."""
+    ku = k * u
+    return tl.where(d == 0, p - ku, p - (d * p + ku))
+
+
+# ------------------------------------------------------------------ one row
+
+
+@device
+def or_infinity(x):
+    """0/0 := 0, and a NaN above stays one."""
+    return tl.where(x == 0, INFINITY, x)
+
+
+@device
+def clamp_below(x, low):
+    """max(x, low) that keeps a NaN in x."""
+    return tl.where(x < low, low, x)
+
+
+@device
+def cosine_squared(pg, pp, gg, course):
+    """cos(p, g)^2; a row of zeros has cosine 0, a row with a NaN has NaN."""
+    eps = tl.load(course + EPS)
+    return pg * pg / or_infinity(clamp_below(pp, eps * eps) * clamp_below(gg, eps * eps))
+
+
+@device
+def coefficient(pp, pu, course):
+    """c = <p,u>/(|p|+eps)^2"""
+    norm = tl.sqrt(pp) + tl.load(course + EPS)
+    return pu / or_infinity(norm * norm)
+
+
+@device
+def passes(max_cosine, row_length, course):
+    """cos < delta/sqrt(length); false for NaN."""
+    return max_cosine < tl.load(course + DELTA) / tl.sqrt(row_length)
+
+
+@device
+def affine(gate, c, course):
+    """d and k of p' = p - (d*p + k*u), to which every rule comes down.
+
+    decoupled  p' = (1 - q)*p - s*(u - c*p):        d = q - s*c          k = s
+    proximal   p' = (p - s*(u - c*p))/(1 + q):      d = (q - s*c)/(1+q)  k = s/(1+q)
+
+    q is the decay, times wd_ratio where projected.
+    """
+    s = tl.load(course + S)
+    decay = tl.load(course + DECAY)
+    q = tl.where(gate == NONE, decay, decay * tl.load(course + WD_RATIO))
+    d = q - tl.where(gate == NONE, 0.0, s * c)
+    scale = tl.where(tl.load(course + PROXIMAL) != 0, 1 + q, 1.0)
+    return d / scale, s / scale
+
+
+@device
+def max_or_nan(a, b):
+    """The larger of two, or NaN if either is."""
+    return tl.where((a > b) | (a != a), a, b)
+
+
+@device
+def largest_or_nan(x):
+    """max_or_nan over each row of x, none of it negative: the bits of such numbers are ordered as they are, NaN on top."""
+    bits = tl.where(x == x, x, NAN).to(tl.int64, bitcast=True)
+    return tl.max(bits, axis=1).to(tl.float64, bitcast=True)
+
+
+@device
+def recoverable(d, sc):
+    """Whether p can be had back from p' = p - (d*p + k*u) to full accuracy: p' keeps half of p at least, and the
+    projection s*c does not exceed p itself. False for NaN and infinity."""
+    return (tl.abs(1 - d) >= 0.5) & (tl.abs(sc) <= 1)
+
+
+@device
+def correction(d0, k0, d1, k1):
+    """The affine step that leads from p' under (d0, k0) to that under (d1, k1): p'' = r*p' + (r*k0 - k1)*u with
+    r = (1-d1)/(1-d0)."""
+    r = (1 - d1) / (1 - d0)
+    return (d1 - d0) / (1 - d0), k1 - r * k0
+
+
+@device
+def predicted(counter):
+    """The gate that a tensor is expected to take: `layer`, which it passes by chance now and then, is never predicted."""
+    return tl.where(counter >= 2, CHANNEL, NONE)
+
+
+@device
+def next_counter(counter, gate):
+    """The predictor: from 0 to 3, up at every verdict of `channel`, down at any other."""
+    up = tl.where(counter < 3, counter + 1, 3)
+    down = tl.where(counter > 0, counter - 1, 0)
+    return tl.where(gate == CHANNEL, up, down)
