@@ -155,7 +155,6 @@ CASES = [
          ValueError, GROUP, ("initial_lr",)),
     Case("backend", "AdamW", _argument("backend", "gpu"), ValueError, "", ("backend must be one of", "'gpu'")),
     Case("cuda", "AdamW", _argument("backend", "cuda"), RuntimeError, "", ("backend='cuda' cannot be used", "install")),
-    Case("triton", "AdamW", _argument("backend", "triton"), RuntimeError, "", ("backend='triton' cannot be used",)),
     Case("wrapper", "AdamW", _replace(lambda p: Wrapper(p.data)), TypeError, PARAMETER, ("Wrapper", "plain local tensors")),
     Case("twice", "AdamP", lambda opt, group, p: group["params"].__setitem__(0, p), ValueError, PARAMETER,
          ("is there twice", "pass it once")),

@@ -83,6 +83,7 @@ class Entry:
         self.p, self.group, self.projected = p, group, projected
         self.rows = p.shape[0] if projected else 1
         self.length = p.numel() // self.rows
+        self.form = facts_of(p)[1]
         self.dtype = str(p.dtype).removeprefix("torch.")
         self.operands: list[Tensor] = []  # p, g, the moments; empty without a gradient
         self.step: Tensor | None = None
@@ -95,14 +96,13 @@ class Entry:
 
     def expected(self, moments: int, counted: bool, capturable: bool) -> list[tuple[Any, ...]]:
         """How a gradient and a state look that were not there when the parameter was bound."""
-        p, work = self.p, working_dtype(self.p.dtype)
-        like = (p.shape, p.stride(), p.device, p.layout)
-        forms: list[tuple[Any, ...]] = [(p.dtype, *like), (p.dtype, *like), *[(work, *like)] * moments]
-        one = (torch.Size(()), ())
+        dtype, *like = self.form  # as it was bound: another dtype or shape needs another plan
+        work, one = working_dtype(dtype), (torch.Size(()), ())
+        forms: list[tuple[Any, ...]] = [self.form, self.form, *[(work, *like)] * moments]
         if counted:
-            forms.append((torch.float32, *one, p.device if capturable else torch.device("cpu"), torch.strided))
+            forms.append((torch.float32, *one, like[2] if capturable else torch.device("cpu"), torch.strided))
         if self.projected:
-            forms.append((torch.uint8, *one, p.device, torch.strided))
+            forms.append((torch.uint8, *one, like[2], torch.strided))
         return forms
 
     def lay_out(self) -> None:
@@ -213,6 +213,8 @@ class TritonRunner:
         if facts == e.facts and negated == e.negated:
             return True
         forms = [form for _, form in facts]
+        if forms[0] != e.form:
+            return False
         if forms != e.forms:
             if self.structure is not None and forms != e.expected(len(moments), counted, h.live is not None):
                 return False
