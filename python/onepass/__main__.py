@@ -56,7 +56,9 @@ def self_test() -> bool:
     started, agree = time.perf_counter(), True
     for backend in [name for name, reason in backends().items() if reason is None and name != "reference"]:
         for cls in OPTIMIZERS:
-            units = largest_difference(cls, backend, "cpu" if backend == "cpu" else "cuda")
+            units = largest_difference(
+                cls, backend, "cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu"
+            )
             agree = agree and units <= 8
             verdict = "same bits" if units == 0 else f"within {units:.2g} units in the last place"
             print(f"  {backend:<6} {cls.__name__:<10} {verdict if units <= 8 else 'DIFFERS: ' + verdict}")
