@@ -165,7 +165,8 @@ void Binding::set_hypers(const py::list& hypers) {
 
 void Binding::add_live(py::handle live, const Hyper& fixed) {
   LiveHyper& out = plan_.live[plan_.hypers.size() - 1];
-  out.capturable = true;
+  out.on_device = true;
+  out.capturable = live.attr("capturable").cast<bool>();
   out.fixed = fixed;
   const auto decay = live.attr("decay").cast<std::string>();
   out.decay = decay == "l2" ? Decay::l2 : decay == "metric" ? Decay::metric : Decay::direct;
@@ -220,7 +221,7 @@ bool Binding::read(const Source& source, Tensor& t, PyObject* gradient) const {
   for (int j = 0; j < (family == Family::adam ? 2 : 1); ++j)
     if (!source.moment[j] || !read_operand(source.moment[j], t, work, t.moment[j])) return false;
 
-  const dlpack::Device count_device = plan_.live[t.group].capturable ? device_ : dlpack::Device{dlpack::cpu, 0};
+  const dlpack::Device count_device = plan_.live[t.group].on_device ? device_ : dlpack::Device{dlpack::cpu, 0};
   if (family == Family::adam && !(t.step = static_cast<float*>(number(source.step, 32, count_device)))) return false;
   if (t.projected && !(t.gate_counter = static_cast<uint8_t*>(number(source.gate_counter, 8, device_)))) return false;
   return true;
@@ -228,14 +229,30 @@ bool Binding::read(const Source& source, Tensor& t, PyObject* gradient) const {
 
 // Takes the addresses of the hyper-parameters that live on the device.
 bool Binding::read_live() {
-  for (auto& [number, object] : live_tensors_) {
-    dlpack::Tensor x;
-    Dtype dtype;
-    if (!describe(object.ptr(), device_, x) || !dtype_of(x.dtype, dtype) || bytes_of(dtype) < 4) return false;
-    number->at = x.data;
-    number->wide = dtype == Dtype::f64;
-  }
+  for (auto& [number, object] : live_tensors_)
+    if (!read_live(object.ptr(), *number)) return false;
   return true;
+}
+
+bool Binding::read_live(PyObject* object, LiveNumber& number) const {
+  dlpack::Tensor x;
+  Dtype dtype;
+  if (!describe(object, device_, x) || !dtype_of(x.dtype, dtype) || bytes_of(dtype) < 4) return false;
+  number.at = x.data;
+  number.wide = dtype == Dtype::f64;
+  return true;
+}
+
+Scaling Binding::scaling_of(py::handle clip, py::handle grad_scale, py::handle found_inf) const {
+  Scaling out;
+  auto take = [&](py::handle given, LiveNumber& to) {
+    if (!given.is_none() && !read_live(given.ptr(), to))
+      throw std::runtime_error("onepass: a scale of the gradients is not a float32 or float64 number on their device");
+  };
+  take(clip, out.clip);
+  take(grad_scale, out.grad_scale);
+  take(found_inf, out.found_inf);
+  return out;
 }
 
 // The address of a tensor of one number, or null.
@@ -267,11 +284,14 @@ bool Binding::describe(PyObject* object, dlpack::Device device, dlpack::Tensor& 
 
 py::list Binding::stepped() {
   py::list stepped;
-  for (size_t i = 0; i < sources_.size(); ++i) {
+  for (size_t i = 0; i < sources_.size(); ++i)
     if (plan_.tensors[i].active) stepped.append(py::handle(sources_[i].param));
-    gradients_[i] = py::object();
-  }
+  let_go();
   return stepped;
+}
+
+void Binding::let_go() {
+  for (py::object& gradient : gradients_) gradient = py::object();
 }
 
 py::list Binding::tell(const std::vector<Verdict>& verdicts) const {

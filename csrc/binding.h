@@ -27,6 +27,8 @@ class Binding {
  protected:
   // The parameters that were stepped; lets go of their gradients.
   pybind11::list stepped();
+  void let_go();  // of the gradients
+  Scaling scaling_of(pybind11::handle clip, pybind11::handle grad_scale, pybind11::handle found_inf) const;
   pybind11::list tell(const std::vector<Verdict>& verdicts) const;
   void* current_stream() const;
 
@@ -51,6 +53,7 @@ class Binding {
   bool read(const Source& source, Tensor& t, PyObject* gradient) const;
   bool read_operand(PyObject* object, const Tensor& t, Dtype dtype, View& view) const;
   bool read_live();
+  bool read_live(PyObject* object, LiveNumber& number) const;
   bool describe(PyObject* object, dlpack::Device device, dlpack::Tensor& out) const;
 
   const dlpack::ExchangeApi* api_;

@@ -26,7 +26,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const py::list&, const py::dict&, const py::list&, bool, bool, bool, const py::list&>(),
            py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("sgd"), py::arg("projected"),
            py::arg("lazy_buffer"), py::arg("first"))
-      .def("run", &CpuBinding::run, py::arg("threads"))
+      .def("square_sum", &CpuBinding::square_sum, py::arg("threads"))
+      .def("run", &CpuBinding::run, py::arg("threads"), py::arg("factor"))
       .def("verdicts", &CpuBinding::verdicts);
 
 #ifdef ONEPASS_CUDA

@@ -13,12 +13,19 @@ class CpuBinding : public Binding {
       : Binding(groups, state, moments, sgd, projected, lazy_buffer, first, {dlpack::cpu, 0}), stepper_(plan_) {}
 
   // Steps, and returns the parameters that were written to. Only after `ready` said true.
-  pybind11::list run(int threads) {
+  // Every gradient is multiplied by `factor`.
+  pybind11::list run(int threads, double factor) {
     {
       pybind11::gil_scoped_release unlocked;
-      stepper_.step(threads);
+      stepper_.step(threads, factor);
     }
     return stepped();
+  }
+
+  // The sum of squares over all gradients. Only after `ready` said true.
+  double square_sum(int threads) {
+    pybind11::gil_scoped_release unlocked;
+    return stepper_.square_sum(threads);
   }
 
   pybind11::list verdicts() const { return tell(stepper_.verdicts()); }

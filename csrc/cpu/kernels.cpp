@@ -216,7 +216,14 @@ struct Visit {
     }
   }
 
-  static constexpr Kernels kernels() { return {step, update, measure, settle}; }
+  static double square_sum(const Tile& t) {
+    const P* g = static_cast<const P*>(t.g);
+    Total sum;
+    each_pack<lanes>(0, t.rows * t.length, [&](int64_t i, auto n) { sum.add_square(R(load_some(g + i, n))); });
+    return sum.value();
+  }
+
+  static constexpr Kernels kernels() { return {step, update, measure, settle, square_sum}; }
 };
 
 template <class P>

@@ -35,6 +35,7 @@ struct Kernels {
   Report (*update)(const Tile&);   // moments, p as Tile::write says, and the sums
   Report (*measure)(const Tile&);  // sums of p and g only; writes nothing
   void (*settle)(const Tile&, const Settlement&);
+  double (*square_sum)(const Tile&);  // over the gradients as they lie in memory
 };
 
 namespace baseline {

@@ -28,10 +28,26 @@ CpuStepper::CpuStepper(Plan& plan) : plan_(plan), courses_(plan.tensors.size()),
   reports_.resize(plan.items.size());
 }
 
-void CpuStepper::step(int threads) {
+void CpuStepper::use(int threads) {
   threads_ = threads;
   if (static_cast<int>(scratch_.size()) < threads) scratch_.resize(threads);
+}
 
+double CpuStepper::square_sum(int threads) {
+  use(threads);
+  add_active_items();
+  const std::vector<int64_t> items = queue_;
+  run_items([this](const Item& item, int64_t index, Scratch& scratch) {
+    const Tensor& t = plan_.tensors[item.tensor];
+    reports_[index].sums.gg = kernels(t.dtype, plan_.family(t.group)).square_sum(tile_of(item, index, scratch));
+  });
+  double sum = 0;
+  for (int64_t index : items) sum += reports_[index].sums.gg;
+  return sum;
+}
+
+void CpuStepper::step(int threads, double factor) {
+  use(threads);
   // Tensors of one group mostly share their step count, and with it their scalars.
   Scalars scalars{};
   int group = -1;
@@ -46,6 +62,7 @@ void CpuStepper::step(int threads) {
     if (t.group != group || own_count != count || t.first != first || t.negated != negated) {
       group = t.group, count = own_count, first = t.first, negated = t.negated;
       Hyper h = plan_.hypers[group];
+      h.grad_scale *= factor;
       if (negated) h.grad_scale = -h.grad_scale;
       scalars = scalars_of(h, plan_.sgd, count, first && plan_.lazy_buffer);
     }
@@ -92,8 +109,7 @@ void CpuStepper::measure() {
 }
 
 void CpuStepper::update() {
-  for (size_t i = 0; i < plan_.tensors.size(); ++i)
-    if (plan_.tensors[i].active) add_items(i);
+  add_active_items();
   run_items([this](const Item& item, int64_t index, Scratch& scratch) {
     const Course& c = courses_[item.tensor];
     const Tile tile = tile_of(item, index, scratch);
@@ -167,6 +183,11 @@ Report CpuStepper::add_up(int tensor) {
 void CpuStepper::add_items(int tensor) {
   const Tensor& t = plan_.tensors[tensor];
   for (int64_t index = t.first_item; index < t.first_item + t.items; ++index) queue_.push_back(index);
+}
+
+void CpuStepper::add_active_items() {
+  for (size_t i = 0; i < plan_.tensors.size(); ++i)
+    if (plan_.tensors[i].active) add_items(static_cast<int>(i));
 }
 
 // Runs `work` on the queued items in batches of neighbours, and empties the queue. A batch is large, so that a thread

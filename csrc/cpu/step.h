@@ -11,8 +11,11 @@ class CpuStepper {
  public:
   explicit CpuStepper(Plan& plan);
 
-  // Steps every active tensor of the plan. The results do not depend on `threads`.
-  void step(int threads);
+  // Steps every active tensor of the plan, its gradient multiplied by `factor`. The results do not depend on `threads`.
+  void step(int threads, double factor);
+
+  // The sum of squares over the gradients of all active tensors; neither does it.
+  double square_sum(int threads);
 
   const std::vector<Verdict>& verdicts() const { return verdicts_; }
 
@@ -43,6 +46,7 @@ class CpuStepper {
     bool p, moments;
   };
 
+  void use(int threads);
   void set_course(int tensor, const Scalars& scalars);
   void measure();
   void update();
@@ -54,6 +58,7 @@ class CpuStepper {
 
   using Work = std::function<void(const Item&, int64_t index, Scratch&)>;
   void add_items(int tensor);
+  void add_active_items();
   void run_items(const Work& work);
   Tile tile_of(const Item& item, int64_t index, Scratch& scratch);
   void put_back(const Item& item, const Tile& tile, Writes writes) const;

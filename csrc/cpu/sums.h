@@ -43,6 +43,20 @@ class Total {
     low_ += all;
   }
 
+  // In double from the start, where the square of no float is too large or too small.
+  ONEPASS_INLINE void add_square(const Pack<float>& x) {
+    Float8 half[2];
+    std::memcpy(half, &x, sizeof half);
+    const Double8 a = __builtin_convertvector(half[0], Double8), b = __builtin_convertvector(half[1], Double8);
+    low_ += a * a;
+    high_ += b * b;
+  }
+  ONEPASS_INLINE void add_square(const Pack<double>& x) {
+    Double8 all;
+    std::memcpy(&all, &x, sizeof all);
+    low_ += all * all;
+  }
+
   ONEPASS_INLINE double value() const {
     const Double8 x = low_ + high_;
     return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));

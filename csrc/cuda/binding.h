@@ -30,14 +30,28 @@ class CudaBinding : public Binding {
 
   // Launches a step on torch's current stream, and returns the parameters that are written to. Only after `ready` said
   // true.
-  pybind11::list run(const std::vector<int>& group_numbers) {
+  pybind11::list run(const std::vector<int>& group_numbers, pybind11::handle clip, pybind11::handle grad_scale,
+                     pybind11::handle found_inf) {
+    const Scaling scaling = scaling_of(clip, grad_scale, found_inf);
     const auto stream = static_cast<cudaStream_t>(stream_ = current_stream());
     {
       pybind11::gil_scoped_release unlocked;
-      stepper_.step(stream, group_numbers);
+      stepper_.step(stream, group_numbers, scaling);
     }
     return stepped();
   }
+
+  // Launches the sum of squares over all gradients, which is then to be found at `square_sum_at` of the plan's memory,
+  // a double. Only after `ready` said true.
+  void square_sum(const std::vector<int>& group_numbers) {
+    const auto stream = static_cast<cudaStream_t>(stream_ = current_stream());
+    {
+      pybind11::gil_scoped_release unlocked;
+      stepper_.square_sum(stream, group_numbers);
+    }
+    let_go();
+  }
+  int64_t square_sum_at() const { return stepper_.square_sum_at(); }
 
   pybind11::list verdicts(const pybind11::bytes& memory) const {
     return tell(stepper_.verdicts(PyBytes_AsString(memory.ptr())));
@@ -63,7 +77,10 @@ inline void add_cuda_plan(pybind11::module_& m) {
            py::arg("lazy_buffer"), py::arg("first"), py::arg("device"))
       .def_property_readonly("memory_bytes", &CudaBinding::bytes)
       .def("image", &CudaBinding::image, py::arg("address"))
-      .def("run", &CudaBinding::run, py::arg("group_numbers"))
+      .def("square_sum", &CudaBinding::square_sum, py::arg("group_numbers"))
+      .def_property_readonly("square_sum_at", &CudaBinding::square_sum_at)
+      .def("run", &CudaBinding::run, py::arg("group_numbers"), py::arg("clip"), py::arg("grad_scale"),
+           py::arg("found_inf"))
       .def("verdicts", &CudaBinding::verdicts, py::arg("memory"))
       .def_property_readonly("captured", &CudaBinding::captured)
       .def_property_readonly("stream", &CudaBinding::stream)

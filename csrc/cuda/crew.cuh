@@ -38,6 +38,9 @@ struct RowStep {
   bool left_alone;
 };
 
+// A block's shared memory: its board, then room for rows.
+extern __shared__ __align__(16) unsigned char onepass_room[];
+
 // The part of shared memory that crews talk through.
 struct Board {
   RowSums sums[warps];

@@ -5,7 +5,8 @@
 //     measure  sums of p and g, and from them the gate, for tensors that do not speculate
 //     update   moments, p under the gate that is predicted or known, and the sums; the last crew of a tensor judges it
 //     settle   p of the tensors whose prediction was wrong, or whose rows were left alone
-//     prepare  scalars and step counts of capturable groups, before all else
+//     prepare  scalars and step counts of groups whose steps the device counts, before all else
+//     square_sum  of the gradients of every tensor, for clipping
 #pragma once
 
 #include "crew.cuh"
@@ -14,7 +15,7 @@
 
 namespace onepass::cuda {
 
-enum class Phase { step, measure, update, settle };
+enum class Phase { step, measure, update, settle, square_sum };
 
 // Calls work with the rows of an item, however their elements are reached. The host gives strided tensors to blocks.
 template <class Crew, class P, class Rule, class Work>
@@ -37,6 +38,10 @@ __device__ __forceinline__ void visit(const Frame& f, Board& board, const Opened
 
   if constexpr (phase == Phase::step) {
     rows([](const auto& r) { r.step(); });
+  } else if constexpr (phase == Phase::square_sum) {
+    Crew::clear(board);
+    rows([](const auto& r) { r.square_sum(); });
+    if (judge.put(index)) judge.squared();
   } else if constexpr (phase == Phase::measure) {
     if (!t.projected || t.speculates) return;
     Crew::clear(board);
@@ -80,6 +85,7 @@ __device__ __forceinline__ void open(const Arguments<Rule>& a, Board& board, uns
 template <Phase phase, class P, class Rule>
 __device__ __forceinline__ void each_item(const Arguments<Rule>& a) {
   const Frame& f = a.frame;
+  if (phase != Phase::square_sum && skipped(f.scaling)) return;
   Board& board = *reinterpret_cast<Board*>(onepass_room);
   for (int i = blockIdx.x; i < f.block_items; i += gridDim.x) {
     open<phase, Block, P>(a, board, i);
@@ -115,8 +121,15 @@ __global__ void __launch_bounds__(block_size, blocks_of<Rule>(3)) settle(const A
 }
 
 template <class P, class Rule>
+__global__ void __launch_bounds__(block_size, blocks_of<Rule>(4))
+    square_sum(const Arguments<Rule> __grid_constant__ a) {
+  each_item<Phase::square_sum, P>(a);
+}
+
+template <class P, class Rule>
 __global__ void __launch_bounds__(block_size) prepare(const Arguments<Rule> __grid_constant__ a) {
   const Frame& f = a.frame;
+  if (skipped(f.scaling)) return;
   for (int i = int(blockIdx.x) * block_size + int(threadIdx.x); i < f.all_tensors; i += gridDim.x * block_size) {
     const void* g = f.gradients ? load(f.gradients + i, of_plan) : a.gradient[i];
     if (g && f.tensors[i].kind == f.kind && f.tensors[i].live >= 0) prepare<Rule>(f, i);

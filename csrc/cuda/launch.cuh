@@ -15,6 +15,7 @@ struct LauncherOf {
   static Function function(Kernel kernel) {
     if (kernel == Kernel::prepare) return prepare<P, Rule>;
     if (kernel == Kernel::step) return step<P, Rule>;
+    if (kernel == Kernel::square_sum) return square_sum<P, Rule>;
     if constexpr (Rule::moments > 0) {
       if (kernel == Kernel::measure) return measure<P, Rule>;
       if (kernel == Kernel::update) return update<P, Rule>;

@@ -7,9 +7,9 @@
 
 namespace onepass::cuda {
 
-enum class Kernel : int { prepare, step, measure, update, settle };
-constexpr int kernel_count = 5;
-constexpr const char* kernel_names[kernel_count] = {"prepare", "step", "measure", "update", "settle"};
+enum class Kernel : int { prepare, step, measure, update, settle, square_sum };
+constexpr int kernel_count = 6;
+constexpr const char* kernel_names[kernel_count] = {"prepare", "step", "measure", "update", "settle", "square_sum"};
 
 // What comes with the arguments of a launch. No gradients, or no scalars: they are in device memory.
 struct ByValue {
@@ -32,6 +32,9 @@ const Launcher& launcher(Dtype dtype, Family family);
 
 // Writes words to device memory.
 cudaError_t send(const Parcel& parcel, cudaStream_t stream);
+
+// Adds up `count` numbers, sets them to 0, and stores their sum.
+cudaError_t add_up(double* numbers, int count, double* sum, cudaStream_t stream);
 
 // Shared memory of a block: beside the room for rows, and with it where the kernel holds rows.
 int board_bytes();

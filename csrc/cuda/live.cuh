@@ -33,15 +33,23 @@ __device__ inline Hyper hyper_now(const LiveHyper& live) {
   return h;
 }
 
-// Counts the step and works out the scalars of one tensor of a capturable group.
+// Whether the step is not to be taken.
+__device__ __forceinline__ bool skipped(const Scaling& scaling) {
+  return read(scaling.found_inf) != 0;
+}
+
+// Counts the step and works out the scalars of one tensor whose steps the device counts.
 template <class Rule>
 __device__ void prepare(const Frame& f, int tensor) {
   const DeviceTensor& t = f.tensors[tensor];
   Hyper h = hyper_now(f.live[t.live]);
+  h.grad_scale *= read(f.scaling.clip) / read(f.scaling.grad_scale);
   if (t.negated) h.grad_scale = -h.grad_scale;
   float count = 0;
   if (t.step) store(t.step, count = load(t.step, of_plan) + 1, of_plan);
-  const Scalars scalars = scalars_of(h, f.sgd, count, t.first && f.lazy_buffer);
+  const bool first = f.lazy_buffer && t.first && load(f.fresh + tensor, of_plan);
+  if (first) store(f.fresh + tensor, false, of_plan);
+  const Scalars scalars = scalars_of(h, f.sgd, count, first);
   store(reinterpret_cast<Course<Rule>*>(f.courses + int64_t(t.course) * course_bytes), course_of<Rule>(scalars),
         of_plan);
 }

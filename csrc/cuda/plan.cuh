@@ -14,7 +14,7 @@ constexpr int warps = block_size / warp_size;
 struct DeviceTensor {
   void* p;
   void* moment[max_moments];
-  float* step;            // of a capturable group; null where there is no count
+  float* step;            // null where there is no count, or the host counts
   uint8_t* gate_counter;  // null where not projected
   const int64_t* layout;  // null if packed, else sizes, then the strides of p, g and the moments
   int64_t rows, length;
@@ -25,7 +25,7 @@ struct DeviceTensor {
   int course;  // its scalars, in Arguments::course or Frame::courses
   int live;    // its group in Frame::live, or -1: the scalars come from the host
   bool projected, speculates, rows_fit;
-  bool negated, first;
+  bool negated, first;  // first: of its group's steps on the device, as far as the host knows; see Frame::fresh
 };
 
 inline int kind_of(Dtype dtype, Family family) {
@@ -67,7 +67,10 @@ struct Frame {
   Report* reports;       // of every item
   double* coefficients;  // c of every row of the projected tensors
   DeviceVerdict* verdicts;
-  unsigned* tickets;  // of every tensor: its items that are done
+  unsigned* tickets;    // of every tensor: its items that are done
+  bool* fresh;          // of every tensor: no step on the device was taken yet
+  double* square_sums;  // of the gradient of every tensor
+  Scaling scaling;
   int kind;
   int room_bytes;  // shared memory for rows
   bool sgd, lazy_buffer;

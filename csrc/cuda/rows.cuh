@@ -6,8 +6,6 @@
 
 namespace onepass::cuda {
 
-extern __shared__ __align__(16) unsigned char onepass_room[];
-
 template <class Crew, class O, class Rule>
 struct Rows {
   typedef typename Rule::Number S;
@@ -33,6 +31,29 @@ struct Rows {
       e.write_moments(o, place);
       o.p.write(place, e.p);
     });
+  }
+
+  // The sum of squares of g as it lies in memory, over one stretch as in `step`. Leaves the report on the board.
+  __device__ void square_sum() const {
+    Row s = o.row(0);
+    s.length *= o.rows;
+    constexpr int at_a_time = lanes == 1 ? 1 : 4;
+    const int vectors = s.vectors(), width = Crew::size;
+    RowSums own;
+    for (int j = Crew::rank(); j < vectors; j += at_a_time * width) {
+      S g[at_a_time][lanes];
+#pragma unroll
+      for (int n = 0; n < at_a_time; ++n)
+        if (j + n * width < vectors) o.g.read(o.place(s, j + n * width), g[n]);
+#pragma unroll
+      for (int n = 0; n < at_a_time; ++n) {
+        if (j + n * width >= vectors) continue;
+#pragma unroll
+        for (int i = 0; i < lanes; ++i) own.gg = fma(double(g[n][i]), double(g[n][i]), own.gg);
+      }
+    }
+    own = Crew::sum(own, width, board);
+    Crew::report(Crew::rank() == 0 ? Report{own} : Report{}, width, board);
   }
 
   // Calls visit(place, elements) for every width-th vector of a stretch, from `rank` on. Some are read at a time, so
@@ -247,11 +268,11 @@ struct Judge {
   }
 
   // All reports of the tensor put together, in an order that does not depend on who made them.
-  __device__ Report gather() const {
+  __device__ Report gather(bool with_cosines = true) const {
     const DeviceTensor& t = *o.t;
     Report all;
     for (int i = Crew::rank(); i < t.items; i += Crew::size) all.add(fresh_report(t.first_item + i));
-    if (o.piece) all.max_cosine_squared = max_or_nan(all.max_cosine_squared, complete_rows());
+    if (o.piece && with_cosines) all.max_cosine_squared = max_or_nan(all.max_cosine_squared, complete_rows());
     Crew::clear(board);
     Crew::report(all, 1, board);
     return Crew::join(board);
@@ -280,6 +301,11 @@ struct Judge {
     uint8_t* counter = o.t->gate_counter;
     store(counter, next_counter(load(counter, of_plan), v.gate), of_plan);
     return {v.gate, Write::through, 0, 0, v.scaled_cosine, pr.coefficient(v.sums), v.sums};
+  }
+
+  __device__ void squared() const {
+    const Report all = gather(false);
+    if (Crew::rank() == 0) store(f.square_sums + o.tensor, all.sums.gg, of_reports);
   }
 
   __device__ void measured() const {

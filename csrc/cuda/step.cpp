@@ -16,6 +16,9 @@ std::string kernel_name(Kernel kernel, Dtype dtype, Family family) {
          family_names[static_cast<int>(family)] + ")";
 }
 
+// Where the gradient of a tensor without elements is: not at null, as it is there, and its step counts.
+constexpr char no_elements = 0;
+
 template <class T>
 void put(std::vector<char>& bytes, int64_t offset, const T* from, int64_t count) {
   if (count) std::memcpy(bytes.data() + offset, from, count * sizeof(T));
@@ -54,6 +57,9 @@ void CudaStepper::lay_out() {
   reports_ = section(items * sizeof(Report));
   coefficients_ = section(plan_.coefficients * sizeof(double));
   tickets_ = section(tensors * sizeof(unsigned));
+  fresh_ = section(tensors * sizeof(bool));
+  square_sums_ = section(tensors * sizeof(double));
+  square_sum_ = section(sizeof(double));
   gradients_ = section(gradients_in_memory_ ? tensors * sizeof(void*) : 0);
   courses_ = section(2 * tensors * course_bytes);  // a tensor's own, then those that are shared
   course_.resize(tensors);
@@ -81,6 +87,7 @@ std::vector<char> CudaStepper::image(uint64_t address) {
   const std::vector<int64_t> layouts = this->layouts();
   put(bytes, items_.offset, plan_.items.data(), static_cast<int64_t>(plan_.items.size()));
   put(bytes, layouts_.offset, layouts.data(), static_cast<int64_t>(layouts.size()));
+  std::fill_n(bytes.begin() + fresh_.offset, plan_.tensors.size(), char(true));
   known_tensors_ = {std::vector<char>(tensors_.bytes)};
   known_live_ = {std::vector<char>(live_.bytes)};
   known_gradients_ = {std::vector<char>(gradients_.bytes)};
@@ -100,24 +107,33 @@ std::vector<Verdict> CudaStepper::verdicts(const char* memory) const {
 
 // ---------------------------------------------------------------- a step
 
-void CudaStepper::step(cudaStream_t stream, const std::vector<int>& group_numbers) {
+void CudaStepper::step(cudaStream_t stream, const std::vector<int>& group_numbers, const Scaling& scaling) {
+  begin(stream, group_numbers);
+  launch_all(stream, scaling);
+  for (size_t i = 0; i < plan_.tensors.size(); ++i) {
+    Tensor& t = plan_.tensors[i];
+    stepped_[i] = t.active && t.projected;
+    if (!t.active || plan_.live[t.group].on_device) continue;
+    if (t.step) *t.step += 1;
+    t.first = false;
+  }
+}
+
+void CudaStepper::square_sum(cudaStream_t stream, const std::vector<int>& group_numbers) {
+  begin(stream, group_numbers);
+  each_kind([&](Dtype d, Family f, const Kind&) { launch(Kernel::square_sum, d, f, stream); });
+  check(add_up(in<double>(square_sums_), static_cast<int>(plan_.tensors.size()), in<double>(square_sum_), stream),
+        "launching add_up");
+  launches_.push_back("add_up");
+}
+
+// Has the device know all that the launches to come will ask for.
+void CudaStepper::begin(cudaStream_t stream, const std::vector<int>& group_numbers) {
   capturing_ = is_captured(stream);
   if (capturing_) check_capturable(group_numbers);
   launches_.clear();
   set_courses();
   upload(stream);
-  launch_all(stream);
-  bool was_first = false;
-  for (size_t i = 0; i < plan_.tensors.size(); ++i) {
-    Tensor& t = plan_.tensors[i];
-    stepped_[i] = t.active && t.projected;
-    if (!t.active) continue;
-    const bool live = plan_.live[t.group].capturable;
-    if (t.step && !live) *t.step += 1;
-    was_first |= live && t.first;
-    t.first = false;
-  }
-  if (was_first) upload(stream);  // now, as the next step may be captured
 }
 
 bool CudaStepper::is_captured(cudaStream_t stream) const {
@@ -143,15 +159,15 @@ void CudaStepper::set_courses() {
   courses_in_memory_ = false;
   for (int i = 0; i < count; ++i) {
     const Tensor& t = plan_.tensors[i];
-    gradient_[i] = t.active ? t.g.data : nullptr;
+    gradient_[i] = !t.active ? nullptr : t.g.data ? t.g.data : &no_elements;
     if (!t.active) continue;
-    const bool live = plan_.live[t.group].capturable;
+    const bool live = plan_.live[t.group].on_device;
     course_[i] = live ? i : course_of(t, t.step ? *t.step + 1 : 0);
     courses_in_memory_ |= live || course_[i] >= max_courses;
   }
   if (!courses_in_memory_) return;
   for (int i = 0; i < count; ++i)
-    if (plan_.tensors[i].active && !plan_.live[plan_.tensors[i].group].capturable) course_[i] += count;
+    if (plan_.tensors[i].active && !plan_.live[plan_.tensors[i].group].on_device) course_[i] += count;
 }
 
 int CudaStepper::course_of(const Tensor& t, float count) {
@@ -168,7 +184,7 @@ int CudaStepper::course_of(const Tensor& t, float count) {
 
 DeviceTensor CudaStepper::describe(int i) const {
   const Tensor& t = plan_.tensors[i];
-  const bool live = plan_.live[t.group].capturable;
+  const bool live = plan_.live[t.group].on_device;
   DeviceTensor d;
   std::memset(&d, 0, sizeof d);  // padding too: the bytes are compared
   d.p = t.p.data;
@@ -201,7 +217,7 @@ void CudaStepper::Mirror::put(int64_t at, const void* from, int64_t count) {
 void CudaStepper::upload(cudaStream_t stream) {
   const int count = static_cast<int>(plan_.tensors.size());
   for (size_t g = 0; g < plan_.live.size(); ++g)
-    if (plan_.live[g].capturable) known_live_.put(g * sizeof(LiveHyper), &plan_.live[g], sizeof(LiveHyper));
+    if (plan_.live[g].on_device) known_live_.put(g * sizeof(LiveHyper), &plan_.live[g], sizeof(LiveHyper));
   for (int i = 0; i < count; ++i) {
     if (gradients_in_memory_) known_gradients_.put(i * sizeof(void*), &gradient_[i], sizeof(void*));
     const Tensor& t = plan_.tensors[i];
@@ -236,29 +252,36 @@ void CudaStepper::send(const Section& s, Mirror& mirror, cudaStream_t stream) {
   mirror.begin = mirror.end = 0;
 }
 
-void CudaStepper::launch_all(cudaStream_t stream) {
-  bool present[4][3] = {}, measured[4][3] = {}, gated[4][3] = {}, live[4][3] = {};
+// Calls launch(dtype, family, kind) for every kind of tensor that is to be stepped.
+template <class Launch>
+void CudaStepper::each_kind(const Launch& launch) const {
+  Kind kinds[4][3] = {};
   for (const Tensor& t : plan_.tensors) {
-    if (!t.active || t.items == 0) continue;
-    const int d = static_cast<int>(t.dtype), f = static_cast<int>(plan_.family(t.group));
-    present[d][f] = true;
-    gated[d][f] |= t.projected;
-    measured[d][f] |= t.projected && !plan_.speculates(t);
-    live[d][f] |= plan_.live[t.group].capturable;
+    if (!t.active) continue;
+    Kind& kind = kinds[static_cast<int>(t.dtype)][static_cast<int>(plan_.family(t.group))];
+    kind.present = true;
+    kind.gated |= t.projected;
+    kind.measured |= t.projected && !plan_.speculates(t);
+    kind.live |= plan_.live[t.group].on_device;
   }
   for (int d = 0; d < 4; ++d)
-    for (int f = 0; f < 3; ++f) {
-      if (!present[d][f]) continue;
-      auto run = [&](Kernel kernel) { launch(kernel, Dtype(d), Family(f), stream); };
-      if (live[d][f]) run(Kernel::prepare);
-      if (measured[d][f]) run(Kernel::measure);
-      run(gated[d][f] ? Kernel::update : Kernel::step);
-      if (gated[d][f]) run(Kernel::settle);
-    }
+    for (int f = 0; f < 3; ++f)
+      if (kinds[d][f].present) launch(Dtype(d), Family(f), kinds[d][f]);
 }
 
-void CudaStepper::launch(Kernel kernel, Dtype dtype, Family family, cudaStream_t stream) {
+void CudaStepper::launch_all(cudaStream_t stream, const Scaling& scaling) {
+  each_kind([&](Dtype d, Family f, const Kind& kind) {
+    auto run = [&](Kernel kernel) { launch(kernel, d, f, stream, scaling); };
+    if (kind.live) run(Kernel::prepare);
+    if (kind.measured) run(Kernel::measure);
+    run(kind.gated ? Kernel::update : Kernel::step);
+    if (kind.gated) run(Kernel::settle);
+  });
+}
+
+void CudaStepper::launch(Kernel kernel, Dtype dtype, Family family, cudaStream_t stream, const Scaling& scaling) {
   Frame f{};
+  f.scaling = scaling;
   f.items = in<Item>(items_);
   f.block_items = shape_.block_items;
   f.all_items = static_cast<int>(plan_.items.size());
@@ -271,6 +294,8 @@ void CudaStepper::launch(Kernel kernel, Dtype dtype, Family family, cudaStream_t
   f.coefficients = in<double>(coefficients_);
   f.verdicts = in<DeviceVerdict>(verdicts_);
   f.tickets = in<unsigned>(tickets_);
+  f.fresh = in<bool>(fresh_);
+  f.square_sums = in<double>(square_sums_);
   f.kind = kind_of(dtype, family);
   f.room_bytes = shape_.room_bytes;
   f.sgd = plan_.sgd, f.lazy_buffer = plan_.lazy_buffer;

@@ -20,7 +20,11 @@ class CudaStepper {
 
   // Launches a step of every active tensor on a stream of the plan's device, which is the current one; does not wait.
   // group_numbers: of the plan's groups, for messages.
-  void step(cudaStream_t stream, const std::vector<int>& group_numbers);
+  void step(cudaStream_t stream, const std::vector<int>& group_numbers, const Scaling& scaling);
+
+  // Likewise, the sum of squares over the gradients of all active tensors, a double at `square_sum_at` of the memory.
+  void square_sum(cudaStream_t stream, const std::vector<int>& group_numbers);
+  int64_t square_sum_at() const { return square_sum_.offset; }
 
   // Of each tensor, from the plan's memory as it was read back.
   std::vector<Verdict> verdicts(const char* memory) const;
@@ -55,6 +59,7 @@ class CudaStepper {
   void lay_out();
   std::vector<int64_t> layouts();
 
+  void begin(cudaStream_t stream, const std::vector<int>& group_numbers);
   bool is_captured(cudaStream_t stream) const;
   void check_capturable(const std::vector<int>& group_numbers) const;
   void set_courses();
@@ -62,8 +67,14 @@ class CudaStepper {
   DeviceTensor describe(int tensor) const;
   void upload(cudaStream_t stream);
   void send(const Section& s, Mirror& mirror, cudaStream_t stream);
-  void launch_all(cudaStream_t stream);
-  void launch(Kernel kernel, Dtype dtype, Family family, cudaStream_t stream);
+  // What the tensors of one dtype and family that are to be stepped ask for.
+  struct Kind {
+    bool present, gated, measured, live;
+  };
+  template <class Launch>
+  void each_kind(const Launch& launch) const;
+  void launch_all(cudaStream_t stream, const Scaling& scaling);
+  void launch(Kernel kernel, Dtype dtype, Family family, cudaStream_t stream, const Scaling& scaling = {});
   int blocks(Kernel kernel, Dtype dtype, Family family);
   // Throws if a call has failed; `doing` and `what` say which.
   void check(cudaError_t error, const char* doing, const char* what = "") const;
@@ -75,6 +86,7 @@ class CudaStepper {
   uint64_t address_ = 0;
   int64_t bytes_ = 0;
   Section tensors_, items_, layouts_, live_, verdicts_, reports_, coefficients_, tickets_, gradients_, courses_;
+  Section fresh_, square_sums_, square_sum_;
   std::vector<int64_t> layout_at_;  // of every tensor, in `layouts_`; -1 if it is packed
 
   // What a course is made of: tensors that share these share their scalars.

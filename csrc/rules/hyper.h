@@ -29,13 +29,21 @@ struct LiveNumber {
 
 enum class Decay : int { direct, l2, metric };  // which field of Hyper the weight decay enters
 
-// The hyper-parameters of a capturable group, before hyper.py's hyper_of has made Hyper's fields of them.
+// The hyper-parameters of a group whose steps the device counts, before hyper.py's hyper_of has made Hyper's fields of
+// them.
 struct LiveHyper {
-  bool capturable = false;
+  bool on_device = false;   // whether the group is one
+  bool capturable = false;  // whether its steps may be captured into a graph
   Hyper fixed;
   LiveNumber lr, weight_decay, beta1, beta2, momentum, initial_lr;
   Decay decay = Decay::direct;
   bool decouple_lr = false, over_one_minus_momentum = false;
+};
+
+// What the gradients of a step are multiplied by besides their group's sign, and whether it is not to be taken:
+// scaling.py.
+struct Scaling {
+  LiveNumber clip{1}, grad_scale{1}, found_inf{0};
 };
 
 // Every scalar of one tensor at one step.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 from . import cuda, native, triton
 from .hyper import Hyper
 from .reference import Verdict
+from .reference import square_sum as reference_square_sum
 from .reference import step as reference_step
+from .scaling import Scaling
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
@@ -23,7 +26,8 @@ class Runner(Protocol):
     """Steps the groups of one backend. Nothing but `run` writes to a parameter, a moment or a step count."""
 
     name: str
-    capturable: bool  # whether its steps can be captured into a CUDA graph
+    indices: list[int]  # of its groups
+    capturable: bool  # whether the device can count its steps, so that they can be captured into a CUDA graph
 
     def bind(self, state: Any, first: list[Tensor]) -> None:
         """Takes the optimizer's state; `first` lists the parameters whose moments were made for this step."""
@@ -31,8 +35,11 @@ class Runner(Protocol):
     def ready(self, groups: list[dict[str, Any]], hypers: list[Hyper]) -> bool:
         """Looks at every tensor of the coming step; False if anything is not as it was when it was bound."""
 
-    def run(self, hypers: list[Hyper]) -> None:
-        """Performs the step."""
+    def square_sum(self) -> Tensor:
+        """The sum of squares over all gradients, float64, on their device. Only after `ready` said true."""
+
+    def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
+        """Performs the step. Only after `ready` said true."""
 
     def verdicts(self) -> dict[Tensor, Verdict]:
         """What the gates saw at the last step."""
@@ -45,7 +52,7 @@ class ReferenceRunner:
     capturable = False
 
     def __init__(self, optimizer: Optimizer, indices: list[int]):
-        self.rule = optimizer.rule
+        self.rule, self.indices = optimizer.rule, indices
         self.groups = [(i, optimizer.param_groups[i]) for i in indices]
         self.bound = False
         self.last: dict[Tensor, Verdict] = {}
@@ -58,14 +65,20 @@ class ReferenceRunner:
         bound, self.bound = self.bound, False
         return bound
 
+    def square_sum(self) -> Tensor:
+        return reference_square_sum([p.grad for _, group in self.groups for p in group["params"] if p.grad is not None])
+
     @torch.no_grad()
-    def run(self, hypers: list[Hyper]) -> None:
+    def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
+        if scaling.skips:
+            return
         self.last = {}
         for i, group in self.groups:
+            h = replace(hypers[i], grad_scale=hypers[i].grad_scale * scaling.factor)
             for p in group["params"]:
                 if p.grad is not None:
                     own = self.state.get(p, {})
-                    verdict = reference_step(self.rule, p, p.grad, own, hypers[i], id(p) in self.first)
+                    verdict = reference_step(self.rule, p, p.grad, own, h, id(p) in self.first)
                     if verdict is not None:
                         self.last[p] = verdict
 

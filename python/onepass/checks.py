@@ -84,10 +84,10 @@ def check_gradients(groups: Sequence[Group]) -> None:
             )
 
 
-def check_state(rule: Rule, groups: Sequence[Group], state: Any) -> None:
+def check_state(rule: Rule, groups: Sequence[Group], state: Any, counts_on_device: bool) -> None:
     """Raises if a state tensor, loaded or replaced by hand, does not fit its parameter."""
-    capturable = [group["capturable"] for group in groups for _ in group["params"]]
-    for (name, p), on_device in zip(each_parameter(groups), capturable, strict=True):
+    counted_there = [group["capturable"] or counts_on_device for group in groups for _ in group["params"]]
+    for (name, p), on_device in zip(each_parameter(groups), counted_there, strict=True):
         own = state.get(p, {})
         for key in rule.moments:
             moment = own.get(key)
@@ -120,9 +120,9 @@ def check_state(rule: Rule, groups: Sequence[Group], state: Any) -> None:
                 )
 
 
-def step_device(p: Tensor, capturable: bool) -> torch.device:
-    """Where the step count of `p` lies: beside it only if its steps are captured, since the host reads it otherwise."""
-    return p.device if capturable else torch.device("cpu")
+def step_device(p: Tensor, on_device: bool) -> torch.device:
+    """Where the step count of `p` lies: beside it only if the device is to count, since the host reads it otherwise."""
+    return p.device if on_device else torch.device("cpu")
 
 
 def overlaps(t: Tensor) -> bool:

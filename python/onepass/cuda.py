@@ -13,6 +13,7 @@ from . import native
 from .hyper import Hyper
 from .native import PlanRunner, verdicts_of
 from .reference import Verdict
+from .scaling import Scaling
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
@@ -78,10 +79,22 @@ class CudaRunner(PlanRunner):
     def plan_class(self) -> Any:
         return native._C.CudaPlan
 
-    def run(self, hypers: list[Hyper]) -> None:
+    def square_sum(self) -> Tensor:
+        with self.on_device():
+            self.plan.square_sum(self.indices)
+        self.keep()
+        at = self.plan.square_sum_at
+        return self.memory[at : at + 8].view(torch.float64)[0]
+
+    def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
+        here = scaling.to(self.device)
         # autograd refuses a backward pass through weights that were written to: it knows by their version.
         with self.on_device():
-            increment_version(self.plan.run(self.indices))
+            increment_version(self.plan.run(self.indices, here.clip, here.grad_scale, here.found_inf))
+        self.keep()
+
+    def keep(self) -> None:
+        """Keeps the plan's memory for as long as what was launched last may use it."""
         if (
             self.plan.stream != self.stream
         ):  # torch must not give the memory to others before this stream is done with it

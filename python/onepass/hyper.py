@@ -37,8 +37,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Live:
-    """The hyper-parameters of a capturable group before they are put into `Hyper`'s terms, which the device then does at
-    every step. A tensor on the parameters' device is read there, so that a captured graph sees what it is set to.
+    """The hyper-parameters of a group whose steps the device counts, before they are put into `Hyper`'s terms, which the
+    device then does at every step. A tensor on the parameters' device is read there if the group is capturable, so that a
+    captured graph sees what it is set to.
 
     decay: "direct" (decoupled or proximal), "l2" or "metric": which field of `Hyper` the weight decay enters.
     identities: of the tensors, by which two of these are compared.
@@ -53,6 +54,7 @@ class Live:
     decay: str
     decouple_lr: bool
     over_one_minus_momentum: bool
+    capturable: bool
     identities: tuple[float | int, ...]
 
 
@@ -65,7 +67,7 @@ class Hyper:
     l2: coefficient of `g += l2*p`.
     metric_decay: AdamProxL2's wd, in torch's convention: `p = (p - s*u)/(1 + metric_decay*s/D)`.
     grad_scale: every gradient is multiplied by it: -1 to maximize, else 1.
-    live: None unless the group is capturable; lr, betas, momentum and the decays then come from there.
+    live: None unless the device counts the steps; lr, betas, momentum and the decays then come from there.
     """
 
     lr: float
@@ -90,8 +92,10 @@ class Hyper:
 _DECAYS = ("decoupled", "proximal")
 
 
-def hyper_of(rule: Rule, group: dict[str, Any], index: int) -> Hyper:
+def hyper_of(rule: Rule, group: dict[str, Any], index: int, counts_on_device: bool = False) -> Hyper:
     """Checks the param group `group`, number `index`, and returns its `Hyper`.
+
+    counts_on_device: whether the device counts the steps though the group is not capturable.
 
     Raises ValueError or TypeError naming the group, the argument, what it got and what it takes.
     """
@@ -136,7 +140,7 @@ def hyper_of(rule: Rule, group: dict[str, Any], index: int) -> Hyper:
         common["speculate"] = bool(group["speculate"])
         if rule.family == "sgd" and wd:
             common["decay"] /= _one_minus_momentum(common["momentum"], index)
-    if group["capturable"]:
+    if group["capturable"] or counts_on_device:
         common["live"] = _live_of(rule, group, decay, number)
     return Hyper(**common)
 
@@ -158,6 +162,7 @@ def _live_of(rule: Rule, group: dict[str, Any], decay: str, number: _Numbers) ->
         decay={"l2": "l2", "proximal_l2": "metric"}.get(decay, "direct"),
         decouple_lr=bool(group["decouple_lr"]),
         over_one_minus_momentum=rule.projected and rule.family == "sgd",
+        capturable=bool(group["capturable"]),
         identities=tuple(id(value) if number.is_live(value) else value for value in values.values()),
     )
 

@@ -12,6 +12,7 @@ from torch.autograd.graph import increment_version
 from ._version import __version__
 from .hyper import Hyper
 from .reference import Verdict
+from .scaling import Scaling
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
@@ -94,9 +95,14 @@ class CpuRunner(PlanRunner):
     def make_plan(self, *arguments: Any) -> None:
         self.plan = _C.CpuPlan(*arguments)
 
-    def run(self, hypers: list[Hyper]) -> None:
+    def square_sum(self) -> Tensor:
+        return torch.tensor(self.plan.square_sum(torch.get_num_threads()), dtype=torch.float64)
+
+    def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
+        if scaling.skips:
+            return
         # autograd refuses a backward pass through weights that were written to: it knows by their version.
-        increment_version(self.plan.run(torch.get_num_threads()))
+        increment_version(self.plan.run(torch.get_num_threads(), scaling.factor))
 
     def verdicts(self) -> dict[Tensor, Verdict]:
         return verdicts_of(self.plan.verdicts())

@@ -13,6 +13,7 @@ from . import backends
 from .checks import check_gradients, check_parameters, check_state, step_device
 from .hyper import Hyper, Rule, has_buffer, hyper_of
 from .reference import Verdict, working_dtype
+from .scaling import NO_SCALING, Clip, Scaling, checked_max_norm, clip_coefficient, total_norm_of
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -30,6 +31,9 @@ class Optimizer(torch.optim.Optimizer):
 
     rule: ClassVar[Rule]
 
+    # torch.amp.GradScaler then leaves the gradients as they are and sets `grad_scale` and `found_inf` for the step.
+    _step_supports_amp_scaling = True
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any]):
         self._forget()
         super().__init__(params, defaults)
@@ -42,6 +46,12 @@ class Optimizer(torch.optim.Optimizer):
         self._loading: dict[str, Any] | None = None
         # What CUDA graphs that were captured of steps still point to, for as long as there is this optimizer.
         self._captured: list[Tensor] = getattr(self, "_captured", [])
+        # Whether step counts lie beside the parameters in groups that are not capturable too: once a step was scaled on
+        # a device, as only the device knows whether it was taken.
+        self._counts_on_device: bool = getattr(self, "_counts_on_device", False)
+        self._clip: Clip | None = getattr(self, "_clip", None)
+        # Parameters whose state was made for a step that has not been taken yet.
+        self._unstepped: set[Tensor] = getattr(self, "_unstepped", set())
 
     # ------------------------------------------------------------------ param groups
 
@@ -66,7 +76,7 @@ class Optimizer(torch.optim.Optimizer):
             known, hyper = cached[index]
             plain = all([isinstance(value, _PLAIN) for value in values])
             if hyper is None or not plain or values != known:
-                hyper = hyper_of(self.rule, group, index)
+                hyper = hyper_of(self.rule, group, index, self._counts_on_device)
             fresh.append((values if plain else (), hyper))
         self._cached = fresh
         return [hyper for _, hyper in fresh]
@@ -85,25 +95,41 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        scaling = self._scaling()
+        hypers = self._make_ready(scaled=bool(scaling))
+        for runner in self._runners:
+            runner.run(hypers, scaling)
+        if self._unstepped and not scaling.known_to_skip:
+            self._unstepped = {p for p in self._unstepped if p.grad is None}
+        self._clip = None
+        return loss
+
+    def _make_ready(self, scaled: bool) -> list[Hyper]:
+        """Looks at every group and tensor and has all runners ready for a step; returns the groups' hyper-parameters.
+
+        scaled: whether the step has a `Scaling`.
+        """
         hypers = self._hypers()
         layout = [(id(group), group["backend"]) for group in self.param_groups]
         if layout != self._layout or not all([runner.ready(self.param_groups, hypers) for runner in self._runners]):
             self._prepare(hypers)
             self._layout = layout
-        for runner in self._runners:
-            runner.run(hypers)
-        return loss
+        if scaled and not self._counts_on_device and self._needs_counts_on_device():
+            self._move_counts()
+            return self._make_ready(scaled)
+        return hypers
 
     @torch.no_grad()
     def _prepare(self, hypers: list[Hyper]) -> None:
         """The slow path: checks everything, makes missing state, and gives every backend its groups."""
         check_parameters(self.param_groups)
         check_gradients(self.param_groups)
-        check_state(self.rule, self.param_groups, self.state)
+        check_state(self.rule, self.param_groups, self.state, self._counts_on_device)
         runners = backends.runners_for(self)
-        first = [p for group, h in zip(self.param_groups, hypers, strict=True) for p in self._make_state(group, h)]
+        for group, h in zip(self.param_groups, hypers, strict=True):
+            self._unstepped.update(self._make_state(group, h))
         for runner in runners:
-            runner.bind(self.state, first)
+            runner.bind(self.state, [p for p in self._unstepped if p.grad is not None])
             if not runner.ready(self.param_groups, hypers):
                 raise RuntimeError(f"onepass: backend {runner.name!r} refuses tensors that passed every check; a bug")
         self._runners = runners
@@ -116,7 +142,8 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             state = self.state[p]
             if self.rule.counted and state.get("step") is None:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(p, group["capturable"]))
+                on_device = group["capturable"] or self._counts_on_device
+                state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(p, on_device))
             if self.rule.projected and p.dim() > 1 and state.get("gate_counter") is None:
                 state["gate_counter"] = torch.ones((), dtype=torch.uint8, device=p.device)
             for key in self.rule.moments if has_buffer(self.rule, h) else ():
@@ -133,10 +160,88 @@ class Optimizer(torch.optim.Optimizer):
         """
         return {p: verdict for runner in self._runners for p, verdict in runner.verdicts().items()}
 
+    # ------------------------------------------------------------------ scaled gradients
+
+    def clip_grad_norm_(self, max_norm: float | Tensor, error_if_nonfinite: bool = False) -> Tensor:
+        """Has the coming step clip the norm of all gradients of this optimizer, taken as one vector, to `max_norm`.
+
+            total_norm = sqrt(sum over all groups of |g|^2)        g = min(1, max_norm/(total_norm + 1e-6))*g
+
+        The same as `torch.nn.utils.clip_grad_norm_(params, max_norm)`, but the gradients are read once and not written:
+        the step multiplies the coefficient in. A second call clips what the first has left. With a
+        `torch.amp.GradScaler`, call `scaler.unscale_(optimizer)` before. `zero_grad` forgets the coefficient, and so does
+        a step for which all gradients are new.
+
+        Args:
+            max_norm: at least 0.
+            error_if_nonfinite: raise RuntimeError if the norm is infinite or NaN, which waits for the device. Otherwise
+                such a norm makes the coefficient 0 or NaN, as in torch.
+
+        Returns the norm before clipping, a tensor of one number on the device of the first group: float32, or float64 if
+        some parameter is; sums are taken in float64, in one fixed order.
+
+        Raises what `step` raises. The step raises RuntimeError if some gradients were replaced or written to in between.
+        """
+        limit = checked_max_norm(max_norm)
+        earlier = self._clip.coefficient_for(self._gradients(), writes=0) if self._clip else None
+        self._make_ready(scaled=True)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        dtype = torch.float64 if any([p.dtype == torch.float64 for p in parameters]) else torch.float32
+        with torch.no_grad():
+            square_sums = [runner.square_sum() for runner in self._runners] or [torch.zeros((), dtype=torch.float64)]
+            total_norm = total_norm_of(square_sums, earlier, dtype)
+            if error_if_nonfinite and not bool(total_norm.isfinite()):
+                raise RuntimeError(
+                    f"the norm of all gradients is {float(total_norm)}, so they cannot be clipped to {limit:g}; skip this "
+                    "step, or use error_if_nonfinite=False to clip by it all the same"
+                )
+            self._clip = Clip(clip_coefficient(limit, total_norm, earlier), self._gradients())
+        return total_norm
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch.optim. Forgets what `clip_grad_norm_` has left for the coming step."""
+        self._clip = None
+        super().zero_grad(set_to_none)
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+    def _scaling(self) -> Scaling:
+        """What the coming step is to multiply gradients by."""
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if self._clip is None and grad_scale is None and found_inf is None:
+            return NO_SCALING
+        # To look for infinities, a scaler multiplies gradients that were not unscaled by 1.
+        writes = 0 if grad_scale is None else 1
+        clip = self._clip.coefficient_for(self._gradients(), writes) if self._clip else None
+        return Scaling(clip, grad_scale, found_inf)
+
+    def _needs_counts_on_device(self) -> bool:
+        return any(
+            [
+                runner.capturable and not self.param_groups[i]["capturable"]
+                for runner in self._runners
+                for i in runner.indices
+            ]
+        )
+
+    @torch.no_grad()
+    def _move_counts(self) -> None:
+        """Puts step counts beside their parameters."""
+        self._counts_on_device, self._cached, self._layout = True, [], []
+        for p, own in self.state.items():
+            if isinstance(own.get("step"), Tensor):
+                own["step"] = own["step"].to(p.device)
+
     # ------------------------------------------------------------------ checkpoints
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"defaults": self.defaults, "state": self.state, "param_groups": self.param_groups}
+        return {
+            "defaults": self.defaults,
+            "state": self.state,
+            "param_groups": self.param_groups,
+            "_counts_on_device": self._counts_on_device,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = getattr(self, "_loading", None)
@@ -175,11 +280,13 @@ class Optimizer(torch.optim.Optimizer):
     def _restore(self, loaded: dict[str, Any]) -> None:
         """Puts the loaded state in again, from the tensors as they were saved."""
         ids = chain.from_iterable(group["params"] for group in loaded["param_groups"])
-        params = [(p, group["capturable"]) for group in self.param_groups for p in group["params"]]
-        for saved_id, (p, capturable) in zip(ids, params, strict=True):
+        params = [
+            (p, group["capturable"] or self._counts_on_device) for group in self.param_groups for p in group["params"]
+        ]
+        for saved_id, (p, on_device) in zip(ids, params, strict=True):
             for key, value in loaded["state"].get(saved_id, {}).items():
                 if key == "step":
-                    value = torch.tensor(float(value), dtype=torch.float32, device=step_device(p, capturable))
+                    value = torch.tensor(float(value), dtype=torch.float32, device=step_device(p, on_device))
                 elif key == "gate_counter":
                     value = torch.as_tensor(value).to(device=p.device, dtype=torch.uint8, copy=True)
                 elif key in self.rule.moments and isinstance(value, Tensor):

@@ -75,6 +75,12 @@ def step(rule: Rule, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, f
     return verdict
 
 
+def square_sum(gradients: list[Tensor]) -> Tensor:
+    """The sum of squares over all gradients, in float64: the square of the norm that clipping looks at."""
+    sums = [g.double().square().sum() for g in gradients]
+    return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64)
+
+
 def adam_direction(p: Tensor, g: Tensor, state: dict[str, Any], h: Hyper) -> tuple[Tensor, float]:
     """m = b1*m + (1-b1)*g;  v = b2*v + (1-b2)*g^2;  D = sqrt(v)/sqrt(bc2) + eps;  u = m/D;  s = lr/bc1.
 

@@ -1,0 +1,364 @@
+"""`clip_grad_norm_`: what torch's does to the gradients, done by the step, which reads them anyway."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import onepass
+from compare import Snapshot, assert_same_bits, assert_same_state
+from drive import feed, parameters, parameters_of, train
+from emulated_backend import emulated
+from records import BACKENDS, Record, each_backend, each_dtype, each_optimizer
+from tensors import LAYOUTS, Guarded, values
+
+SHAPES: list[tuple[int, ...]] = [(40, 30), (7,), (), (0, 4), (5, 3, 3, 3)]
+LONG = [*SHAPES, (3, 40_000)]  # rows that no backend holds on chip
+
+
+def make(record: Record, backend: str = "cpu", dtype: torch.dtype = torch.float32, **changed: Any) -> Any:
+    return record.make(parameters(dtype), backend=backend, **{**record.typical, **changed})
+
+
+def adamp(shapes: Sequence[tuple[int, ...]] = SHAPES, backend: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    params = [values(shape, dtype, i).requires_grad_() for i, shape in enumerate(shapes)]
+    opt = onepass.AdamP(params, lr=0.1, weight_decay=0.1, backend=backend)
+    for i, p in enumerate(params):
+        p.grad = values(p.shape, dtype, 100 + i)
+    return opt
+
+
+def gradients_of(opt: Any) -> list[Tensor]:
+    return [p.grad for p in parameters_of(opt)]
+
+
+def norm_of(gradients: list[Tensor]) -> float:
+    """In more digits than any backend has."""
+    return math.sqrt(math.fsum(x * x for g in gradients for x in g.double().flatten().tolist()))
+
+
+# ------------------------------------------------------------------ the same as torch
+
+
+@each_dtype
+@each_backend
+@each_optimizer
+def test_same_as_scaled_gradients(record: Record, backend: str, dtype: torch.dtype) -> None:
+    """The step returns the bits of a step on gradients that were multiplied by torch's coefficient."""
+    ours, plain = make(record, backend, dtype), make(record, backend, dtype)
+    for time in range(4):
+        feed(ours, time)
+        limit = 0.3 * norm_of(gradients_of(ours))
+        for p, q in zip(parameters_of(ours), parameters_of(plain), strict=True):
+            q.grad = p.grad.clone()
+        total_norm = ours.clip_grad_norm_(limit)
+        coefficient = float(torch.clamp(limit / (total_norm + 1e-6), max=1.0))
+        assert 0.29 < coefficient < 0.31
+        ours.step()
+        # A gradient of 16 bits has no room for the product.
+        sign = -1.0 if ours.param_groups[0]["maximize"] else 1.0
+        plain.param_groups[0]["maximize"] = False
+        _step_scaled(plain, sign * coefficient)
+        for i, (p, q) in enumerate(zip(parameters_of(ours), parameters_of(plain), strict=True)):
+            assert_same_bits(p, q, f"step {time}, parameter {i}")
+
+
+def _step_scaled(opt: Any, factor: float) -> None:
+    """A step with the factor where `maximize` has its sign, in float64 until it is used."""
+    opt.grad_scale = torch.tensor(1 / factor, dtype=torch.float64)
+    opt.step()
+    del opt.grad_scale
+
+
+@each_backend
+@each_optimizer
+def test_same_as_torch(record: Record, backend: str) -> None:
+    ours, theirs = make(record, backend), make(record, backend)
+    for time in range(4):
+        feed(ours, time)
+        for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
+            q.grad = p.grad.clone()
+        for limit in (1.5, 0.7):  # the second clips what the first has left
+            got = ours.clip_grad_norm_(limit)
+            want = torch.nn.utils.clip_grad_norm_(parameters_of(theirs), limit)
+            torch.testing.assert_close(got, want)
+        ours.step()
+        theirs.step()
+        for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+@each_backend
+def test_gradients_are_not_written(backend: str) -> None:
+    opt = adamp(backend=backend)
+    before = [g.clone() for g in gradients_of(opt)]
+    opt.clip_grad_norm_(1e-3)
+    opt.step()
+    for i, (g, want) in enumerate(zip(gradients_of(opt), before, strict=True)):
+        assert_same_bits(g, want, f"gradient {i}")
+
+
+@each_backend
+def test_small_norms_are_left_alone(backend: str) -> None:
+    clipped, plain = adamp(backend=backend), adamp(backend=backend)
+    clipped.clip_grad_norm_(1e9)
+    clipped.step()
+    plain.step()
+    assert_same_state(clipped, plain)
+
+
+# ------------------------------------------------------------------ the norm
+
+
+@each_dtype
+@each_backend
+def test_norm(backend: str, dtype: torch.dtype) -> None:
+    opt = adamp(LONG, backend, dtype)
+    total_norm = opt.clip_grad_norm_(1.0)
+    assert total_norm.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and total_norm.shape == ()
+    assert float(total_norm) == pytest.approx(norm_of(gradients_of(opt)), rel=1e-15 if dtype == torch.float64 else 1e-7)
+
+
+@each_backend
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_norm_of_any_layout(backend: str, layout: Any) -> None:
+    opt = adamp(backend=backend)
+    want = norm_of(gradients_of(opt))
+    for p in parameters_of(opt):
+        p.grad = Guarded(p.grad, layout).tensor
+    assert float(opt.clip_grad_norm_(1.0)) == pytest.approx(want, rel=1e-7)
+
+
+@each_backend
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_norm_of_tiny_and_huge_gradients(backend: str, size: float) -> None:
+    """Whose squares are no float32."""
+    opt = adamp(backend=backend)
+    for g in gradients_of(opt):
+        g.mul_(size)
+    assert float(opt.clip_grad_norm_(1.0)) == pytest.approx(norm_of(gradients_of(opt)), rel=1e-6)
+
+
+@each_backend
+def test_norm_is_over_all_groups(backend: str) -> None:
+    first = values((40, 30), torch.float32, 0)
+    second = values((500,), torch.float64, 1)
+    third = values((4, 9), torch.bfloat16, 2)
+    without = values((4, 9), torch.float32, 3)
+    opt = onepass.AdamW([{"params": [first, third]}, {"params": [second, without]}, {"params": []}], backend=backend)
+    for p in (first, second, third):
+        p.grad = torch.ones_like(p)
+    assert float(opt.clip_grad_norm_(1.0)) == pytest.approx(math.sqrt(1200 + 500 + 36), rel=1e-14)
+    # A gradient that was there for one norm is not in the next.
+    opt.zero_grad()
+    first.grad = torch.ones_like(first)
+    assert float(opt.clip_grad_norm_(1.0)) == pytest.approx(math.sqrt(1200), rel=1e-14)
+
+
+@each_backend
+def test_nothing_to_clip(backend: str) -> None:
+    opt = adamp(backend=backend)
+    opt.zero_grad()
+    before = Snapshot(opt)
+    assert float(opt.clip_grad_norm_(1.0)) == 0
+    opt.step()
+    before.assert_unchanged()
+
+
+def test_any_number_of_threads() -> None:
+    opt = adamp([*LONG, (300_000,)])
+    norms = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        norms.append(opt.clip_grad_norm_(1e9))
+    assert len({float(norm) for norm in norms}) == 1
+
+
+def test_any_order_of_blocks() -> None:
+    opt = adamp(LONG, "emulated")
+    norms = set()
+    for seed in range(5):
+        emulated.reset(seed)
+        norms.add(float(opt.clip_grad_norm_(1e9)))
+    assert len(norms) == 1
+
+
+# ------------------------------------------------------------------ norms that are no numbers
+
+
+@each_backend
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_nonfinite_norms_act_as_in_torch(backend: str, bad: float) -> None:
+    ours, theirs = adamp([(6, 4), (3,)], backend), adamp([(6, 4), (3,)], backend)
+    for opt in (ours, theirs):
+        gradients_of(opt)[1][1] = bad
+    assert not ours.clip_grad_norm_(1.0).isfinite()
+    torch.nn.utils.clip_grad_norm_(parameters_of(theirs), 1.0)
+    ours.step()
+    theirs.step()
+    assert_same_bits_but_gradients(ours, theirs)
+
+
+def assert_same_bits_but_gradients(ours: Any, theirs: Any) -> None:
+    for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
+        assert_same_bits(p, q, "parameter")
+
+
+@each_backend
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_error_if_nonfinite(backend: str, bad: float) -> None:
+    opt = adamp(backend=backend)
+    clean = adamp(backend=backend)
+    gradients_of(opt)[0][3, 17] = bad
+    with pytest.raises(RuntimeError, match="the norm of all gradients is (inf|nan).*error_if_nonfinite=False"):
+        opt.clip_grad_norm_(1.0, error_if_nonfinite=True)
+    # And it has left nothing behind.
+    gradients_of(opt)[0].copy_(gradients_of(clean)[0])
+    opt.step()
+    clean.step()
+    assert_same_state(opt, clean)
+
+
+# ------------------------------------------------------------------ which gradients
+
+
+def fresh_gradients(opt: Any) -> None:
+    for i, p in enumerate(parameters_of(opt)):
+        p.grad = values(p.shape, p.dtype, 300 + i)
+
+
+FORGOTTEN = {
+    "zero_grad": lambda opt: (opt.zero_grad(), fresh_gradients(opt)),
+    "zero_grad in place": lambda opt: (
+        opt.zero_grad(set_to_none=False),
+        [p.grad.copy_(values(p.shape, p.dtype, 300 + i)) for i, p in enumerate(parameters_of(opt))],
+    ),
+    "all are new": fresh_gradients,
+    "a step": lambda opt: (opt.step(), fresh_gradients(opt)),
+}
+
+
+@pytest.mark.parametrize("happens", FORGOTTEN.values(), ids=FORGOTTEN)
+def test_coefficient_is_for_its_gradients_only(happens: Any) -> None:
+    opt = adamp()
+    opt.clip_grad_norm_(1e-3)
+    happens(opt)
+    twin = copy.deepcopy(opt)
+    for p, q in zip(parameters_of(opt), parameters_of(twin), strict=True):
+        q.grad = p.grad.clone()
+    opt.step()
+    twin.step()
+    assert_same_state(opt, twin)
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["clip", "step"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda p: setattr(p, "grad", p.grad.clone()),
+            r"1 of 5 gradients were replaced after clip_grad_norm_.*zero_grad",
+        ),
+        (lambda p: p.grad.add_(1), r"gradient was written to after clip_grad_norm_.*shape \(40, 30\).*zero_grad"),
+    ],
+    ids=["replaced", "written to"],
+)
+def test_refuses_a_change_in_between(change: Any, message: str, again: bool) -> None:
+    opt = adamp()
+    opt.step()
+    opt.clip_grad_norm_(1e-3)
+    change(parameters_of(opt)[0])
+    before = Snapshot(opt)
+    with pytest.raises(RuntimeError, match=message):
+        opt.clip_grad_norm_(1e-3) if again else opt.step()
+    before.assert_unchanged()
+    opt.zero_grad()
+    opt.step()
+
+
+def test_a_gradient_that_is_gone() -> None:
+    opt, twin = adamp(), adamp()
+    opt.clip_grad_norm_(1e-3)
+    opt.step()
+    twin.clip_grad_norm_(1e-3)
+    twin.step()
+    for each in (opt, twin):
+        fresh_gradients(each)
+    opt.clip_grad_norm_(1e-3)
+    parameters_of(opt)[1].grad = None
+    opt.step()
+    twin.clip_grad_norm_(1e-3)
+    twin.step()
+    assert_same_bits(parameters_of(opt)[0], parameters_of(twin)[0], "a parameter with a gradient")
+
+
+def test_clipping_in_a_closure() -> None:
+    opt, plain = adamp(), adamp()
+
+    def closure() -> float:
+        opt.clip_grad_norm_(1e-3)
+        return 4.0
+
+    assert opt.step(closure) == 4.0
+    plain.clip_grad_norm_(1e-3)
+    plain.step()
+    assert_same_state(opt, plain)
+
+
+# ------------------------------------------------------------------ arguments
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [(-1.0, ValueError), (math.nan, ValueError), ("1", TypeError), (None, TypeError), (True, TypeError)],
+)
+def test_refused_norms(given: Any, error: type[Exception]) -> None:
+    opt = adamp()
+    with pytest.raises(error, match="max_norm must be"):
+        opt.clip_grad_norm_(given)
+
+
+@pytest.mark.parametrize("given", [1, torch.tensor(1.0), math.inf, 0.0])
+def test_accepted_norms(given: Any) -> None:
+    adamp().clip_grad_norm_(given)
+
+
+# ------------------------------------------------------------------ where the device counts
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("emulated", "triton")])
+@each_optimizer
+def test_counts_move_to_the_device_once(record: Record, backend: str) -> None:
+    """In the middle of a run, with the bits of a run that clips from its start."""
+    opt = train(make(record, backend), range(2))
+    plan = opt._runners
+    early = make(record, backend)
+    early._counts_on_device = True
+    train(early, range(2))
+    for each in (opt, early):
+        for time in (2, 3):
+            feed(each, time)
+            each.clip_grad_norm_(0.5)
+            each.step()
+    assert opt._counts_on_device and opt._runners is not plan
+    assert_same_state(opt, early)
+    plan = opt._runners
+    train(opt, [4])
+    assert opt._runners is plan
+
+
+@each_optimizer
+def test_launches(record: Record) -> None:
+    opt = make(record, "emulated")
+    (feed(opt, 0), opt.step(), feed(opt, 1))
+    opt.clip_grad_norm_(1.0)
+    (runner,) = opt._runners
+    assert runner.plan.launches[-2:] == ["square_sum", "add_up"]
+    opt.step()
+    assert runner.plan.launches == ["prepare"] + (["update", "settle"] if record.projected else ["step"])

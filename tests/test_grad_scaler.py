@@ -1,0 +1,322 @@
+"""torch.amp.GradScaler: unscaling is part of the step, and a step whose gradients overflowed does not take place."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import onepass
+from compare import Snapshot, assert_same_bits, assert_same_state
+from drive import feed, parameters, parameters_of, through_a_file, train
+from emulated_backend import emulated, plan_of
+from records import BACKENDS, RECORDS, Record, each_backend, each_optimizer
+
+SCALE = 2.0**12
+# Those whose steps are counted where the gradients are.
+each_device = pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("reference", "cpu")])
+
+
+def make(record: Record, backend: str = "cpu", **changed: Any) -> Any:
+    return record.make(parameters(), backend=backend, **{**record.typical, **changed})
+
+
+def scaler_of(scale: float = SCALE) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+
+
+def feed_scaled(opt: Any, time: int, scaler: torch.amp.GradScaler, overflow: bool = False) -> None:
+    """Gradients as a backward pass from the scaled loss leaves them."""
+    scaler.scale(torch.zeros(()))  # makes the scale
+    feed(opt, time, scaler.get_scale())
+    if overflow:
+        parameters_of(opt)[0].grad[1, 2] = math.inf
+
+
+def train_scaled(opt: Any, times: Iterable[int], scaler: torch.amp.GradScaler | None = None) -> Any:
+    scaler = scaler or scaler_of()
+    for time in times:
+        feed_scaled(opt, time, scaler)
+        scaler.step(opt)
+        scaler.update()
+    return opt
+
+
+# ------------------------------------------------------------------ unscaling
+
+
+@each_backend
+@each_optimizer
+def test_same_bits_as_without(record: Record, backend: str) -> None:
+    """The scale is a power of two, as scalers have it: not a bit differs from a run without."""
+    scaled = train_scaled(make(record, backend), range(5))
+    plain = train(make(record, backend), range(5))
+    for p, q in zip(parameters_of(scaled), parameters_of(plain), strict=True):
+        q.grad = p.grad
+    if scaled._counts_on_device:
+        plain._counts_on_device = True  # its counts lie elsewhere, and that is all
+    assert_same_state(scaled, plain)
+
+
+@pytest.mark.parametrize("clips", [False, True], ids=["", "clipped"])
+@each_backend
+@each_optimizer
+def test_after_unscaling_by_hand(record: Record, backend: str, clips: bool) -> None:
+    by_hand, plain = make(record, backend), make(record, backend)
+    scaler = scaler_of()
+    for time in range(4):
+        feed_scaled(by_hand, time, scaler)
+        feed(plain, time)
+        scaler.unscale_(by_hand)
+        if clips:
+            assert float(by_hand.clip_grad_norm_(0.5)) == float(plain.clip_grad_norm_(0.5)) > 1
+        scaler.step(by_hand)
+        scaler.update()
+        plain.step()
+    assert_same_state(by_hand, plain)
+
+
+@each_backend
+def test_clipping_without_unscaling(backend: str) -> None:
+    """Clips the scaled gradients, as in torch."""
+    ours, theirs = make(RECORDS["AdamW"], backend), make(RECORDS["AdamW"], backend)
+    scaler = scaler_of()
+    feed_scaled(ours, 0, scaler)
+    feed(theirs, 0)
+    norm = ours.clip_grad_norm_(100.0)
+    coefficient = 100.0 / (norm + 1e-6)
+    for p in parameters_of(theirs):
+        p.grad.mul_(coefficient)
+    scaler.step(ours)
+    theirs.step()
+    for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
+        assert_same_bits(p, q, "parameter")
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+def test_beside_torch(name: str) -> None:
+    """A model in mixed precision, with losses that overflow now and then."""
+
+    def run(make: Any) -> tuple[list[float], list[Tensor], float]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
+        opt, scaler = make(model.parameters()), torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=4)
+        losses = []
+        for time in range(30):
+            x = torch.randn(16, 20)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = (model(x) - x[:, :5]).square().mean()
+            losses.append(loss.item())
+            opt.zero_grad()
+            scaler.scale(loss * (1e38 if time % 7 == 3 else 1.0)).backward()
+            scaler.step(opt)
+            scaler.update()
+        return losses, list(model.parameters()), scaler.get_scale()
+
+    options = dict(lr=1e-2, weight_decay=0.1, **({"momentum": 0.9} if name == "SGD" else {}))
+    ours, our_weights, our_scale = run(lambda params: getattr(onepass, name)(params, **options))
+    theirs, their_weights, their_scale = run(lambda params: getattr(torch.optim, name)(params, fused=True, **options))
+    assert our_scale == their_scale
+    assert ours == pytest.approx(theirs, rel=1e-2) and ours[-1] < 0.6 * ours[0]
+    for p, q in zip(our_weights, their_weights, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-2, atol=1e-3)
+
+
+# ------------------------------------------------------------------ overflow
+
+
+@each_backend
+@each_optimizer
+def test_nothing_changes_on_overflow(record: Record, backend: str) -> None:
+    opt, scaler = make(record, backend), scaler_of()
+    train_scaled(opt, range(3), scaler)
+    feed_scaled(opt, 3, scaler, overflow=True)
+    before = Snapshot(opt)
+    scaler.step(opt)
+    scaler.update()
+    before.assert_unchanged()
+    assert scaler.get_scale() == SCALE / 2
+
+
+OVERFLOWS = {"first": {0}, "first two": {0, 1}, "later": {1, 3}, "last": {4}}
+
+
+@pytest.mark.parametrize("overflows", OVERFLOWS.values(), ids=OVERFLOWS)
+@pytest.mark.parametrize("clips", [False, True], ids=["", "clipped"])
+@each_backend
+@pytest.mark.parametrize(
+    ("record", "changed"),
+    [
+        *[pytest.param(record, {}, id=record.name) for record in RECORDS.values()],
+        # Whose buffer starts from the first gradient, undampened.
+        pytest.param(RECORDS["SGD"], dict(momentum=0.6, dampening=0.4), id="SGD-dampening"),
+        pytest.param(RECORDS["AdamP"], dict(speculate=False), id="AdamP-two_visits"),
+    ],
+)
+def test_a_run_with_overflows(
+    record: Record, changed: dict[str, Any], backend: str, clips: bool, overflows: set[int]
+) -> None:
+    """Has the bits of a run that never saw those gradients."""
+    opt, plain, scaler = make(record, backend, **changed), make(record, backend, **changed), scaler_of(2.0**20)
+    for time in range(5):
+        overflow = time in overflows
+        feed_scaled(opt, time, scaler, overflow)
+        scaler.unscale_(opt) if clips else None
+        opt.clip_grad_norm_(0.7) if clips else None
+        scaler.step(opt)
+        scaler.update()
+        if not overflow:
+            feed(plain, time)
+            plain.clip_grad_norm_(0.7) if clips else None
+            plain.step()
+    for i, (p, q) in enumerate(zip(parameters_of(opt), parameters_of(plain), strict=True)):
+        assert_same_bits(p, q, f"parameter {i}")
+        for key in record.moments:
+            assert_same_bits(opt.state[p][key], plain.state[q][key], f"parameter {i} state {key}")
+        for key in ("step", "gate_counter"):
+            assert float(opt.state[p].get(key, 0)) == float(plain.state[q].get(key, 0))
+
+
+@each_device
+def test_overflow_after_memory_was_replaced(backend: str) -> None:
+    """The first step does not take place, and the second is bound anew."""
+    arguments = dict(lr=0.05, momentum=0.6, dampening=0.4)
+    opt, plain, scaler = (
+        make(RECORDS["SGD"], backend, **arguments),
+        make(RECORDS["SGD"], backend, **arguments),
+        scaler_of(),
+    )
+    feed_scaled(opt, 0, scaler, overflow=True)
+    scaler.step(opt)
+    scaler.update()
+    for p in parameters_of(opt):
+        p.data = p.data.clone(memory_format=torch.contiguous_format)
+    opt.param_groups[0]["backend"] = backend
+    opt._layout = []  # as after a change of the groups
+    train_scaled(opt, range(3), scaler)
+    train(plain, range(3))
+    for p, q in zip(parameters_of(opt), parameters_of(plain), strict=True):
+        assert_same_bits(p, q, "parameter")
+
+
+# ------------------------------------------------------------------ counts on the device
+
+
+@each_device
+@each_optimizer
+def test_from_the_middle_of_a_run(record: Record, backend: str) -> None:
+    opt = train_scaled(train(make(record, backend), range(3)), range(3, 6))
+    plain = train(make(record, backend), range(6))
+    for p, q in zip(parameters_of(opt), parameters_of(plain), strict=True):
+        assert_same_bits(p, q, "parameter")
+    for own in opt.state.values():
+        if "step" in own:
+            assert float(own["step"]) == 6
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda opt: pickle.loads(pickle.dumps(opt)),
+}
+
+
+@pytest.mark.parametrize("copy_of", COPIES.values(), ids=COPIES)
+@each_device
+@each_optimizer
+def test_copies_go_on(record: Record, backend: str, copy_of: Any) -> None:
+    opt = train_scaled(make(record, backend), range(3))
+    for p in parameters_of(opt):
+        p.grad = None
+    twin = copy_of(opt)
+    train_scaled(opt, [3])
+    train_scaled(twin, [3])
+    assert_same_state(opt, twin)
+
+
+@each_backend
+@each_optimizer
+def test_checkpoints_go_on(record: Record, backend: str) -> None:
+    opt = train_scaled(make(record, backend), range(3))
+    twin = make(record, backend)
+    with torch.no_grad():
+        for p, q in zip(parameters_of(opt), parameters_of(twin), strict=True):
+            q.copy_(p)
+    twin.load_state_dict(through_a_file(opt.state_dict()))
+    train_scaled(opt, [3])
+    train_scaled(twin, [3])
+    assert_same_state(opt, twin)
+
+
+@each_optimizer
+def test_launches(record: Record) -> None:
+    """A launch more than without: the one that works out scalars and counts."""
+    opt = train_scaled(make(record, "emulated"), range(2))
+    assert plan_of(opt).launches == ["prepare"] + (["update", "settle"] if record.projected else ["step"])
+
+
+def test_lr_changes_under_a_scaler() -> None:
+    """The group is not capturable: its numbers are the host's, and are sent when they have changed."""
+    opt, plain = make(RECORDS["AdamP"], "emulated"), make(RECORDS["AdamP"], "emulated")
+    for time in range(4):
+        for each in (opt, plain):
+            each.param_groups[0]["lr"] = 0.01 / (1 + time)
+        train_scaled(opt, [time])
+        train(plain, [time])
+    for p, q in zip(parameters_of(opt), parameters_of(plain), strict=True):
+        assert_same_bits(p, q, "parameter")
+
+
+def test_a_step_that_was_not_made_for_capture_is_refused_under_a_scaler_too() -> None:
+    opt = train_scaled(make(RECORDS["AdamP"], "emulated"), range(2))
+    feed(opt, 2)
+    emulated.set_capturing(True)
+    try:
+        with pytest.raises(RuntimeError, match="param group 0 has capturable=False"):
+            opt.step()
+    finally:
+        emulated.set_capturing(False)
+
+
+def test_a_captured_step_replays_with_what_was_found() -> None:
+    """found_inf and grad_scale are read at every replay."""
+    opt, plain = (
+        make(RECORDS["AdamP"], "emulated", capturable=True),
+        make(RECORDS["AdamP"], "emulated", capturable=True),
+    )
+    opt.grad_scale, opt.found_inf = torch.tensor(1.0), torch.tensor(0.0)
+    train(opt, range(2))
+    train(plain, range(2))
+    feed(opt, 2)
+    feed(plain, 2)
+    emulated.set_capturing(True)
+    opt.step()
+    emulated.set_capturing(False)
+    before = Snapshot(opt)
+    opt.found_inf.fill_(1.0)
+    emulated.replay()
+    before.assert_unchanged()
+    opt.found_inf.fill_(0.0)
+    opt.grad_scale.fill_(4.0)
+    for p in parameters_of(opt):
+        p.grad.mul_(4.0)
+    emulated.replay()
+    plain.step()
+    for p, q in zip(parameters_of(opt), parameters_of(plain), strict=True):
+        assert_same_bits(p, q, "parameter")
+
+
+def test_scales_of_other_kinds() -> None:
+    """Of one element, of another dtype; of no dtype that could be read."""
+    opt, plain = make(RECORDS["AdamW"], "emulated"), make(RECORDS["AdamW"], "emulated")
+    opt.grad_scale, opt.found_inf = torch.tensor([8.0], dtype=torch.float64), torch.tensor([0])
+    feed(opt, 0, 8.0)
+    opt.step()
+    train(plain, [0])
+    for p, q in zip(parameters_of(opt), parameters_of(plain), strict=True):
+        assert_same_bits(p, q, "parameter")
