@@ -27,6 +27,7 @@ class Contender:
 
     traffic: bytes per parameter, if every operand is read once and written once; None where that is not known.
     slow: takes part in one round out of seven.
+    clips: takes the norm of the gradients and clips by it before every step.
     """
 
     name: str
@@ -38,12 +39,26 @@ class Contender:
     traffic: int | None = None
     dtype: torch.dtype = torch.float32
     slow: bool = False
+    clips: bool = False
 
     def make(self, params: list[Tensor], lr: float) -> torch.optim.Optimizer:
         return self.cls(params, lr=lr, weight_decay=1e-2, **self.options)
 
     def make_twin(self, params: list[Tensor], lr: float) -> torch.optim.Optimizer:
         return self.twin(params, lr=lr, weight_decay=1e-2, backend="reference", **self.twin_options)
+
+    def step(self, optimizer: torch.optim.Optimizer, params: list[Tensor], max_norm: float) -> None:
+        if self.clips:
+            clip(optimizer, params, max_norm)
+        optimizer.step()
+
+
+def clip(optimizer: torch.optim.Optimizer, params: list[Tensor], max_norm: float) -> None:
+    """The optimizer's own way of it, else torch's."""
+    if isinstance(optimizer, onepass.optimizer.Optimizer):
+        optimizer.clip_grad_norm_(max_norm)
+    else:
+        torch.nn.utils.clip_grad_norm_(params, max_norm)
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,10 @@ def with_momentum(contender: Contender) -> Contender:
     )
 
 
+def with_clip(contender: Contender, traffic: int) -> Contender:
+    return replace(contender, name=f"{contender.name}, clip", clips=True, traffic=traffic)
+
+
 def in_bf16(contender: Contender, traffic: int) -> Contender:
     """With bfloat16 parameters and gradients, and float32 moments."""
     return replace(contender, name=f"{contender.name} bf16", dtype=torch.bfloat16, traffic=traffic)
@@ -104,6 +123,12 @@ ADAM_CONTENDERS = (
     aimed(ADAMP_PROXIMAL, (1.05, TORCH_ADAMW), (1 / 15, THEIR_ADAMP)),
     ADAMP_TWO_VISITS,
     THEIR_ADAMP,
+)
+TORCH_CLIPPED = with_clip(TORCH_ADAMW, traffic=40)
+CLIP_CONTENDERS = (
+    TORCH_CLIPPED,
+    aimed(with_clip(ADAMW, traffic=32), (0.85, TORCH_CLIPPED)),
+    aimed(with_clip(ADAMP, traffic=32), (0.85, TORCH_CLIPPED)),
 )
 SGD_CONTENDERS = tuple(
     with_momentum(contender) for contender in (TORCH_SGD, SGD, aimed(SGDP, (1.10, TORCH_SGD)), THEIR_SGDP)
@@ -128,6 +153,14 @@ def cases(quick: bool = False) -> list[Case]:
         Case("gpt2-adam-tangent", "GPT-2, fp32, all matrices projected", gpt2, ADAM_CONTENDERS, "tangent"),
         Case("gpt2-sgd", "GPT-2, fp32, momentum", gpt2, SGD_CONTENDERS),
         Case("gpt2-sgd-tangent", "GPT-2, fp32, momentum, all matrices projected", gpt2, SGD_CONTENDERS[:-1], "tangent"),
+        Case("gpt2-clip", "GPT-2, fp32, clipped by the norm", gpt2, CLIP_CONTENDERS),
+        Case(
+            "gpt2-clip-tangent",
+            "GPT-2, fp32, clipped by the norm, all matrices projected",
+            gpt2,
+            CLIP_CONTENDERS,
+            "tangent",
+        ),
         Case("gpt2-bf16", "GPT-2, bf16 against fp32", gpt2, BF16_CONTENDERS),
         Case("resnet50", "ResNet-50, fp32", resnet, RESNET_CONTENDERS, rounds=40),
         Case("resnet50-tangent", "ResNet-50, fp32, all kernels projected", resnet, RESNET_CONTENDERS, "tangent", 40),

@@ -19,6 +19,8 @@ from tangent import off_rows
 # So small that the gradient of a "tangent" case stays orthogonal to the parameters over all rounds.
 LR = 1e-7
 WARM = 3
+# torch's clipping multiplies the gradients, which the contenders share, by 1 then.
+NO_LIMIT = 1e9
 SLOW_EVERY = 7
 # Fresh random gradients are another window of one long random buffer: this many elements further at each round.
 WINDOW = 1024
@@ -85,8 +87,9 @@ def check(case: Case, contender: Contender, steps: int = 3, lr: float = 1e-2) ->
     pair = ((ours, contender.make(ours, lr)), (truth, contender.make_twin(truth, lr)))
     for number in range(steps):
         for params, optimizer in pair:
-            give(params, gradients.of_round(contender.dtype, number))
-            optimizer.step()
+            given = [g.clone() for g in gradients.of_round(contender.dtype, number)]
+            give(params, given)
+            contender.step(optimizer, params, max_norm=0.5 * float(torch.cat([g.flatten() for g in given]).norm()))
     # 16-bit: two units in the last place; float32: what a sum in another order may make of lr's step.
     relative, absolute = (2**-7, 0.0) if contender.dtype == torch.bfloat16 else (1e-5, 1e-6)
     worst = 0.0
@@ -158,7 +161,7 @@ def time_batch(
             give(params[name], gradients.of_round(contender.dtype, number))
             begin = time.perf_counter()
             for _ in range(case.repeat):
-                optimizers[name].step()
+                contender.step(optimizers[name], params[name], NO_LIMIT)
             end = time.perf_counter()
             if number >= 0:
                 seconds[name][batch, number] = (end - begin) / case.repeat

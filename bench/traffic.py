@@ -62,6 +62,8 @@ def traffic_rows() -> list[tuple[str, str, float, float]]:
         ("AdamP, projected as predicted", onepass.AdamP, dict(gate="channel", predicted="channel")),
         ("AdamP, mispredicted", onepass.AdamP, dict(gate="channel", predicted="none")),
         ("AdamP, speculate=False", onepass.AdamP, dict(speculate=False)),
+        ("AdamW and clip", onepass.AdamW, dict(clips=True)),
+        ("AdamP and clip", onepass.AdamP, dict(clips=True)),
         ("SGDP, momentum", onepass.SGDP, dict(momentum=0.9)),
         ("AdamW, bfloat16 p and g", onepass.AdamW, bf16),
         ("AdamP, bfloat16 p and g", onepass.AdamP, bf16),

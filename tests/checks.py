@@ -10,7 +10,9 @@ import torch
 
 import test_block_orders
 import test_capturable
+import test_clip
 import test_gate
+import test_grad_scaler
 import test_launches
 import test_oracles
 import test_parity
@@ -64,6 +66,21 @@ def of_the_kernels(backend: str) -> Iterator[partial[None]]:
     for lr_wd in (0.7, 1.0):
         yield partial(test_gate.test_decay_around_the_recoverable, backend, lr_wd, "channel")
     yield partial(test_replaced.test_gradients, backend, adam, test_replaced._elsewhere)
+    yield from of_scaled_gradients(backend)
+
+
+def of_scaled_gradients(backend: str) -> Iterator[partial[None]]:
+    for dtype in (torch.float32, torch.float64):
+        yield partial(test_clip.test_norm, backend, dtype)
+    yield partial(test_clip.test_norm_is_over_all_groups, backend)
+    for record in (RECORDS["AdamP"], RECORDS["SGD"]):
+        yield partial(test_clip.test_same_as_scaled_gradients, record, backend, torch.float32)
+        yield partial(test_grad_scaler.test_same_bits_as_without, record, backend)
+        yield partial(test_grad_scaler.test_nothing_changes_on_overflow, record, backend)
+    for overflows in ({0}, {1, 3}):
+        sgd = dict(momentum=0.6, dampening=0.4)
+        yield partial(test_grad_scaler.test_a_run_with_overflows, RECORDS["SGD"], sgd, backend, True, overflows)
+    yield partial(test_clip.test_small_norms_are_left_alone, backend)
 
 
 def cuda() -> Iterator[partial[None]]:
@@ -111,6 +128,7 @@ def cuda() -> Iterator[partial[None]]:
     yield partial(test_block_orders.test_same_bits_of_variants, "AdamP", "two_visits")
     yield partial(test_launches.test_new_gradients, 1500)
     yield partial(test_parity.test_large_tensors, backend, torch.float16, adamp)
+    yield from of_scaled_gradients(backend)
     # What is read or written without need.
     for gate, predicted in (("none", "channel"), ("layer", "none")):
         yield partial(test_traffic.test_settling_reads_p_and_moments_and_writes_p, gate, predicted)

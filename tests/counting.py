@@ -46,9 +46,11 @@ class Traffic:
         return sum(sum(self.of(name)) for name in OPERANDS)
 
 
-def count(opt: Any) -> Traffic:
-    """Steps, and counts what that moves."""
+def count(opt: Any, clips: bool = False) -> Traffic:
+    """Steps, and counts what that moves; with the norm of the gradients, if it is to be clipped."""
     emulated_backend.emulated.reset()
+    if clips:
+        opt.clip_grad_norm_(1e-3)
     opt.step()
     elements = sum(p.numel() for group in opt.param_groups for p in group["params"])
     return Traffic(emulated_backend.emulated.traffic(), elements)
@@ -61,6 +63,7 @@ def traffic_of(
     dtype: torch.dtype = torch.float32,
     gate: str = "none",
     predicted: str = "none",
+    clips: bool = False,
     **arguments: Any,
 ) -> Traffic:
     """Of one step in the long run: the second step on the same tensors, whose plan the device has by then.
@@ -71,12 +74,14 @@ def traffic_of(
     opt = make(params, **{"lr": 1e-3, "weight_decay": 1e-2, "backend": "emulated", **arguments})
     for seed, p in enumerate(params):
         p.grad = gradient_of(gate, p, seed)
+    if clips:
+        opt.clip_grad_norm_(1e-3)
     opt.step()
     for p in params:
         if "gate_counter" in opt.state.get(p, {}):
             p.grad.copy_(gradient_of(gate, p, 0))
             opt.state[p]["gate_counter"].fill_({"none": 0, "channel": 3}[predicted])
-    traffic = count(opt)
+    traffic = count(opt, clips)
     for p, verdict in opt.last_step().items():
         assert verdict.gate == gate, (p.shape, verdict)
     return traffic

@@ -80,6 +80,13 @@ MUTANTS = [
     Mutant("whole items only", "row < t.rows", "row + rows_per_item <= t.rows || row == 0"),
     Mutant("a gradient's address is kept", "view.data = x.data",
            "view.data = view.data ? view.data : x.data"),
+    # --- scaled gradients
+    Mutant("gradients are not scaled", "h.grad_scale *= factor", "h.grad_scale *= 1", "@;", "cpu/step.cpp"),
+    Mutant("half of the norm", "high_ += b * b", "high_ += b - b"),
+    Mutant("the norm of the first row", "t.rows * t.length", "t.length", "(0, @, [&](int64_t i, auto n) { sum.add_square",
+           "kernels.cpp"),
+    Mutant("the norm of the first item", "sum += reports_[index].sums.gg",
+           "sum += index == items[0] ? reports_[index].sums.gg : 0"),
 ]  # fmt: skip
 
 # So that both modules live in one process: another namespace, and with it other types for pybind11.

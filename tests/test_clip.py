@@ -216,7 +216,7 @@ def test_error_if_nonfinite(backend: str, bad: float) -> None:
     opt = adamp(backend=backend)
     clean = adamp(backend=backend)
     gradients_of(opt)[0][3, 17] = bad
-    with pytest.raises(RuntimeError, match="the norm of all gradients is (inf|nan).*error_if_nonfinite=False"):
+    with pytest.raises(RuntimeError, match=r"the norm of all gradients is (inf|nan).*error_if_nonfinite=False"):
         opt.clip_grad_norm_(1.0, error_if_nonfinite=True)
     # And it has left nothing behind.
     gradients_of(opt)[0].copy_(gradients_of(clean)[0])

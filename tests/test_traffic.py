@@ -96,6 +96,15 @@ def test_56_bytes_of_fp64() -> None:
     assert_total(traffic, fp32(p=(8, 8), g=8, m=(8, 8), v=(8, 8)), 1.005)
 
 
+@pytest.mark.parametrize("shapes", LARGE, ids=str)
+@pytest.mark.parametrize(
+    ("make", "gate"), [(onepass.AdamW, "none"), (onepass.AdamP, "none"), (onepass.AdamP, "channel")]
+)
+def test_clipping_reads_g_once_more(make: Any, gate: str, shapes: list[tuple[int, ...]]) -> None:
+    """32 bytes. torch reads the gradient twice and writes it, which makes 40 of its AdamW."""
+    assert_total(traffic_of(make, shapes, gate=gate, predicted=gate, clips=True), fp32(g=8), 1.015)
+
+
 # ------------------------------------------------------------------ two visits
 
 
