@@ -1,7 +1,7 @@
 # Everything lives in .venv: made when missing, with the pinned dependencies and the package built in place.
 #   PYTHON=python3.12   the interpreter .venv is made with
 #   CXX=clang++         the compiler
-#   ARGS="-k resume"    more arguments for pytest, the demo or the bench
+#   ARGS="-k resume"    more arguments for pytest, the demo or the bench; -n 0 has pytest run in one process
 #   ONEPASS_CUDA=0      without the CUDA kernels, which are built where there is nvcc
 #   ONEPASS_CUDA_ARCHS  the GPU architectures to build them for: those of this machine's GPUs, else 90
 PYTHON ?= python3
@@ -28,8 +28,9 @@ demo: $(BUILT)
 	$(BIN)/python examples/demo.py $(ARGS)
 
 # pytest, not python -m pytest: that would put triton_kernels/ in front of the package of that name.
+# In one process for each core, up to 16: each takes half a GB, and more would wait for the longest test.
 test: $(BUILT)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 16 $(ARGS)
 
 bench: $(BUILT)
 	$(BIN)/python bench/run.py $(ARGS)

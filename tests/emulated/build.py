@@ -2,12 +2,13 @@
 
     python tests/emulated/build.py [plain | quick | sanitized]
 
-What is built stays in build/, and is built again when a source has changed. `sanitized` is with AddressSanitizer and
-UndefinedBehaviorSanitizer: to be imported with libasan preloaded.
+What is built stays in build/, and is built again when a source has changed. Of processes that ask at once one builds, and
+the others wait. `sanitized` is with AddressSanitizer and UndefinedBehaviorSanitizer: to be imported with libasan preloaded.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import subprocess
@@ -45,6 +46,16 @@ def build(kind: str = "plain", root: Path = ROOT) -> Path:
     folder = root / "build" / f"emulated-{kind}"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        _write_rules(kind, root, target)
+        command = [sys.executable, "-m", "ninja", "-f", str(folder / "build.ninja")]
+        subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return target
+
+
+def _write_rules(kind: str, root: Path, target: Path) -> None:
+    folder = target.parent
     includes = shlex.join(f"-isystem{path}" for path in (sysconfig.get_path("include"), pybind11.get_include()))
     cxx = os.environ.get("CXX", "g++")
     with (folder / "build.ninja").open("w") as file:
@@ -61,9 +72,6 @@ def build(kind: str = "plain", root: Path = ROOT) -> Path:
         for source, target_object in zip(sources(root), objects, strict=True):
             n.build(target_object, "cxx", str(source))
         n.build(str(target), "link", objects)
-    command = [sys.executable, "-m", "ninja", "-f", str(folder / "build.ninja")]
-    subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return target
 
 
 if __name__ == "__main__":

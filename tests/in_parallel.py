@@ -1,0 +1,23 @@
+"""How pytest-xdist shares the tests out: one by one to whichever process is free, but those of a file with a fixture of the
+module's, which is a build or a run that takes long, all to one. These come first.
+
+xdist's own --dist loadgroup is for this, but its 3.8.0 does not see the groups under pytest 9.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from xdist.scheduler import LoadScopeScheduling
+
+
+@functools.cache
+def has_module_fixture(file: Path) -> bool:
+    return 'scope="module"' in file.read_text()
+
+
+class Scheduling(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if has_module_fixture(self.config.rootpath / file) else nodeid
