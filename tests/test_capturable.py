@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import lr_scheduler
 
 import onepass
 from compare import Snapshot, assert_same_bits, assert_same_state
@@ -21,6 +20,7 @@ from drive import feed, gradient_at, parameters, parameters_of, through_a_file, 
 from emulated_backend import emulated, plan_of
 from oracles import Arguments
 from records import DTYPES, RECORDS, Record, each_dtype, each_optimizer, each_variant
+from schedules import SCHEDULERS, advance
 from tensors import values
 from test_block_orders import Device, on
 
@@ -377,28 +377,6 @@ def assert_same_state_but_gradients(got: Any, want: Any) -> None:
 # ------------------------------------------------------------------ schedulers
 
 
-SCHEDULERS: dict[str, Callable[[Any], Any]] = {
-    "StepLR": lambda opt: lr_scheduler.StepLR(opt, 2, gamma=0.5),
-    "MultiStepLR": lambda opt: lr_scheduler.MultiStepLR(opt, [1, 3], gamma=0.5),
-    "ConstantLR": lambda opt: lr_scheduler.ConstantLR(opt, factor=0.5, total_iters=3),
-    "LinearLR": lambda opt: lr_scheduler.LinearLR(opt, start_factor=0.25, total_iters=4),
-    "ExponentialLR": lambda opt: lr_scheduler.ExponentialLR(opt, 0.75),
-    "PolynomialLR": lambda opt: lr_scheduler.PolynomialLR(opt, total_iters=8, power=2.0),
-    "LambdaLR": lambda opt: lr_scheduler.LambdaLR(opt, lambda epoch: 1 / (1 + epoch)),
-    "MultiplicativeLR": lambda opt: lr_scheduler.MultiplicativeLR(opt, lambda epoch: 0.9),
-    "CosineAnnealingLR": lambda opt: lr_scheduler.CosineAnnealingLR(opt, 6),
-    "CosineAnnealingWarmRestarts": lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 3),
-    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(opt, 0.01, 0.1, step_size_up=2, cycle_momentum=False),
-    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, 0.2, total_steps=8, cycle_momentum=False),
-    "SequentialLR": lambda opt: lr_scheduler.SequentialLR(
-        opt, [lr_scheduler.ConstantLR(opt, 0.1, 2), lr_scheduler.ExponentialLR(opt, 0.75)], [2]
-    ),
-    "ChainedScheduler": lambda opt: lr_scheduler.ChainedScheduler(
-        [lr_scheduler.ConstantLR(opt, 0.1, 2), lr_scheduler.ExponentialLR(opt, 0.75)]
-    ),
-}
-
-
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("decouple", [False, True])
 def test_schedulers_drive_a_captured_step(scheduler: str, decouple: bool) -> None:
@@ -415,7 +393,7 @@ def test_schedulers_drive_a_captured_step(scheduler: str, decouple: bool) -> Non
     seen = {float(lr)}
     for time in range(1, 6):
         for schedule in schedules:
-            schedule.step()
+            advance(schedule)
         assert opt.param_groups[0]["lr"] is lr
         put(opt, time)
         emulated.replay()
