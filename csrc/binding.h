@@ -30,6 +30,7 @@ class Binding {
   void let_go();  // of the gradients
   Scaling scaling_of(pybind11::handle clip, pybind11::handle grad_scale, pybind11::handle found_inf) const;
   pybind11::list tell(const std::vector<Verdict>& verdicts) const;
+  pybind11::handle parameter(int tensor) const { return sources_[tensor].param; }
   void* current_stream() const;
 
   Plan plan_;

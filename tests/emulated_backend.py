@@ -45,9 +45,6 @@ class EmulatedRunner(CudaRunner):
     def record_stream(self) -> None:
         pass
 
-    def wait(self) -> None:
-        pass
-
     def plan_class(self) -> Any:
         return emulated.CudaPlan
 

@@ -71,7 +71,7 @@ def test_unknown_arguments(record: Any) -> None:
 
 
 def test_names() -> None:
-    assert set(RECORDS) | {"Verdict", "__version__", "backends"} == set(onepass.__all__)
+    assert set(RECORDS) | {"GATES", "LastStep", "Verdict", "__version__", "backends"} == set(onepass.__all__)
     assert all(issubclass(record.make, torch.optim.Optimizer) for record in RECORDS.values())
     assert all(record.make.__doc__ for record in RECORDS.values())
     assert list(onepass.backends()) == ["cpu", "cuda", "triton", "reference"]

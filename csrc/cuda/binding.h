@@ -53,9 +53,13 @@ class CudaBinding : public Binding {
   }
   int64_t square_sum_at() const { return stepper_.square_sum_at(); }
 
-  pybind11::list verdicts(const pybind11::bytes& memory) const {
-    return tell(stepper_.verdicts(PyBytes_AsString(memory.ptr())));
+  // The tensors that have a verdict of the last step, by their number in the plan, and their parameters.
+  pybind11::list judged() const {
+    pybind11::list out;
+    for (int tensor : stepper_.judged()) out.append(pybind11::make_tuple(tensor, parameter(tensor)));
+    return out;
   }
+  int64_t verdicts_at() const { return stepper_.verdicts_at(); }
 
   std::vector<std::string> launches() const { return {stepper_.launches().begin(), stepper_.launches().end()}; }
   int room_bytes() const { return stepper_.shape().room_bytes; }
@@ -81,7 +85,8 @@ inline void add_cuda_plan(pybind11::module_& m) {
       .def_property_readonly("square_sum_at", &CudaBinding::square_sum_at)
       .def("run", &CudaBinding::run, py::arg("group_numbers"), py::arg("clip"), py::arg("grad_scale"),
            py::arg("found_inf"))
-      .def("verdicts", &CudaBinding::verdicts, py::arg("memory"))
+      .def("judged", &CudaBinding::judged)
+      .def_property_readonly("verdicts_at", &CudaBinding::verdicts_at)
       .def_property_readonly("captured", &CudaBinding::captured)
       .def_property_readonly("stream", &CudaBinding::stream)
       .def_property_readonly("launches", &CudaBinding::launches)

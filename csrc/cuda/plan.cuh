@@ -1,6 +1,8 @@
 // What the kernels know of a plan: plain structs in device memory, and the arguments of a launch.
 #pragma once
 
+#include <cstddef>
+
 #include "../plan.h"
 #include "../rules/verdict.h"
 
@@ -54,6 +56,13 @@ struct DeviceVerdict {
   double scaled_cosine, layer_coefficient;
   RowSums sums;
 };
+
+// python/onepass/cuda.py reads them where they lie.
+static_assert(sizeof(DeviceVerdict) == 64 && sizeof(Gate) == 4);
+static_assert(offsetof(DeviceVerdict, gate) == 0 && offsetof(DeviceVerdict, settled) == 2 * sizeof(int32_t));
+static_assert(offsetof(DeviceVerdict, scaled_cosine) == 2 * sizeof(double));
+static_assert(offsetof(DeviceVerdict, sums) + offsetof(RowSums, pp) == 5 * sizeof(double));
+static_assert(offsetof(DeviceVerdict, sums) + offsetof(RowSums, gg) == 6 * sizeof(double));
 
 // What every launch is told of the plan.
 struct Frame {

@@ -95,13 +95,10 @@ std::vector<char> CudaStepper::image(uint64_t address) {
   return bytes;
 }
 
-std::vector<Verdict> CudaStepper::verdicts(const char* memory) const {
-  std::vector<Verdict> out(plan_.tensors.size());
-  for (size_t i = 0; i < out.size(); ++i) {
-    DeviceVerdict v;
-    std::memcpy(&v, memory + verdicts_.offset + i * sizeof v, sizeof v);
-    if (stepped_[i]) out[i] = {true, v.gate, v.scaled_cosine, v.sums, v.settled != 0};
-  }
+std::vector<int> CudaStepper::judged() const {
+  std::vector<int> out;
+  for (size_t i = 0; i < stepped_.size(); ++i)
+    if (stepped_[i]) out.push_back(static_cast<int>(i));
   return out;
 }
 

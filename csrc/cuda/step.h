@@ -26,8 +26,9 @@ class CudaStepper {
   void square_sum(cudaStream_t stream, const std::vector<int>& group_numbers);
   int64_t square_sum_at() const { return square_sum_.offset; }
 
-  // Of each tensor, from the plan's memory as it was read back.
-  std::vector<Verdict> verdicts(const char* memory) const;
+  // Where in the plan's memory the verdicts of its tensors begin, and which tensors have one of the last step.
+  int64_t verdicts_at() const { return verdicts_.offset; }
+  std::vector<int> judged() const;
 
   // The kernels of the last step in order, and how the plan is laid onto the device.
   const std::vector<const char*>& launches() const { return launches_; }

@@ -4,7 +4,21 @@ from ._version import __version__
 from .adam import Adam, AdamProx, AdamProxL2, AdamW
 from .adamp import AdamP
 from .backends import backends
+from .last_step import GATES, LastStep
 from .reference import Verdict
 from .sgd import SGD, SGDP
 
-__all__ = ["SGD", "SGDP", "Adam", "AdamP", "AdamProx", "AdamProxL2", "AdamW", "Verdict", "__version__", "backends"]
+__all__ = [
+    "GATES",
+    "SGD",
+    "SGDP",
+    "Adam",
+    "AdamP",
+    "AdamProx",
+    "AdamProxL2",
+    "AdamW",
+    "LastStep",
+    "Verdict",
+    "__version__",
+    "backends",
+]

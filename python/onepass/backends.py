@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import cuda, native, triton
 from .hyper import Hyper
+from .last_step import Seen, seen_on_host
 from .reference import Verdict
 from .reference import square_sum as reference_square_sum
 from .reference import step as reference_step
@@ -41,8 +42,8 @@ class Runner(Protocol):
     def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
         """Performs the step. Only after `ready` said true."""
 
-    def verdicts(self) -> dict[Tensor, Verdict]:
-        """What the gates saw at the last step."""
+    def verdicts(self) -> list[Seen]:
+        """What the gates saw at the last step, copied without waiting for the device; empty if none did."""
 
 
 class ReferenceRunner:
@@ -82,8 +83,8 @@ class ReferenceRunner:
                     if verdict is not None:
                         self.last[p] = verdict
 
-    def verdicts(self) -> dict[Tensor, Verdict]:
-        return self.last
+    def verdicts(self) -> list[Seen]:
+        return seen_on_host(self.last)
 
 
 _RUNNERS: dict[str, Callable[[Optimizer, list[int]], Runner]] = {

@@ -11,6 +11,7 @@ from torch.autograd.graph import increment_version
 
 from ._version import __version__
 from .hyper import Hyper
+from .last_step import GATES, Seen, seen_on_host
 from .reference import Verdict
 from .scaling import Scaling
 
@@ -22,8 +23,6 @@ try:
 except ImportError as error:
     _C = None  # type: ignore[assignment]
     _import_error: str = str(error)
-
-GATES = ("none", "channel", "layer")
 
 
 def unavailable() -> str | None:
@@ -80,13 +79,6 @@ class PlanRunner:
         return bool(self.plan.ready([groups[i]["params"] for i in self.indices]))
 
 
-def verdicts_of(told: list[tuple[Tensor, int, float, float, float, bool]]) -> dict[Tensor, Verdict]:
-    return {
-        p: Verdict(GATES[gate], cosine, math.sqrt(pp), math.sqrt(gg), settled)
-        for p, gate, cosine, pp, gg, settled in told
-    }
-
-
 class CpuRunner(PlanRunner):
     """The CPU backend. The kernels are in csrc/cpu/."""
 
@@ -104,5 +96,10 @@ class CpuRunner(PlanRunner):
         # autograd refuses a backward pass through weights that were written to: it knows by their version.
         increment_version(self.plan.run(torch.get_num_threads(), scaling.factor))
 
-    def verdicts(self) -> dict[Tensor, Verdict]:
-        return verdicts_of(self.plan.verdicts())
+    def verdicts(self) -> list[Seen]:
+        return seen_on_host(
+            {
+                p: Verdict(GATES[gate], cosine, math.sqrt(pp), math.sqrt(gg), settled)
+                for p, gate, cosine, pp, gg, settled in self.plan.verdicts()
+            }
+        )

@@ -12,7 +12,8 @@ from torch import Tensor
 from . import backends
 from .checks import check_gradients, check_parameters, check_state, step_device
 from .hyper import Hyper, Rule, has_buffer, hyper_of
-from .reference import Verdict, working_dtype
+from .last_step import LastStep
+from .reference import working_dtype
 from .scaling import NO_SCALING, Clip, Scaling, checked_max_norm, clip_coefficient, total_norm_of
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -152,13 +153,15 @@ class Optimizer(torch.optim.Optimizer):
                     first.append(p)
         return first
 
-    def last_step(self) -> dict[Tensor, Verdict]:
-        """What the gates saw at the last step: a `Verdict` for each projected parameter that was stepped.
+    def last_step(self) -> LastStep:
+        """What the gates saw at the last step: a snapshot, as a mapping from each projected parameter that was stepped
+        to its `Verdict`, and as tensors on the device.
 
-        The numbers are by-products of the step: reading them costs no pass over memory. Empty before the first step,
-        and for optimizers without projection.
+        The numbers are by-products of the step: taking them costs no pass over memory and does not wait for the device;
+        the first `Verdict` that is read does. As with any tensor, take them on the stream that stepped. Empty before the
+        first step, and for optimizers without projection.
         """
-        return {p: verdict for runner in self._runners for p, verdict in runner.verdicts().items()}
+        return LastStep([seen for runner in self._runners for seen in runner.verdicts()], self.param_groups)
 
     # ------------------------------------------------------------------ scaled gradients
 

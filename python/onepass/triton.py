@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .hyper import Hyper, Live, has_buffer
-from .native import verdicts_of
-from .reference import Verdict, working_dtype
+from .last_step import Seen, rows_of
+from .reference import working_dtype
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
@@ -144,7 +144,7 @@ class Entry:
 
 
 class TritonRunner:
-    """Steps the tensors of some groups, all on one device. Nothing waits for the device, but for `verdicts`."""
+    """Steps the tensors of some groups, all on one device. Nothing waits for the device."""
 
     name = "triton"
     capturable = True
@@ -477,14 +477,12 @@ class TritonRunner:
         here = not self.on_gpu or torch.cuda.current_device() == self.device.index
         return nullcontext() if here else torch.cuda.device(self.device)
 
-    def verdicts(self) -> dict[Tensor, Verdict]:
+    def verdicts(self) -> list[Seen]:
         from .triton_kernels.plan import VERDICT
 
         if not self.told:
-            return {}
-        table = self.tables.verdicts.tolist()
-        told = []
-        for p, i in self.told:
-            v = dict(zip(VERDICT, table[i], strict=True))
-            told.append((p, int(v["gate"]), v["cosine"], v["pp"], v["gg"], bool(v["settled"])))
-        return verdicts_of(told)
+            return []
+        params, rows = zip(*self.told, strict=True)
+        with self.on_device():
+            v = dict(zip(VERDICT, rows_of(self.tables.verdicts, rows).unbind(1), strict=True))
+            return [Seen(list(params), v["gate"].int(), v["cosine"], v["pp"].sqrt(), v["gg"].sqrt(), v["settled"] != 0)]

@@ -12,7 +12,7 @@ import torch
 
 from gpu.drive_device import feed, on_device, train
 from gpu.target import BACKEND, DEVICE, cuda_only
-from records import Record, each_optimizer
+from records import Record, each_optimizer, each_projected
 
 pytestmark = cuda_only
 
@@ -73,6 +73,21 @@ def test_nothing_is_allocated(record: Record, dtype: torch.dtype, capturable: bo
     assert torch.cuda.memory_allocated() == torch.cuda.max_memory_allocated() == held
     # Nor past torch's allocator. Another process may free memory meanwhile, and this one must not take any.
     assert torch.cuda.mem_get_info()[0] >= free
+
+
+@each_projected
+@each_way
+def test_last_step_waits_when_a_verdict_is_read(record: Record, capturable: bool) -> None:
+    opt = stepped(record, torch.float32, capturable)
+    with no_synchronization():
+        opt.step()
+        last = opt.last_step()
+        tensors = [last.gate, last.cosine, last.p_norm, last.g_norm, last.settled]
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            last.flat()
+    told = [verdict.cosine for verdict in last.values()]
+    assert told and told == last.cosine.tolist()
+    assert all(t.device == DEVICE and len(t) == len(told) for t in tensors)
 
 
 def test_the_mode_sees_a_wait() -> None:
