@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,6 +232,20 @@ def test_it_is_a_snapshot(record: Record, backend: str) -> None:
 
 
 # ------------------------------------------------------------------ for a logger
+
+
+def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of its steps."""
+    examples = Path(__file__).parents[1] / "examples"
+    monkeypatch.syspath_prepend(str(examples))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setattr("sys.argv", ["watch_gates.py", str(tmp_path / "gates.png")])
+    digits = importlib.import_module("demo_data").Digits
+    every = digits.batches
+    monkeypatch.setattr(digits, "batches", lambda *args, **kwargs: itertools.islice(every(*args, **kwargs), 3))
+    seen = runpy.run_path(str(examples / "watch_gates.py"))
+    assert len(seen["steps"]) == 3 and seen["names"] == [f"{i}.weight" for i in (0, 3, 6, 9, 14)]
+    assert (tmp_path / "gates.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_flat() -> None:
