@@ -1,0 +1,92 @@
+"""Accelerate: accumulation and clipping leave the weights that a loop by hand leaves; checkpoints and copies go on."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+pytest.importorskip("accelerate")
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+import accelerate_loop
+import onepass
+import toy
+from tools import assert_close_weights, assert_same_weights, by_hand, each_optimizer_of_both
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Accelerate's settings are the process's; here they are one test's."""
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def accelerator(**arguments: Any) -> Accelerator:
+    return Accelerator(cpu=True, gradient_accumulation_steps=4, **arguments)
+
+
+@each_optimizer_of_both
+def test_as_by_hand(optimizer: Any) -> None:
+    got, _, losses = accelerate_loop.train(accelerator(), optimizer)
+    model = toy.net()
+    opt = optimizer(model.parameters(), lr=1e-2, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, T_max=16)
+    batches = list(DataLoader(toy.data(), batch_size=4)) * 4
+    hand = [lambda x=x, y=y: torch.nn.functional.mse_loss(model(x), y) for x, y in batches]
+    by_hand(model, opt, hand, clip=1.0, every=4, schedule=schedule)
+    assert_same_weights(got, model)
+    assert sum(losses[-16:]) < 0.7 * sum(losses[:16])
+
+
+def test_as_torch() -> None:
+    ours, theirs = (accelerate_loop.train(accelerator(), o)[0] for o in (onepass.AdamW, torch.optim.AdamW))
+    assert_close_weights(ours, theirs)
+
+
+def test_bfloat16() -> None:
+    """The forward pass under autocast; weights and steps stay float32, and the losses fall as without."""
+    model, _, losses = accelerate_loop.train(accelerator(mixed_precision="bf16"))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert sum(losses[-16:]) < 0.7 * sum(losses[:16])
+
+
+def test_resumed(tmp_path: Path) -> None:
+    """`save_state` and `load_state`: the next steps are those of the optimizer that was saved."""
+    first = accelerator()
+    whole, whole_opt, _ = accelerate_loop.train(first)
+    first.save_state(str(tmp_path))
+    second = accelerator()
+    resumed, opt, _ = accelerate_loop.train(second, epochs=1)
+    second.load_state(str(tmp_path))
+    step_once(whole, whole_opt.optimizer)
+    step_once(resumed, opt.optimizer)
+    assert_same_weights(resumed, whole)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies(copied: Any) -> None:
+    """A copy of model and wrapped optimizer goes on as the original does."""
+    model, opt, _ = accelerate_loop.train(accelerator())
+    other, other_opt = copied((model, opt))
+    step_once(model, opt.optimizer)
+    step_once(other, other_opt.optimizer)
+    assert_same_weights(other, model)
+    assert len(other_opt.optimizer.last_step()) == 2
+
+
+def step_once(model: torch.nn.Module, opt: torch.optim.Optimizer) -> None:
+    x, y = toy.data().tensors
+    torch.nn.functional.mse_loss(model(x), y).backward()
+    opt.step()
+    opt.zero_grad()

@@ -1,0 +1,88 @@
+"""Lightning: its steps, automatic or manual, clipped, under autocast, leave the weights that a loop by hand leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+lightning = pytest.importorskip("lightning")
+
+import lightning_module  # noqa: E402
+import onepass  # noqa: E402
+import toy  # noqa: E402
+from tools import assert_close_weights, assert_same_weights, by_hand, each_optimizer_of_both  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and logging
+each_module = pytest.mark.parametrize("module", [lightning_module.Automatic, lightning_module.Manual])
+
+
+def fit(module: Any, folder: Path, resume: str | None = None, epochs: int = 4, **arguments: Any) -> Any:
+    """Trains `module`; returns its Trainer."""
+    clip = {"gradient_clip_val": 1.0} if module.automatic_optimization else {}
+    quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, max_epochs=epochs, default_root_dir=folder, **clip, **quiet, **arguments
+    )
+    trainer.fit(module, DataLoader(toy.data(), 16), ckpt_path=resume)
+    return trainer
+
+
+def hand_made(optimizer: Any, epochs: int = 4, autocast: bool = False) -> torch.nn.Module:
+    model = toy.net()
+
+    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast, cache_enabled=False):
+            return torch.nn.functional.mse_loss(model(x), y)
+
+    opt = optimizer(model.parameters(), lr=1e-2, weight_decay=1e-2)
+    batches = list(DataLoader(toy.data(), 16)) * epochs
+    by_hand(model, opt, [lambda x=x, y=y: loss(x, y) for x, y in batches], clip=1.0)
+    return model
+
+
+@each_module
+@each_optimizer_of_both
+def test_as_by_hand(tmp_path: Path, module: Any, optimizer: Any) -> None:
+    trained = module(optimizer)
+    fit(trained, tmp_path)
+    assert_same_weights(trained.net, hand_made(optimizer))
+
+
+def test_as_torch() -> None:
+    assert_close_weights(hand_made(onepass.AdamW), hand_made(torch.optim.AdamW))
+
+
+@each_module
+def test_autocast(tmp_path: Path, module: Any) -> None:
+    trained = module()
+    fit(trained, tmp_path, precision="bf16-mixed")
+    assert_same_weights(trained.net, hand_made(onepass.AdamP, autocast=True))
+
+
+@each_module
+def test_resumed(tmp_path: Path, module: Any) -> None:
+    """From a checkpoint after two epochs of four the same bits as without a break."""
+    first, second = module(), module()
+    fit(first, tmp_path, epochs=2).save_checkpoint(tmp_path / "half.ckpt")
+    fit(second, tmp_path, resume=str(tmp_path / "half.ckpt"))
+    assert_same_weights(second.net, hand_made(onepass.AdamP))
+
+
+def test_wrapped(tmp_path: Path) -> None:
+    """What Lightning hands out inside `training_step` is of a class made of its own and ours; it knows `last_step`."""
+    seen = []
+
+    class Looks(lightning_module.Manual):
+        def training_step(self, batch: Any, index: int) -> None:
+            super().training_step(batch, index)
+            seen.append((self.optimizers(), self.optimizers().last_step()))
+
+    module = Looks()
+    fit(module, tmp_path, epochs=1)
+    opt, verdicts = seen[-1]
+    assert isinstance(opt, onepass.AdamP) and opt.optimizer.param_groups is opt.param_groups
+    assert set(verdicts) == {p for p in module.parameters() if p.dim() > 1}

@@ -1,0 +1,60 @@
+"""timm's grouping of parameters: the decay of each group is applied, and the other arguments are everybody's."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+
+import onepass
+import toy
+from tools import assert_close_weights, assert_same_weights
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The example on timm's one file: timm itself imports torchvision."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("timm is not installed; `pip install --no-deps timm` is enough")
+    (root,) = spec.submodule_search_locations
+    for name in ("timm", "timm.optim", "timm.models"):
+        module = types.ModuleType(name)
+        module.__path__ = [f"{root}/{name.partition('.')[2]}"]
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["timm.models"].group_parameters = None  # which the groups by depth need, and these do not
+    groups = importlib.import_module("timm.optim._param_groups")
+    sys.modules["timm.optim"].param_groups_weight_decay = groups.param_groups_weight_decay
+    yield importlib.import_module("timm_groups")
+    for name in ("timm.optim._param_groups", "timm_groups"):
+        sys.modules.pop(name)
+
+
+def test_groups(example: Any) -> None:
+    model = toy.net()
+    opt = example.optimizer_for(model)
+    assert [group["weight_decay"] for group in opt.param_groups] == [0.0, 0.05]
+    assert [{p.dim() for p in group["params"]} for group in opt.param_groups] == [{1}, {2}]
+    assert sum(len(group["params"]) for group in opt.param_groups) == len(list(model.parameters()))
+
+
+def test_steps(example: Any) -> None:
+    """As with groups made by hand, as with torch's AdamW on the same groups, and not as without decay."""
+    model, by_hand, without, ours, theirs = (toy.net() for _ in range(5))
+    losses = example.train(model, example.optimizer_for(model))
+    assert losses[-1] < 0.7 * losses[0]
+    matrices = [p for p in by_hand.parameters() if p.dim() > 1]
+    others = [p for p in by_hand.parameters() if p.dim() < 2]
+    groups = [{"params": others, "weight_decay": 0}, {"params": matrices, "weight_decay": 0.05}]
+    example.train(by_hand, onepass.AdamP(groups, lr=1e-2))
+    assert_same_weights(model, by_hand)
+    example.train(without, onepass.AdamP(without.parameters(), lr=1e-2))
+    assert not torch.equal(next(model.parameters()), next(without.parameters()))
+    example.train(ours, example.optimizer_for(ours, onepass.AdamW))
+    example.train(theirs, example.optimizer_for(theirs, torch.optim.AdamW))
+    assert_close_weights(ours, theirs)
