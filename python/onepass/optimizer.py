@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from .reference import working_dtype
 from .scaling import NO_SCALING, Clip, Scaling, checked_max_norm, clip_coefficient, total_norm_of
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 _PLAIN = (bool, int, float, str, tuple, type(None))  # values that do not change in place
@@ -83,6 +85,17 @@ class Optimizer(torch.optim.Optimizer):
         return [hyper for _, hyper in fresh]
 
     # ------------------------------------------------------------------ the step
+
+    @staticmethod
+    def profile_hook_step(func: Callable[_P, _R]) -> Callable[_P, _R]:
+        """torch's wrapper of `step`, which calls its hooks; torch.compile runs it and `step` as they are.
+
+        Traced, they would be dozens of graphs, guarded by the values of hyper-parameters.
+        """
+        hooked = torch.optim.Optimizer.profile_hook_step(func)
+        reason = "onepass steps in compiled code of its own; call step outside of a region compiled with fullgraph=True"
+        untraced: Callable[_P, _R] = torch.compiler.disable(hooked, reason=reason)  # type: ignore[no-untyped-call]
+        return untraced
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one step on every parameter that has a gradient.
