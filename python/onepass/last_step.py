@@ -57,7 +57,7 @@ class LastStep(Mapping[Tensor, Verdict]):
     p_norm, g_norm: float64, norms of the whole parameter, before the step, and of its gradient.
     settled: bool, whether the prediction was wrong and the parameter was corrected afterwards.
 
-    Where an optimizer steps several devices, the tensors are brought together on one, which waits if that is the CPU.
+    Where an optimizer steps several devices, the tensors are brought together on one, which waits if one is the CPU.
     """
 
     def __init__(self, seen: Iterable[Seen], groups: Iterable[Mapping[str, Any]] = ()):
@@ -93,7 +93,7 @@ class LastStep(Mapping[Tensor, Verdict]):
             return torch.empty(0, dtype=dtype)
         if len(parts) == 1:
             return parts[0]
-        return torch.cat([part.to(self.params[0].device, non_blocking=True) for part in parts])
+        return torch.cat([part.to(self.params[0].device) for part in parts])
 
     # ------------------------------------------------------------------ numbers
 
