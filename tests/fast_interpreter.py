@@ -39,14 +39,14 @@ def install() -> None:
 
 
 def _patch_the_language_once() -> None:
-    def patch_attr(obj: Any, name: str, member: Callable[..., Any], builder: Any, scope: Any) -> None:
+    def patch_attr(obj: Any, name: str, member: Callable[..., Any], *_: Any) -> None:
         function, semantic = getattr(member, "__wrapped__", member), interpreter.interpreter_semantic
 
         def interpreted(*arguments: Any, **named: Any) -> Any:
             named["_semantic"] = semantic
             return function(*arguments, **named)
 
-        scope.set_attr(obj, name, interpreted)
+        setattr(obj, name, interpreted)
 
     interpreter._patch_attr = patch_attr
     interpreter._patch_lang(_Function({"tl": interpreter.tl, "core": core}))

@@ -16,7 +16,7 @@ from .plan import Kind, Plan, Section, itemsize
 FAMILIES = {"adam": 0, "sgd": 1, "plain_sgd": 2}
 INTERPRETED = not isinstance(kernels.step, triton.JITFunction)
 # Tensors of a program of `verdict`, and rows of each that it reads at a time. The interpreter is faster with few programs.
-TENSORS, BLOCK = (16, 64) if INTERPRETED else (1, 1024)
+TENSORS, BLOCK = 16 if INTERPRETED else 1, 1024
 
 # Contraction would round d*p + k*u once less than the reference does.
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
