@@ -139,6 +139,10 @@ def _without_lr(opt: Any, group: dict[str, Any], p: Tensor) -> None:
     group.update(decouple_lr=True, lr=0.0, initial_lr=0.0)
 
 
+def _flat_piece(p: Tensor) -> Tensor:
+    return torch.nn.Parameter(torch.zeros(4, 6)).detach().view(-1)[3:11]
+
+
 def _nesterov(opt: Any, group: dict[str, Any], p: Tensor) -> None:
     group.update(nesterov=True, dampening=0.5)
 
@@ -155,7 +159,11 @@ CASES = [
          ValueError, GROUP, ("initial_lr",)),
     Case("backend", "AdamW", _argument("backend", "gpu"), ValueError, "", ("backend must be one of", "'gpu'")),
     Case("cuda", "AdamW", _argument("backend", "cuda"), RuntimeError, "", ("backend='cuda' cannot be used", "install")),
-    Case("wrapper", "AdamW", _replace(lambda p: Wrapper(p.data)), TypeError, PARAMETER, ("Wrapper", "plain local tensors")),
+    Case("wrapper", "AdamW", _replace(lambda p: Wrapper(p.data)), TypeError, PARAMETER, ("Wrapper", "plain local tensors", "p.detach().to_local()", "p.grad.to_local()")),
+    Case("wrapper, projected", "SGDP", _replace(lambda p: Wrapper(p.data)), TypeError, PARAMETER,
+         ("Wrapper", "needs whole tensors", "DistributedDataParallel", "optimizer without projection")),
+    Case("flat shard", "AdamP", _replace(_flat_piece), ValueError, PARAMETER,
+         ("a flat piece of a tensor of shape (4, 6)", "needs its rows", "optimizer without projection", "torch.nn.Parameter")),
     Case("twice", "AdamP", lambda opt, group, p: group["params"].__setitem__(0, p), ValueError, PARAMETER,
          ("is there twice", "pass it once")),
     Case("sparse", "SGD", _replace(lambda p: p.data.to_sparse()), TypeError, PARAMETER, ("torch.sparse_coo", "p.to_dense()")),

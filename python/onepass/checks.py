@@ -28,17 +28,15 @@ def each_parameter(groups: Sequence[Group]) -> Iterator[tuple[str, Tensor]]:
             yield f"parameter {i} of group {g}, shape {tuple(p.shape)}", p
 
 
-def check_parameters(groups: Sequence[Group]) -> None:
-    """Raises if a parameter cannot be stepped at all."""
+def check_parameters(rule: Rule, groups: Sequence[Group]) -> None:
+    """Raises if a parameter cannot be stepped at all; the rule only matters for what is to be done instead."""
     seen: set[int] = set()
     for name, p in each_parameter(groups):
         if id(p) in seen:
             raise ValueError(f"{name}: is there twice, and two threads would write to it at once; pass it once")
         seen.add(id(p))
         if is_traceable_wrapper_subclass(p):
-            raise TypeError(
-                f"{name}: is a {type(p).__name__}, which wraps other tensors; pass the plain local tensors instead"
-            )
+            raise TypeError(f"{name}: is a {type(p).__name__}, which wraps other tensors; {_instead_of_wrapped(rule)}")
         if p.layout != torch.strided:
             raise TypeError(f"{name}: must be dense, got layout {p.layout}; use p.to_dense()")
         if p.dtype not in DTYPES:
@@ -57,6 +55,65 @@ def check_parameters(groups: Sequence[Group]) -> None:
                 f"param group {g}: its parameters must lie on one device, got {sorted(map(str, devices))}; make one "
                 "param group for each device"
             )
+
+
+def _instead_of_wrapped(rule: Rule) -> str:
+    if rule.projected:
+        return (
+            "the projection needs whole tensors, which DistributedDataParallel and ZeroRedundancyOptimizer leave; or use "
+            "an optimizer without projection, with what this process holds of them, p.detach().to_local() of a DTensor"
+        )
+    return (
+        "pass the plain local tensors instead, p.detach().to_local() of a DTensor, and give each its gradient, "
+        "p.grad.to_local(), before every step"
+    )
+
+
+def check_rows(rule: Rule, groups: Sequence[Group]) -> None:
+    """Raises if the rule projects and a parameter is known to be a flat piece of a matrix: it would be taken for a vector,
+    and not be projected.
+
+    What sharding libraries give to an optimizer need not tell what it was cut from: see `_cut_from`.
+    """
+    if not rule.projected:
+        return
+    named = list(each_parameter(groups))
+    # Where FSDP does not shard, it gives matrices back as matrices, and its vectors are vectors. All groups are looked
+    # at together, since one may be of vectors alone.
+    sharded = not any(_of_fsdp(p) and p.dim() > 1 for _, p in named)
+    for name, p in named:
+        matrix = _cut_from(p, sharded) if p.dim() == 1 else None
+        if matrix is not None:
+            raise ValueError(
+                f"{name}: is {matrix}, and the projection needs its rows; use an optimizer without projection, or "
+                "DistributedDataParallel or ZeroRedundancyOptimizer, which leave tensors whole"
+            )
+
+
+def _of_fsdp(p: Tensor) -> bool:
+    return bool(getattr(p, "_fsdp_flattened", False))
+
+
+def _cut_from(p: Tensor, sharded: bool) -> str | None:
+    """What a one-dimensional parameter is a flat piece of, if it can be told; None for a vector.
+
+    Not to be told: DeepSpeed's ZeRO 1 and 2 and Megatron's column-parallel weights, whose pieces are plain copies.
+    """
+    if (_of_fsdp(p) and sharded) or type(p).__name__ == "FlatParameter":
+        return "a flat shard made by FSDP"
+    if isinstance(getattr(p, "ds_id", None), str):  # an unsharded parameter has a number there
+        return "a flat shard made by DeepSpeed's ZeRO 3"
+    dim = getattr(p, "partition_dim", None)  # of the matrix, copied to its shard
+    if isinstance(dim, int) and dim > 0:
+        return f"a flat shard made by Megatron (of a matrix, since its partition_dim is {dim})"
+    base = p._base
+    # A view as long as a row or a column is one: a vector of a stack of them.
+    if base is not None and base.dim() > 1 and p.numel() not in base.shape:
+        return (
+            f"a flat piece of a tensor of shape {tuple(base.shape)} (if it is meant to be a vector, make it a "
+            "torch.nn.Parameter)"
+        )
+    return None
 
 
 def check_gradients(groups: Sequence[Group]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .checks import check_gradients, check_parameters, check_state, step_device
+from .checks import check_gradients, check_parameters, check_rows, check_state, step_device
 from .hyper import Hyper, Rule, has_buffer, hyper_of
 from .last_step import LastStep
 from .reference import working_dtype
@@ -40,6 +40,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: ParamsT, defaults: dict[str, Any]):
         self._forget()
         super().__init__(params, defaults)
+        check_rows(self.rule, self.param_groups)
 
     def _forget(self) -> None:
         """Drops what was derived from groups and state; the next step derives it anew."""
@@ -64,7 +65,7 @@ class Optimizer(torch.optim.Optimizer):
         try:
             hyper_of(self.rule, group, len(self.param_groups) - 1)
             backends.check_name(group["backend"])
-            check_parameters(self.param_groups)
+            check_parameters(self.rule, self.param_groups)
         except Exception:
             self.param_groups.pop()
             raise
@@ -136,7 +137,8 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _prepare(self, hypers: list[Hyper]) -> None:
         """The slow path: checks everything, makes missing state, and gives every backend its groups."""
-        check_parameters(self.param_groups)
+        check_parameters(self.rule, self.param_groups)
+        check_rows(self.rule, self.param_groups)
         check_gradients(self.param_groups)
         check_state(self.rule, self.param_groups, self.state, self._counts_on_device)
         runners = backends.runners_for(self)

@@ -1,0 +1,100 @@
+"""Flat pieces of matrices under a projection: refused where they can be told, and nothing else is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import onepass
+from drive import train
+
+PROJECTED = [onepass.AdamP, onepass.SGDP]
+
+
+def flat(**attributes: Any) -> Tensor:
+    """A vector with what sharding libraries put on theirs."""
+    p = nn.Parameter(torch.ones(10))
+    for name, value in attributes.items():
+        setattr(p, name, value)
+    return p
+
+
+class FlatParameter(nn.Parameter):
+    """As of fairscale."""
+
+
+def matrix() -> Tensor:
+    return nn.Parameter(torch.ones(4, 6))
+
+
+SHARDS: dict[str, tuple[Callable[[], Tensor], str]] = {
+    "FSDP": (lambda: flat(_fsdp_flattened=True), "a flat shard made by FSDP"),
+    "fairscale": (lambda: FlatParameter(torch.ones(10)), "a flat shard made by FSDP"),
+    "ZeRO 3": (lambda: flat(ds_id="0_3"), "a flat shard made by DeepSpeed's ZeRO 3"),
+    "Megatron, row parallel": (lambda: flat(partition_dim=1), "made by Megatron (of a matrix, since its partition_dim is 1)"),
+    "a view": (lambda: matrix().detach().view(-1)[5:15], "a flat piece of a tensor of shape (4, 6)"),
+    "an empty view": (lambda: matrix().detach().view(-1)[5:5], "a flat piece of a tensor of shape (4, 6)"),
+    "all of it": (lambda: matrix().detach().view(-1), "a flat piece of a tensor of shape (4, 6)"),
+}  # fmt: skip
+
+VECTORS: dict[str, Callable[[], Tensor]] = {
+    "bias": lambda: nn.Linear(3, 10).bias,
+    "norm": lambda: nn.LayerNorm(10).weight,
+    "bias under ZeRO 3": lambda: flat(ds_id=3),
+    "bias, column parallel": lambda: flat(partition_dim=0),
+    "bias, not parallel": lambda: flat(partition_dim=-1),
+    "partition_dim of somebody else": lambda: flat(partition_dim=None),
+    "row of a stack": lambda: matrix().detach()[2],
+    "column of a stack": lambda: matrix().detach()[:, 2],
+    "part of a vector": lambda: nn.Parameter(torch.ones(20)).detach()[3:13],
+    "made of a matrix": lambda: nn.Parameter(torch.ones(4, 6).view(-1)),
+    "scalar of a matrix": lambda: matrix().detach()[1, 2],
+}
+
+
+@pytest.mark.parametrize("make", PROJECTED)
+@pytest.mark.parametrize("kind", SHARDS)
+def test_shards_are_refused(make: type[onepass.AdamP], kind: str) -> None:
+    """When they are given, and when they take the place of a matrix later on."""
+    shard, words = SHARDS[kind]
+    with pytest.raises(ValueError) as caught:
+        make([matrix(), shard()], lr=0.1)
+    for each in ("parameter 1 of group 0", words, "needs its rows", "optimizer without projection"):
+        assert each in str(caught.value)
+    opt = train(make([matrix(), matrix()], lr=0.1), range(2))
+    opt.param_groups[0]["params"][1] = shard()
+    opt.param_groups[0]["params"][1].grad = torch.ones_like(opt.param_groups[0]["params"][1])
+    with pytest.raises(ValueError, match="needs its rows"):
+        opt.step()
+
+
+@pytest.mark.parametrize("kind", SHARDS)
+def test_shards_do_without_a_projection(kind: str) -> None:
+    train(onepass.AdamW([matrix(), SHARDS[kind][0]()]), range(2))
+
+
+@pytest.mark.parametrize("make", PROJECTED)
+@pytest.mark.parametrize("kind", VECTORS)
+def test_vectors_are_not_refused(make: type[onepass.AdamP], kind: str) -> None:
+    train(make([matrix(), VECTORS[kind]()], lr=0.1), range(2))
+
+
+@pytest.mark.parametrize("make", PROJECTED)
+def test_vectors_of_fsdp_that_does_not_shard(make: type[onepass.AdamP]) -> None:
+    """Then the matrices are there too, and all parameters bear FSDP's mark."""
+    weight = matrix()
+    weight._fsdp_flattened = True  # type: ignore[attr-defined]
+    train(make([{"params": [flat(_fsdp_flattened=True)]}, {"params": [weight]}], lr=0.1), range(2))
+
+
+@pytest.mark.parametrize("make", PROJECTED)
+def test_the_way_out_works(make: type[onepass.AdamP]) -> None:
+    """A view that is meant to be a vector, as a parameter."""
+    shard, _ = SHARDS["a view"]
+    with pytest.raises(ValueError, match=r"meant to be a vector, make it a torch\.nn\.Parameter"):
+        make([shard()], lr=0.1)
+    train(make([nn.Parameter(shard())], lr=0.1), range(2))
