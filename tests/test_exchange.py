@@ -29,10 +29,22 @@ def test_from_theirs(backend: str, record: Record, arguments: Arguments, oracle:
     params = [p.detach().clone().requires_grad_() for p in parameters_of(theirs)]
     ours = record.make(params, backend=backend, **arguments)
     ours.load_state_dict(through_a_file(theirs.state_dict()))
-    # With decouple_lr the two numbers are in different conventions, and a checkpoint brings the writer's.
-    ours.param_groups[0]["weight_decay"] = arguments.get("weight_decay", 0)
+    # A checkpoint brings its weight decay, and the convention that this is in.
+    assert ours.param_groups[0]["decouple_lr"] is False
     train_both(ours, theirs, range(4, 8), sign)
     _assert_close(ours, theirs, 1e-12)
+
+
+def test_what_a_foreign_checkpoint_does_not_say_stays() -> None:
+    """In each group as it is, not as it is by default."""
+    groups = [
+        {"params": [p], "decay": decay} for p, decay in zip(parameters()[:2], ("proximal", "decoupled"), strict=True)
+    ]
+    ours = RECORDS["AdamP"].make(groups, maximize=True)
+    theirs = ADAMP[0].make([{"params": [p]} for p in parameters()[:2]], dict(lr=0.5))
+    ours.load_state_dict(theirs.state_dict())
+    got = [(group["lr"], group["decay"], group["maximize"]) for group in ours.param_groups]
+    assert got == [(0.5, "proximal", True), (0.5, "decoupled", True)]
 
 
 @each_backend

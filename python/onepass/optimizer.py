@@ -265,11 +265,14 @@ class Optimizer(torch.optim.Optimizer):
         loading = getattr(self, "_loading", None)
         # These are this optimizer's choice, not the checkpoint's: it may have been written on another machine.
         own = ("backend", "capturable")
-        kept = [{name: group[name] for name in own} for group in self.param_groups] if loading is not None else []
+        before = self.param_groups if loading is not None else []
         super().__setstate__(state)
         self._forget()
-        for group, choice in zip(self.param_groups, kept, strict=False):
-            group.update(choice)
+        for group, mine in zip(self.param_groups, before, strict=False):
+            group.update({name: mine[name] for name in own})
+            group.setdefault("decouple_lr", False)  # the convention of who does not know the word, torch and adamp
+            for name in self.defaults.keys() & mine.keys():
+                group.setdefault(name, mine[name])
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -281,6 +284,10 @@ class Optimizer(torch.optim.Optimizer):
 
         Unlike torch's base class, which casts moments to the parameter's dtype, this keeps them in the dtype that the
         arithmetic runs in, so they survive bit for bit.
+
+        As in torch, what a group of the state dict holds replaces what the group here holds, but for backend and
+        capturable. What it does not hold stays, but for decouple_lr: a state dict of torch's or adamp's has its
+        weight_decay in torch's convention, and so decouple_lr becomes False.
         """
 
         def keep(_: Any, final: dict[str, Any]) -> None:
