@@ -205,6 +205,24 @@ def test_overflow_after_memory_was_replaced(backend: str) -> None:
         assert_same_bits(p, q, "parameter")
 
 
+@each_backend
+def test_overflow_and_then_a_checkpoint(backend: str) -> None:
+    """What was made for the step that was not taken is replaced by the checkpoint's, which is no first buffer."""
+    arguments = dict(lr=0.05, momentum=0.6, dampening=0.4)
+    trained = train(make(RECORDS["SGD"], backend, **arguments), range(2))
+    opt = make(RECORDS["SGD"], backend, **arguments)
+    scaler = scaler_of()
+    feed_scaled(opt, 0, scaler, overflow=True)
+    scaler.step(opt)
+    with torch.no_grad():
+        for p, q in zip(parameters_of(trained), parameters_of(opt), strict=True):
+            q.copy_(p)
+    opt.load_state_dict(trained.state_dict())
+    train(trained, [2])
+    train(opt, [2])
+    assert_same_state(opt, trained)
+
+
 # ------------------------------------------------------------------ counts on the device
 
 

@@ -231,3 +231,18 @@ def test_a_checkpoint_of_other_groups_is_refused(backend: str, record: Record) -
 def test_a_backend_is_compiled() -> None:
     """The tests of the predictor run on COMPILED; without one they would be no tests."""
     assert COMPILED
+
+
+@each_optimizer
+def test_moments_without_their_count_are_refused(record: Record) -> None:
+    """Which would start the bias correction anew, in silence."""
+    opt = train(record.make(parameters(), **record.typical), range(2))
+    saved = opt.state_dict()
+    if "step" not in saved["state"][0]:
+        return
+    saved["state"] = {**saved["state"]}
+    saved["state"][3] = {key: value for key, value in saved["state"][3].items() if key != "step"}
+    before = Snapshot(opt)
+    with pytest.raises(ValueError, match="parameter 3 has .*exp_avg.* but no 'step'"):
+        opt.load_state_dict(saved)
+    before.assert_unchanged()

@@ -177,6 +177,16 @@ def check_state(rule: Rule, groups: Sequence[Group], state: Any, counts_on_devic
                 )
 
 
+def check_counts(rule: Rule, loaded: dict[Any, Any]) -> None:
+    """Raises if loaded state has moments but not how many steps they are of, as apex saves it."""
+    for number, own in loaded.items():
+        if rule.counted and own.get("step") is None and any([own.get(key) is not None for key in rule.moments]):
+            raise ValueError(
+                f"the state dict's state of parameter {number} has {', '.join(map(repr, rule.moments))} but no 'step', "
+                "without which their bias cannot be corrected; put the number of steps taken there"
+            )
+
+
 def step_device(p: Tensor, on_device: bool) -> torch.device:
     """Where the step count of `p` lies: beside it only if the device is to count, since the host reads it otherwise."""
     return p.device if on_device else torch.device("cpu")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .checks import check_gradients, check_parameters, check_rows, check_state, step_device
+from .checks import check_counts, check_gradients, check_parameters, check_rows, check_state, step_device
 from .hyper import Hyper, Rule, has_buffer, hyper_of
 from .last_step import LastStep
 from .reference import working_dtype
@@ -268,6 +268,7 @@ class Optimizer(torch.optim.Optimizer):
         before = self.param_groups if loading is not None else []
         super().__setstate__(state)
         self._forget()
+        self._unstepped = set()
         for group, mine in zip(self.param_groups, before, strict=False):
             group.update({name: mine[name] for name in own})
             group.setdefault("decouple_lr", False)  # the convention of who does not know the word, torch and adamp
@@ -288,9 +289,12 @@ class Optimizer(torch.optim.Optimizer):
         As in torch, what a group of the state dict holds replaces what the group here holds, but for backend and
         capturable. What it does not hold stays, but for decouple_lr: a state dict of torch's or adamp's has its
         weight_decay in torch's convention, and so decouple_lr becomes False.
+
+        Raises ValueError if it holds moments without their step count.
         """
 
         def keep(_: Any, final: dict[str, Any]) -> None:
+            check_counts(self.rule, final["state"])
             self._loading = final
 
         # Registered last, so that it sees what every other pre-hook has made of the state dict.
