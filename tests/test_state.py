@@ -243,6 +243,6 @@ def test_moments_without_their_count_are_refused(record: Record) -> None:
     saved["state"] = {**saved["state"]}
     saved["state"][3] = {key: value for key, value in saved["state"][3].items() if key != "step"}
     before = Snapshot(opt)
-    with pytest.raises(ValueError, match="parameter 3 has .*exp_avg.* but no 'step'"):
+    with pytest.raises(ValueError, match=r"parameter 3 has .*exp_avg.* but no 'step'"):
         opt.load_state_dict(saved)
     before.assert_unchanged()
