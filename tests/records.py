@@ -18,7 +18,7 @@ import oracles
 from oracles import Arguments, Oracle
 
 INSTALLED = ["reference", "cpu"]  # what a user has
-BACKENDS = [*INSTALLED, "emulated"]  # the CUDA kernels on a CPU, and the Triton kernels in the interpreter
+BACKENDS = [*INSTALLED, "emulated", "triton"]  # the CUDA kernels on a CPU, and the Triton kernels in the interpreter
 COMPILED = [name for name in BACKENDS if name != "reference"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

@@ -114,13 +114,13 @@ def test_addresses_are_sent_only_when_one_has_changed(record: Record) -> None:
     opt = make(record, 10)
     launched(opt)
     launched(opt)  # the second of torch's SGD differs: its buffer is no longer a first one
-    sent = runner_of(opt).tables.tensors
+    sent = runner_of(opt).tables.sent.tensors
     launched(opt)
-    assert runner_of(opt).tables.tensors is sent
+    assert runner_of(opt).tables.sent.tensors is sent
     p = parameters_of(opt)[3]
     p.grad = p.grad.clone()
     launched(opt)
-    assert runner_of(opt).tables.tensors is not sent
+    assert runner_of(opt).tables.sent.tensors is not sent
 
 
 @each_optimizer
@@ -128,12 +128,12 @@ def test_the_plan_outlives_addresses_and_hyper_parameters(record: Record) -> Non
     opt = make(record, 10)
     launched(opt)
     launched(opt)
-    plan = runner_of(opt).tables.plan
+    plan = runner_of(opt).tables.sent.plan
     opt.param_groups[0]["lr"] = 0.3
     for p in parameters_of(opt):
         p.grad = p.grad.clone()
     launched(opt)
-    assert runner_of(opt).tables.plan is plan
+    assert runner_of(opt).tables.sent.plan is plan
 
 
 @each_projected

@@ -13,7 +13,7 @@ from typing import Any
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-KERNELS = ("step", "measure", "update", "settle")
+KERNELS = ("step", "measure", "update", "settle", "square_sum")
 WARPS = 8
 # Rows that lie at multiples of 16 bytes: as long as fit, and short ones, of which a thread has several.
 WIDEST = {"float64": 15}
@@ -50,6 +50,7 @@ def cases() -> Iterator[Case]:
         yield Case(target, "update", "float32", 17, "sgd", True)
         yield Case(target, "settle", "bfloat16", 17, "sgd", True)
         yield Case(target, "verdict", "float32", 0)
+        yield Case(target, "add_up", "float32", 0)
         yield Case(target, "prepare", "float32", 0)
 
 
@@ -60,10 +61,11 @@ def vectors(case: Case) -> int:
     item = {"float64": 8, "float32": 4}.get(case.dtype, 2)
     work = 8 if case.dtype == "float64" else 4
     moments = {"adam": 2, "sgd": 1, "plain_sgd": 0}[case.family]
-    read = 2 * item + (moments * work if case.kernel != "measure" else 0)
-    written = {"step": item + moments * work, "update": item + moments * work, "settle": item, "measure": 0}[
-        case.kernel
-    ]
+    if case.kernel == "square_sum":
+        read = item
+    else:
+        read = 2 * item + (moments * work if case.kernel != "measure" else 0)
+    written = {"step": item + moments * work, "update": item + moments * work, "settle": item}.get(case.kernel, 0)
     written += work if case.kernel == "settle" and case.projects else 0
     threads = WARPS * (64 if case.target.startswith("gfx") else 32)
     elements = max(4096 // (2 if case.dtype == "float64" else 1), 16 << case.body // 2) // threads

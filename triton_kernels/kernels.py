@@ -1,10 +1,11 @@
 """The traversal: the rows of a program in memory, and what each step does to them.
 
-    step     moments and p in one go, for optimizers without a gate
-    measure  sums of p and g, for tensors that do not speculate
-    verdict  the gates of some projected tensors, from the reports of its rows, in one fixed order
-    update   moments, p under the gate that is predicted or known, and the sums of every row
-    settle   p of the tensors whose prediction was wrong, or of which some row was left alone
+    step        moments and p in one go, for optimizers without a gate
+    measure     sums of p and g, for tensors that do not speculate
+    verdict     the gates of some projected tensors, from the reports of its rows, in one fixed order
+    update      moments, p under the gate that is predicted or known, and the sums of every row
+    settle      p of the tensors whose prediction was wrong, or of which some row was left alone
+    square_sum  of the gradients, row by row, for clipping; then `add_up`
 
 A program is told its class, `body`: 16 << body//2 elements to a padded row, and 16-byte accesses where it is odd. Its
 tile is compiled for each class that the plan has (a bit of BODIES for each). All offsets are 64 bits wide.
@@ -24,6 +25,7 @@ from .rule import (
     NONE,
     PLAIN_SGD,
     PROJECT_MOMENTUM,
+    SKIPPED,
     S,
     advance,
     affine,
@@ -201,6 +203,14 @@ def measure_tile(entries, count, tensors, course, reports, first, DTYPE: tl.cons
 
 
 @device
+def square_sum_tile(entries, count, tensors, reports, first, DTYPE: tl.constexpr,
+                    WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    entry, _, tensor, start, length = open_rows(entries, count, tensors, first, ROWS)
+    g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), within(length, WIDTH, ALIGNED), DTYPE)
+    tl.store(reports + GG * count + entry, row_sum(g, g))
+
+
+@device
 def gate_to_write(tensor, own):
     """The gate under which p is to be written: predicted, or known if the tensor was measured. None without a gate."""
     speculates = of(tensor, SPECULATES) != 0
@@ -306,17 +316,18 @@ def settle_tile(entries, count, tensors, course, reports, verdicts, first, FAMIL
 
 
 @device
-def program_of(programs, first_program):
-    """Body, first entry and course of this program."""
+def program_of(programs, first_program, courses):
+    """Body, first entry and course of this program. No body if its tensors are not to be stepped."""
     program = programs + (first_program + tl.program_id(0)).to(tl.int64) * PROGRAM_FIELDS
-    return tl.load(program), tl.load(program + 1), tl.load(program + 2)
+    course = courses + tl.load(program + 2) * COURSE_FIELDS
+    body = tl.where(tl.load(course + SKIPPED) != 0, -1, tl.load(program))
+    return body, tl.load(program + 1), course
 
 
 @triton.jit(do_not_specialize=["first_program", "count"])
 def step(programs, first_program, entries, count, tensors, courses, FAMILY: tl.constexpr, DTYPE: tl.constexpr,
          WORK: tl.constexpr, TILE: tl.constexpr, BODIES: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
-    own, first, course = program_of(programs, first_program)
-    course = courses + course * COURSE_FIELDS
+    own, first, course = program_of(programs, first_program, courses)
     for body in tl.static_range(MOST_BODIES):
         if (BODIES >> body) % 2 == 1:
             FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
@@ -329,8 +340,7 @@ def step(programs, first_program, entries, count, tensors, courses, FAMILY: tl.c
 @triton.jit(do_not_specialize=["first_program", "count"])
 def measure(programs, first_program, entries, count, tensors, courses, reports, DTYPE: tl.constexpr,
             TILE: tl.constexpr, BODIES: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
-    own, first, course = program_of(programs, first_program)
-    course = courses + course * COURSE_FIELDS
+    own, first, course = program_of(programs, first_program, courses)
     for body in tl.static_range(MOST_BODIES):
         if (BODIES >> body) % 2 == 1:
             FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
@@ -344,8 +354,7 @@ def measure(programs, first_program, entries, count, tensors, courses, reports, 
 def update(programs, first_program, entries, count, tensors, courses, reports, verdicts, FAMILY: tl.constexpr,
            DTYPE: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr, BODIES: tl.constexpr, VECTOR: tl.constexpr,
            PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
-    own, first, course = program_of(programs, first_program)
-    course = courses + course * COURSE_FIELDS
+    own, first, course = program_of(programs, first_program, courses)
     for body in tl.static_range(MOST_BODIES):
         if (BODIES >> body) % 2 == 1:
             FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
@@ -360,8 +369,7 @@ def update(programs, first_program, entries, count, tensors, courses, reports, v
 def settle(programs, first_program, entries, count, tensors, courses, reports, verdicts, FAMILY: tl.constexpr,
            DTYPE: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr, BODIES: tl.constexpr, VECTOR: tl.constexpr,
            PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
-    own, first, course = program_of(programs, first_program)
-    course = courses + course * COURSE_FIELDS
+    own, first, course = program_of(programs, first_program, courses)
     for body in tl.static_range(MOST_BODIES):
         if (BODIES >> body) % 2 == 1:
             FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
@@ -370,6 +378,31 @@ def settle(programs, first_program, entries, count, tensors, courses, reports, v
                 settle_tile(entries, count, tensors, course, reports, verdicts, first, FAMILY, DTYPE, WORK,
                             16 << body // 2, ROWS,
                             body % 2 * VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["first_program", "count"])
+def square_sum(programs, first_program, entries, count, tensors, reports, DTYPE: tl.constexpr,
+               TILE: tl.constexpr, BODIES: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
+    program = programs + (first_program + tl.program_id(0)).to(tl.int64) * PROGRAM_FIELDS
+    own = tl.load(program)
+    first = tl.load(program + 1)
+    for body in tl.static_range(MOST_BODIES):
+        if (BODIES >> body) % 2 == 1:
+            FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
+            ROWS: tl.constexpr = FIT if FIT > 0 else 1
+            if own == body:
+                square_sum_tile(entries, count, tensors, reports, first, DTYPE, 16 << body // 2,
+                                ROWS, body % 2 * VECTOR)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["count"])
+def add_up(reports, count, sum, BLOCK: tl.constexpr):
+    """The squares of all rows, in one order."""
+    all_gg = tl.full([BLOCK], 0.0, tl.float64)
+    for start in range(0, count, BLOCK):
+        entry = start + tl.arange(0, BLOCK)
+        all_gg += tl.load(reports + GG * count + entry, mask=entry < count, other=0.0)
+    tl.store(sum, tl.sum(all_gg, axis=0))
 
 
 @device
@@ -390,6 +423,7 @@ def verdict(gated, tensor_count, count, tensors, courses, reports, verdicts, MEA
     is_one = is_one & (of(tensor, G) != 0)
     told = verdicts + index * VERDICT_FIELDS
     course = courses + of(tensor, COURSE_OF) * COURSE_FIELDS
+    is_one = is_one & (tl.load(course + SKIPPED) == 0)
     rows = tl.where(is_one, of(tensor, ROW_COUNT), 0)
     pieces = of(tensor, PIECES)[:, None]
     first = of(tensor, FIRST_ENTRY)[:, None]

@@ -37,8 +37,8 @@ def course_of(h: Any, is_sgd: bool, t: float, fresh: bool, negated: bool) -> lis
 
 @dataclass
 class Tables:
-    """The plan and what changes of it, on the device. measured, gated, live: the tensors that `verdict` and `prepare` are
-    for."""
+    """The plan and what changes of it, on the device. measured, gated, live_tensors: the tensors that `verdict` and
+    `prepare` are for. fresh: of each tensor, whether no step was counted on the device yet. no_scaling: 1, and 0."""
 
     plan: Plan
     count: int  # of entries
@@ -53,6 +53,9 @@ class Tables:
     fixed: Tensor
     reports: Tensor
     verdicts: Tensor
+    fresh: Tensor
+    square_sum: Tensor
+    no_scaling: Tensor
 
 
 def constants(dtype: str, family: str, section: Section) -> dict[str, Any]:
@@ -67,9 +70,29 @@ def constants(dtype: str, family: str, section: Section) -> dict[str, Any]:
     }
 
 
-def launch_all(t: Tables, active: set[Kind], gated: set[Kind], measured: set[Kind], projects: bool) -> list[str]:
+def square_sum(t: Tables) -> list[str]:
+    """Launches the sum of squares over all gradients, into the table of that name; returns the names of the kernels."""
+    for kind, section in t.plan.sections.items():
+        given = constants(*kind, section)
+        del given["FAMILY"], given["WORK"]
+        kernels.square_sum[(section.programs,)](
+            t.programs, section.first_program, t.entries, t.count, t.tensors, t.reports, **given, **OPTIONS
+        )
+    kernels.add_up[(1,)](t.reports, t.count, t.square_sum, BLOCK=BLOCK, **OPTIONS)
+    return ["square_sum"] * len(t.plan.sections) + ["add_up"]
+
+
+def launch_all(
+    t: Tables,
+    scaling: tuple[Tensor | None, Tensor | None, Tensor | None],
+    active: set[Kind],
+    gated: set[Kind],
+    measured: set[Kind],
+    projects: bool,
+) -> list[str]:
     """Launches a step for the kinds that have a tensor to step; returns the names of the kernels. gated, measured: those that
-    have one with a gate, and one that does not speculate. projects: some momentum buffer is to be projected."""
+    have one with a gate, and one that does not speculate. projects: some momentum buffer is to be projected.
+    scaling: clip, grad_scale and found_inf of scaling.py's Scaling."""
     launched = []
 
     def per_kind(kernel: Any, kinds: Any, *tables: Tensor, **more: Any) -> None:
@@ -93,8 +116,14 @@ def launch_all(t: Tables, active: set[Kind], gated: set[Kind], measured: set[Kin
             launched.append("verdict")
 
     if len(t.live_tensors):
+        one, zero = t.no_scaling
+        clip, grad_scale, found_inf = scaling
         live.prepare[(len(t.live_tensors),)](
-            t.live_tensors, t.tensors, t.courses, t.live, t.fixed, num_warps=1, enable_fp_fusion=False
+            *(t.live_tensors, t.tensors, t.courses, t.live, t.fixed, t.fresh),
+            *(one if clip is None else clip, one if grad_scale is None else grad_scale),
+            zero if found_inf is None else found_inf,
+            num_warps=1,
+            enable_fp_fusion=False,
         )
         launched.append("prepare")
     per_kind(kernels.measure, measured, t.reports)

@@ -67,10 +67,14 @@ def put(course, name, x):
 
 
 @triton.jit
-def prepare(live_tensors, tensors, courses, live, fixed):
-    """Counts the step and works out the scalars of one tensor of a capturable group."""
-    tensor = tensors + tl.load(live_tensors + tl.program_id(0)) * TENSOR_FIELDS
-    if of(tensor, G) != 0:
+def prepare(live_tensors, tensors, courses, live, fixed, fresh, clip, grad_scale, found_inf):
+    """Counts the step of one tensor and works out its scalars, or has its step skipped. clip, grad_scale, found_inf: the
+    fields of scaling.py's Scaling."""
+    index = tl.load(live_tensors + tl.program_id(0))
+    tensor = tensors + index * TENSOR_FIELDS
+    skipped = tl.load(found_inf).to(tl.float64) != 0
+    put(courses + of(tensor, COURSE_OF) * COURSE_FIELDS, rule.SKIPPED, skipped.to(tl.float64))
+    if (of(tensor, G) != 0) & (skipped == 0):
         group = of(tensor, GROUP)
         live = live + group * 2 * LIVE_FIELDS
         fixed = fixed + group * FIXED_FIELDS
@@ -95,9 +99,12 @@ def prepare(live_tensors, tensors, courses, live, fixed):
         decay = tl.where(into_l2 | into_metric, 0.0, decay_lr * wd) / tl.where(over, 1 - momentum, 1.0)
         s = tl.where(tl.load(fixed + IS_SGD) != 0, lr, lr / (1 - power(beta1, t)))
         sign = tl.where(of(tensor, NEGATED) != 0, -1.0, 1.0)
-        dampening = tl.where(of(tensor, FRESH) != 0, 0.0, tl.load(fixed + DAMPENING))
+        first = (of(tensor, FRESH) != 0) & (tl.load(fresh + index) != 0)
+        tl.store(fresh + index, 0.0)
+        dampening = tl.where(first, 0.0, tl.load(fixed + DAMPENING))
+        factor = tl.load(clip).to(tl.float64) / tl.load(grad_scale).to(tl.float64)
 
-        put(course, rule.GRAD_SCALE, sign * tl.load(fixed + FIXED_GRAD_SCALE))
+        put(course, rule.GRAD_SCALE, sign * tl.load(fixed + FIXED_GRAD_SCALE) * factor)
         put(course, rule.L2, tl.where(into_l2, wd, 0.0))
         put(course, rule.BETA1, beta1)
         put(course, rule.ONE_MINUS_BETA1, 1 - beta1)

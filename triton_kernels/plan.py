@@ -28,7 +28,8 @@ INTERPRETED_TILE = 1 << 18
 # Of a tensor, int64. The addresses first: they change from step to step.
 TENSOR = (
     *("p", "g", "m", "v", "step", "gate_counter"),  # g is 0 where the tensor is not stepped
-    *("negated", "fresh"),  # of a capturable tensor: the gradient is negated in memory; its buffer is made at this step
+    # Of a tensor whose steps the device counts: the gradient is negated in memory; its buffer is made at the first of them.
+    *("negated", "fresh"),
     *("course", "group", "rows", "length", "pieces", "first_entry", "speculates"),
     "unused",
 )
@@ -39,13 +40,14 @@ PROGRAM = ("body", "first_entry", "course")
 COURSE = (
     *("grad_scale", "l2", "beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "inv_sqrt_bc2", "eps"),
     *("metric_decay", "metric_decay_s", "nesterov", "momentum", "one_minus_dampening"),
-    *("s", "decay", "wd_ratio", "delta", "proximal", "project_momentum", "unused"),
+    *("s", "decay", "wd_ratio", "delta", "proximal", "project_momentum"),
+    "skipped",  # the step is not to be taken
 )
 # Of a row, float64, one array for each field: sums, the projection's coefficient, and whether p was not written.
 REPORT = ("pg", "pp", "gg", "pu", "c", "left_alone")
 # Of a tensor, float64. write: the gate under which p was written, or would have been.
 VERDICT = ("gate", "write", "settled", "settle", "cosine", "c", "pg", "pp", "gg", "pu")
-# Of a capturable group: the addresses of its hyper-parameters, and whether they are doubles; then what does not change.
+# Of a group whose steps the device counts: the addresses of its hyper-parameters, and whether they are doubles; then what does not change.
 LIVE = ("lr", "weight_decay", "beta1", "beta2", "momentum", "initial_lr")
 FIXED = (
     *("grad_scale", "dampening", "nesterov", "eps", "delta", "wd_ratio", "proximal", "project_momentum"),

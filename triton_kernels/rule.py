@@ -33,6 +33,7 @@ WD_RATIO = tl.constexpr(COURSE.index("wd_ratio"))
 DELTA = tl.constexpr(COURSE.index("delta"))
 PROXIMAL = tl.constexpr(COURSE.index("proximal"))
 PROJECT_MOMENTUM = tl.constexpr(COURSE.index("project_momentum"))
+SKIPPED = tl.constexpr(COURSE.index("skipped"))
 
 # Families and gates.
 ADAM = tl.constexpr(0)

@@ -1,0 +1,161 @@
+"""Steps of the Triton backend captured into a CUDA graph, in the interpreter; see graphs_of_triton.py. tests/gpu has real ones."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import onepass
+from compare import Snapshot, assert_same_bits, assert_same_state
+from drive import gradient_at, parameters, parameters_of, train
+from graphs_of_triton import Graph
+from onepass import triton_tables
+from records import RECORDS, Record, each_optimizer
+from tensors import values
+
+SHAPES = [(6, 20), (13,)]
+
+
+def make(record: Record, **arguments: Any) -> Any:
+    return record.make(
+        parameters(shapes=SHAPES), backend="triton", **{**record.typical, "capturable": True, **arguments}
+    )
+
+
+def pair(record: Record) -> Iterator[Any]:
+    """Two that have taken the same steps, so that all state is there and nothing is a first."""
+    return (train(make(record), range(2)) for _ in range(2))
+
+
+def give(opt: Any, gradients: list[Tensor]) -> None:
+    for p, g in zip(parameters_of(opt), gradients, strict=True):
+        p.grad = g
+
+
+def gradients(opt: Any, time: int) -> list[Tensor]:
+    return [gradient_at(p.detach(), time) for p in parameters_of(opt)]
+
+
+def assert_same_numbers(got: Any, want: Any) -> None:
+    for p, q in zip(parameters_of(got), parameters_of(want), strict=True):
+        assert_same_bits(p, q, "parameter")
+        for key, value in want.state[q].items():
+            assert_same_bits(got.state[p][key], value, key)
+
+
+@each_optimizer
+def test_replays(record: Record) -> None:
+    """So many steps, with other gradients and another lr each time."""
+    opt, other = (train(make(record, lr=torch.tensor(0.25)), range(2)) for _ in range(2))
+    before = Snapshot(opt)
+    graph = Graph(opt.step)
+    before.assert_unchanged()
+    for time in range(2, 5):
+        for each in (opt, other):
+            each.param_groups[0]["lr"].fill_(2.0**-time)
+            for p, g in zip(parameters_of(each), gradients(each, time), strict=True):
+                p.grad.copy_(g)
+        graph.replay()
+        other.step()
+        assert_same_state(opt, other)
+        assert repr(list(opt.last_step().values())) == repr(list(other.last_step().values()))
+
+
+def test_captures_one_after_the_other() -> None:
+    """Each with gradients of its own, without a step in between."""
+    opt, other = pair(RECORDS["AdamP"])
+    sets = [gradients(opt, time) for time in range(3)]
+    graphs = []
+    for own in sets:
+        give(opt, own)
+        graphs.append(Graph(opt.step))
+    for i in (1, 0, 2, 0):
+        graphs[i].replay()
+        give(other, sets[i])
+        other.step()
+        assert_same_numbers(opt, other)
+
+
+@pytest.mark.parametrize("new", [False, True], ids=["the same gradients", "new gradients"])
+def test_a_capture_that_is_not_replayed(new: bool) -> None:
+    """Not, or not yet: a step after it does not rely on what the graph would bring."""
+    opt, other = pair(RECORDS["AdamP"])
+    if new:
+        kept = gradients(opt, 2)
+        give(opt, kept)
+        give(other, [g.clone() for g in kept])
+    Graph(opt.step)
+    for each in (opt, other):
+        each.step()
+    assert_same_state(opt, other)
+
+
+def test_a_graph_outlives_the_runner() -> None:
+    """What it reads stays, though groups have changed and all tables are new."""
+    opt, other = pair(RECORDS["AdamP"])
+    own, new = ([g.clone() for g in gradients(opt, 2)] for _ in range(2))
+    give(opt, own)
+    graph = Graph(opt.step)
+    for each in (opt, other):
+        each.add_param_group({"params": [values((5,), torch.float32, 9)]})
+        give(each, [*new, torch.ones(5)])
+        each.step()
+    gc.collect()
+    graph.replay()
+    give(other, [*own, None])
+    other.step()
+    assert_same_numbers(opt, other)
+
+
+def test_buffers_of_strided_tensors_stay() -> None:
+    opt = onepass.AdamP([torch.ones(6, 8).T], backend="triton", capturable=True)
+    train(opt, range(2))
+    (entry,) = opt._runners[0].entries
+    assert entry.buffers
+    buffers = [weakref.ref(buffer) for buffer in entry.buffers.values()]
+    Graph(opt.step)
+    del entry
+    opt.add_param_group({"params": [values((5,), torch.float32, 9)]})
+    gc.collect()
+    assert all(buffer() is not None for buffer in buffers)
+
+
+def test_many_captures() -> None:
+    """Only so many find memory; a step makes more. What is refused has changed nothing, and what comes next is right."""
+    opt, other = pair(RECORDS["AdamW"])
+    for _ in range(triton_tables.SPARES):
+        Graph(opt.step)
+    give(opt, gradients(opt, 2))
+    before = Snapshot(opt)
+    with pytest.raises(RuntimeError, match="take a step before the capture"):
+        Graph(opt.step)
+    before.assert_unchanged()
+    give(other, gradients(other, 2))
+    opt.step()
+    other.step()
+    assert_same_state(opt, other)
+    Graph(opt.step)
+
+
+@each_optimizer
+def test_the_first_step_is_not_captured(record: Record) -> None:
+    opt = make(record)
+    give(opt, gradients(opt, 0))
+    with pytest.raises(RuntimeError, match="take a step before the capture"):
+        Graph(opt.step)
+    assert all(not own for own in opt.state.values())
+
+
+@each_optimizer
+def test_capture_of_what_is_not_capturable(record: Record) -> None:
+    opt = train(make(record, capturable=False), range(2))
+    before = Snapshot(opt)
+    with pytest.raises(RuntimeError, match="param group 0 has capturable=False"):
+        Graph(opt.step)
+    before.assert_unchanged()
