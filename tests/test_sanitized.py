@@ -24,7 +24,8 @@ CHOSEN = {
     "test_parity.py": "emulated and (test_large_tensors or test_layouts) and (AdamP or SGD) and (float32 or bfloat16)",
     "test_rows_on_chip.py": "just_fit and AdamP or left_alone or swallowed",
     "test_launches.py": "new_gradients and 1500 or step_counts and 40-9 or momentum_of_sgd or room",
-    "test_capturable.py": "test_replays and float32 and (AdamP or SGD) or many_tensors and 300 or between_replays or groups",
+    "test_capturable.py": "many_tensors and 300 or groups",
+    "test_captures.py": "test_replays and float32 and (AdamP or SGD) or between_replays",
     "test_block_orders.py": "test_same_bits_of_variants",
 }
 

@@ -113,17 +113,18 @@ def test_a_graph_outlives_the_runner() -> None:
     assert_same_numbers(opt, other)
 
 
-def test_buffers_of_strided_tensors_stay() -> None:
+def test_what_kernels_reach_through_addresses_stays() -> None:
+    """Buffers of strided tensors, and hyper-parameters that are numbers."""
     opt = onepass.AdamP([torch.ones(6, 8).T], backend="triton", capturable=True)
     train(opt, range(2))
     (entry,) = opt._runners[0].entries
     assert entry.buffers
-    buffers = [weakref.ref(buffer) for buffer in entry.buffers.values()]
+    read = [weakref.ref(t) for t in (*entry.buffers.values(), opt._runners[0].tables.numbers)]
     Graph(opt.step)
     del entry
     opt.add_param_group({"params": [values((5,), torch.float32, 9)]})
     gc.collect()
-    assert all(buffer() is not None for buffer in buffers)
+    assert all(t() is not None for t in read)
 
 
 def test_many_captures() -> None:

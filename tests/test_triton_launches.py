@@ -181,7 +181,7 @@ def _live(arguments: Arguments) -> Arguments:
 
 @each_variant
 @pytest.mark.parametrize("live", [False, True], ids=["numbers", "tensors"])
-def test_capturable_gives_the_same_bits(record: Record, arguments: Arguments, live: bool) -> None:
+def test_capturable_gives_the_same_numbers(record: Record, arguments: Arguments, live: bool) -> None:
     if live and record.name == "SGD" and arguments.get("momentum", 0) == 0:
         pytest.skip("a momentum that only the device knows is taken to be above 0")
     own = _live(arguments) if live else arguments
