@@ -72,6 +72,7 @@ def test_profiler(record: Record) -> None:
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         opt.step()
         opt.zero_grad()
+    opt.step()
     names = {event.key for event in profiled.key_averages()}
     assert {f"Optimizer.{call}#{record.name}.{call}" for call in ("step", "zero_grad")} <= names
 

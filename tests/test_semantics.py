@@ -75,13 +75,14 @@ def test_every_argument_may_change_between_steps(backend: str, record: Record, n
     [
         ("betas", [0.9, 0.99], lambda betas: betas.__setitem__(0, 0.1), (0.1, 0.99)),
         ("lr", np.array(0.1), lambda lr: lr.fill(0.3), 0.3),
+        ("betas", (torch.tensor(0.9), 0.99), lambda betas: betas[0].fill_(0.1), (torch.tensor(0.1), 0.99)),
     ],
-    ids=["list", "array"],
+    ids=["list", "array", "tuple_of_tensors"],
 )
 def test_arguments_changed_in_place(backend: str, name: str, value: Any, change: Any, new: Any) -> None:
     """The object in the group is the same after the change."""
     opt, other = (
-        train(RECORDS["AdamW"].make(parameters(), backend=backend, **{name: copy.copy(value)}), range(2))
+        train(RECORDS["AdamW"].make(parameters(), backend=backend, **{name: copy.deepcopy(value)}), range(2))
         for _ in range(2)
     )
     change(opt.param_groups[0][name])

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from operator import is_
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from . import backends
 from .checks import check_counts, check_gradients, check_parameters, check_rows, check_state, step_device
+from .hooks import hooked
 from .hyper import Hyper, Rule, has_buffer, hyper_of
 from .last_step import LastStep
 from .reference import working_dtype
 from .scaling import NO_SCALING, Clip, Scaling, checked_max_norm, clip_coefficient, total_norm_of
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 
-_PLAIN = (bool, int, float, str, tuple, type(None))  # values that do not change in place
+_PLAIN = (bool, int, float, str, type(None))  # values that do not change in place
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -45,7 +45,7 @@ class Optimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         """Drops what was derived from groups and state; the next step derives it anew."""
         self._runners: list[backends.Runner] = []
-        self._cached: list[tuple[tuple[Any, ...], Hyper]] = []
+        self._cached: list[tuple[list[Any], Hyper] | None] = []
         self._layout: list[tuple[int, str]] = []  # identity and backend of the groups that the runners were made for
         self._loading: dict[str, Any] | None = None
         # What CUDA graphs that were captured of steps still point to, for as long as there is this optimizer.
@@ -72,31 +72,23 @@ class Optimizer(torch.optim.Optimizer):
         self._forget()
 
     def _hypers(self) -> list[Hyper]:
-        """The checked hyper-parameters of every group; a group whose values did not change is not checked again."""
-        cached = self._cached if len(self._cached) == len(self.param_groups) else [((), None)] * len(self.param_groups)
-        fresh = []
+        """The checked hyper-parameters of every group; a group that holds the very objects it held is not checked again."""
+        if len(self._cached) != len(self.param_groups):
+            self._cached = [None] * len(self.param_groups)
+        hypers = []
         for index, group in enumerate(self.param_groups):
-            values = tuple([_frozen(value) for key, value in group.items() if key != "params"])
-            known, hyper = cached[index]
-            plain = all([isinstance(value, _PLAIN) for value in values])
-            if hyper is None or not plain or values != known:
-                hyper = hyper_of(self.rule, group, index, self._counts_on_device)
-            fresh.append((values if plain else (), hyper))
-        self._cached = fresh
-        return [hyper for _, hyper in fresh]
+            cached = self._cached[index]
+            if cached is not None and len(cached[0]) == len(group) and all(map(is_, cached[0], group.values())):
+                hypers.append(cached[1])
+                continue
+            hypers.append(hyper_of(self.rule, group, index, self._counts_on_device))
+            plain = all([_is_plain(value) for key, value in group.items() if key not in ("params", "param_names")])
+            self._cached[index] = ([*group.values()], hypers[-1]) if plain else None
+        return hypers
 
     # ------------------------------------------------------------------ the step
 
-    @staticmethod
-    def profile_hook_step(func: Callable[_P, _R]) -> Callable[_P, _R]:
-        """torch's wrapper of `step`, which calls its hooks; torch.compile runs it and `step` as they are.
-
-        Traced, they would be dozens of graphs, guarded by the values of hyper-parameters.
-        """
-        hooked = torch.optim.Optimizer.profile_hook_step(func)
-        reason = "onepass steps in compiled code of its own; call step outside of a region compiled with fullgraph=True"
-        untraced: Callable[_P, _R] = torch.compiler.disable(hooked, reason=reason)  # type: ignore[no-untyped-call]
-        return untraced
+    profile_hook_step = staticmethod(hooked)  # torch calls it on `step` of every subclass
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one step on every parameter that has a gradient.
@@ -326,6 +318,6 @@ class Optimizer(torch.optim.Optimizer):
                 self.state[p][key] = value
 
 
-def _frozen(value: Any) -> Any:
-    """A list, whose elements could be changed in place, as a tuple; anything else as it is."""
-    return tuple(value) if isinstance(value, list) else value
+def _is_plain(value: Any) -> bool:
+    """Whether it cannot change in place."""
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
