@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import adamp
@@ -21,6 +22,17 @@ class Target:
     against: str
 
 
+class OneEach:
+    """An optimizer for each parameter, as the optimizer in the backward pass has them; `step` steps one after the other."""
+
+    def __init__(self, cls: type[torch.optim.Optimizer], params: list[Tensor], **options: Any):
+        self.optimizers = [cls([p], **options) for p in params]
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
 @dataclass(frozen=True)
 class Contender:
     """An optimizer, how to make it, and the optimizer of onepass whose reference says what it has to compute.
@@ -28,6 +40,7 @@ class Contender:
     traffic: bytes per parameter, if every operand is read once and written once; None where that is not known.
     slow: takes part in one round out of seven.
     clips: takes the norm of the gradients and clips by it before every step.
+    each: with an optimizer for each parameter.
     """
 
     name: str
@@ -40,20 +53,22 @@ class Contender:
     dtype: torch.dtype = torch.float32
     slow: bool = False
     clips: bool = False
+    each: bool = False
 
-    def make(self, params: list[Tensor], lr: float) -> torch.optim.Optimizer:
-        return self.cls(params, lr=lr, weight_decay=1e-2, **self.options)
+    def make(self, params: list[Tensor], lr: float) -> torch.optim.Optimizer | OneEach:
+        cls = partial(OneEach, self.cls) if self.each else self.cls
+        return cls(params, lr=lr, weight_decay=1e-2, **self.options)
 
     def make_twin(self, params: list[Tensor], lr: float) -> torch.optim.Optimizer:
         return self.twin(params, lr=lr, weight_decay=1e-2, backend="reference", **self.twin_options)
 
-    def step(self, optimizer: torch.optim.Optimizer, params: list[Tensor], max_norm: float) -> None:
+    def step(self, optimizer: torch.optim.Optimizer | OneEach, params: list[Tensor], max_norm: float) -> None:
         if self.clips:
             clip(optimizer, params, max_norm)
         optimizer.step()
 
 
-def clip(optimizer: torch.optim.Optimizer, params: list[Tensor], max_norm: float) -> None:
+def clip(optimizer: torch.optim.Optimizer | OneEach, params: list[Tensor], max_norm: float) -> None:
     """The optimizer's own way of it, else torch's."""
     if isinstance(optimizer, onepass.optimizer.Optimizer):
         optimizer.clip_grad_norm_(max_norm)
@@ -115,6 +130,10 @@ def in_bf16(contender: Contender, traffic: int) -> Contender:
     return replace(contender, name=f"{contender.name} bf16", dtype=torch.bfloat16, traffic=traffic)
 
 
+def one_each(contender: Contender, targets: tuple[Target, ...] = ()) -> Contender:
+    return replace(contender, name=f"{contender.name} each", each=True, targets=targets)
+
+
 ADAM_CONTENDERS = (
     TORCH_ADAMW,
     aimed(ADAMW, (1.00, TORCH_ADAMW)),
@@ -134,6 +153,13 @@ SGD_CONTENDERS = tuple(
     with_momentum(contender) for contender in (TORCH_SGD, SGD, aimed(SGDP, (1.10, TORCH_SGD)), THEIR_SGDP)
 )
 RESNET_CONTENDERS = (TORCH_ADAMW, ADAMW, aimed(ADAMP, (1.05, TORCH_ADAMW)), ADAMP_PROXIMAL, THEIR_ADAMP)
+EACH_CONTENDERS = (
+    TORCH_ADAMW,
+    ADAMW,
+    ADAMP,
+    one_each(TORCH_ADAMW),
+    *(one_each(fused, (Target(1.3, fused.name),)) for fused in (ADAMW, ADAMP)),
+)
 SMALL_CONTENDERS = (TORCH_ADAMW, aimed(ADAMW, (0.05, TORCH_ADAMW)), aimed(ADAMP, (0.05, TORCH_ADAMW)), THEIR_ADAMP)
 BF16_CONTENDERS = (
     TORCH_ADAMW,
@@ -164,6 +190,7 @@ def cases(quick: bool = False) -> list[Case]:
         Case("gpt2-bf16", "GPT-2, bf16 against fp32", gpt2, BF16_CONTENDERS),
         Case("resnet50", "ResNet-50, fp32", resnet, RESNET_CONTENDERS, rounds=40),
         Case("resnet50-tangent", "ResNet-50, fp32, all kernels projected", resnet, RESNET_CONTENDERS, "tangent", 40),
+        Case("resnet50-each", "ResNet-50, fp32, an optimizer for each tensor", resnet, EACH_CONTENDERS, rounds=40),
         Case("small", "vectors of 64", ((64,),) * count, SMALL_CONTENDERS, rounds=40, repeat=10),
         Case(
             "small-matrices",

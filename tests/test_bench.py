@@ -19,7 +19,8 @@ RUN = Path(__file__).parent.parent / "bench" / "run.py"
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     out = tmp_path_factory.mktemp("bench")
-    command = [sys.executable, str(RUN), "--quick", "--case", "gpt2-adam", "--case", "gpt2-bf16", "--out", str(out)]
+    chosen = ("--case", "gpt2-adam", "--case", "gpt2-bf16", "--case", "resnet50-each")
+    command = [sys.executable, str(RUN), "--quick", *chosen, "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [path.stat().st_size > 10_000 for path in out.glob("*.png")] == [True]
@@ -33,6 +34,14 @@ def test_every_contender_has_a_row(rows):
     assert names[0] == "torch fused AdamW" and names[-1] == "adamp AdamP"
     assert {"onepass AdamW", "onepass AdamProx", "onepass AdamP", "onepass AdamP proximal"} < set(names)
     assert {row["dtype"] for row in rows if row["case"] == "gpt2-bf16"} == {"float32", "bfloat16"}
+
+
+def test_an_optimizer_for_each_tensor(rows):
+    """Beside the one that steps them all, and slower: as many calls as tensors."""
+    each = {row["contender"]: row for row in rows if row["case"] == "resnet50-each"}
+    for name in ("onepass AdamW", "onepass AdamP"):
+        assert each[f"{name} each"]["target"] == f"<= 1.3 x {name}"
+        assert float(each[f"{name} each"]["measured"]) > 1
 
 
 def test_rows_say_what_was_measured(rows):
