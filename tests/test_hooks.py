@@ -50,6 +50,28 @@ def test_order_and_arguments(record: Record) -> None:
     assert seen[4:] == ["own pre"]
 
 
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda opt: opt.register_step_pre_hook,
+        lambda opt: opt.register_step_post_hook,
+        lambda opt: register_optimizer_step_pre_hook,
+        lambda opt: register_optimizer_step_post_hook,
+    ],
+    ids=["pre", "post", "everyone's pre", "everyone's post"],
+)
+def test_a_hook_alone(register: Any) -> None:
+    """It is called where it is the only one, from when it is registered until it is removed."""
+    opt, seen = train(made(RECORDS["AdamW"]), [0]), []
+    handle = register(opt)(lambda *_: seen.append(opt))
+    try:
+        train(opt, range(2))
+    finally:
+        handle.remove()
+    train(opt, [0])
+    assert len(seen) == 2
+
+
 @each_optimizer
 def test_a_pre_hook_may_change_gradients_and_groups(record: Record) -> None:
     """The step sees what the hook left."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import runpy
 import sys
 import types
 from typing import Any
@@ -41,6 +42,11 @@ def test_groups(example: Any) -> None:
     assert [group["weight_decay"] for group in opt.param_groups] == [0.0, 0.05]
     assert [{p.dim() for p in group["params"]} for group in opt.param_groups] == [{1}, {2}]
     assert sum(len(group["params"]) for group in opt.param_groups) == len(list(model.parameters()))
+
+
+def test_printed(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(example.__file__, run_name="__main__")
+    assert "weight decay 0.05: [(32, 8), (1, 32)]" in capsys.readouterr().out
 
 
 def test_steps(example: Any) -> None:

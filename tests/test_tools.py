@@ -34,3 +34,11 @@ def test_losses_fall(
         loss for losses in re.findall(pattern, capfd.readouterr().out) for loss in re.findall(r"[\d.]+", str(losses))
     ]
     assert len(found) >= 2 and float(found[-1]) < 0.9 * float(found[0])
+
+
+def test_lightning_fits(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(FOLDER / "lightning_module.py"), run_name="__main__")
+    out, err = capfd.readouterr()
+    assert (out + err).count("`max_epochs=30` reached") == 2
