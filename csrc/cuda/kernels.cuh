@@ -1,15 +1,16 @@
 // The kernels: step (elementwise), and update, measure and settle (with a gate). A persistent grid walks the items of a
 // plan; blocks take the large ones, warps the small ones.
 //
-//     step     moments and p in one go
-//     measure  sums of p and g, and from them the gate, for tensors that do not speculate
-//     update   moments, p under the gate that is predicted or known, and the sums; the last crew of a tensor judges it
-//     settle   p of the tensors whose prediction was wrong, or whose rows were left alone
-//     prepare  scalars and step counts of groups whose steps the device counts, before all else
-//     square_sum  of the gradients of every tensor, for clipping
+//     prepare     scalars and step counts of groups whose steps the device counts, before all else
+//     step        moments and p in one go
+//     measure     sums of p and g, and from them the gate, for tensors that do not speculate
+//     update      moments, p under the gate predicted or known, and the sums; a tensor's last crew judges it
+//     settle      p of the tensors whose prediction was wrong, or whose rows were left alone
+//     square_sum  of the gradient of every tensor, for clipping
 #pragma once
 
 #include "crew.cuh"
+#include "judge.cuh"
 #include "live.cuh"
 #include "rows.cuh"
 
