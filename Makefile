@@ -39,7 +39,7 @@ bench: $(BUILT)
 test-gpu: built-gpu
 	ONEPASS_GPU_TESTS_ON=cuda PYTHONSAFEPATH=1 PYTHONPATH=$(GPU_ROOT) $(PYTHON) -m pytest tests/gpu $(ARGS)
 	ONEPASS_GPU_TESTS_ON=triton PYTHONSAFEPATH=1 PYTHONPATH=$(GPU_ROOT) $(PYTHON) -m pytest tests/gpu \
-	  -k "test_variants or test_graphs or test_no_waiting"
+	  -k "test_variants or test_graphs or test_no_waiting or test_scaling"
 
 bench-gpu: built-gpu
 	PYTHONPATH=$(GPU_ROOT) $(PYTHON) bench/gpu.py $(ARGS)

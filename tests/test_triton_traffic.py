@@ -18,7 +18,7 @@ COUNTERS = {"none": 0, "channel": 3}
 
 
 def traffic(make: Any, shape: tuple[int, ...], gate: str = "none", predicted: str = "none", dtype: torch.dtype = torch.float32,
-            **arguments: Any) -> tuple[Streams, float]:  # fmt: skip
+            clips: bool = False, **arguments: Any) -> tuple[Streams, float]:  # fmt: skip
     """Bytes per parameter, loaded and stored, of each operand; and of the tables."""
     p = values(shape, dtype, 1)
     opt = make([p], lr=1e-3, weight_decay=0.1, backend="triton", **arguments)
@@ -30,6 +30,8 @@ def traffic(make: Any, shape: tuple[int, ...], gate: str = "none", predicted: st
         for name, keys in {"m": ("exp_avg", "momentum", "momentum_buffer"), "v": ("exp_avg_sq",)}.items():
             streams[name] = [opt.state[p][key] for key in keys if key in opt.state[p]]
         with counted(streams) as moved:
+            if clips:
+                opt.clip_grad_norm_(1e-3)
             opt.step()
     if p in opt.last_step():
         assert opt.last_step()[p].gate == gate
@@ -62,6 +64,12 @@ def test_28_bytes(name: str, shape: tuple[int, ...]) -> None:
 def test_28_bytes_of_adamp_predicted_right(gate: str, shape: tuple[int, ...]) -> None:
     found, _ = traffic(onepass.AdamP, shape, gate, gate)
     assert found == fp32()
+
+
+@pytest.mark.parametrize(("make", "gate"), [(onepass.AdamW, "none"), (onepass.AdamP, "channel")])
+def test_clipping_reads_g_once_more(make: Any, gate: str) -> None:
+    found, _ = traffic(make, (64, 1024), gate, gate, clips=True)
+    assert found == fp32(g=8) and total(found) == 32
 
 
 def test_the_tables_are_small() -> None:
