@@ -55,5 +55,5 @@ backends.NAMES += ("emulated",)
 
 def plan_of(opt: onepass.Adam) -> Any:
     """The plan of an optimizer of one group that has stepped."""
-    (runner,) = opt._runners
+    (runner,) = opt._runtime.runners
     return runner.plan

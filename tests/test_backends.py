@@ -65,7 +65,7 @@ def test_auto_is_the_compiled_one(record: Any) -> None:
         warnings.simplefilter("error")
         train(opt, range(2))
     assert_same_state(opt, train(other, range(2)))
-    assert [type(runner) for runner in opt._runners] == [native.CpuRunner]
+    assert [type(runner) for runner in opt._runtime.runners] == [native.CpuRunner]
 
 
 @pytest.mark.parametrize("wrong", ["gpu", "", None, 3, "CPU"])

@@ -11,6 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import compiled
+import onepass
 import toy
 from in_backward import step_in_backward
 from records import RECORDS, Record, each_optimizer
@@ -114,3 +115,25 @@ def test_in_backward() -> None:
             torch.nn.functional.mse_loss(called(X), Y).backward()
         ends.append(model)
     assert_same_weights(*ends)
+
+
+def test_clipping_inside() -> None:
+    def trained_with(run: Any) -> torch.nn.Module:
+        model = toy.net()
+        opt = onepass.AdamP(model.parameters(), lr=1e-2, weight_decay=0.1)
+
+        def train_step(x: torch.Tensor, y: torch.Tensor) -> None:
+            loss = torch.nn.functional.mse_loss(model(x), y)
+            opt.zero_grad()
+            loss.backward()
+            opt.clip_grad_norm_(0.1)
+            opt.step()
+
+        step = run(train_step)
+        for _ in range(4):
+            step(X, Y)
+        return model
+
+    got = trained_with(lambda f: torch.compile(f, backend=BACKEND))
+    assert_same_weights(got, trained_with(lambda f: f))
+    assert not [reason for reason in counters["graph_break"] if "pybind" in reason], counters["graph_break"]

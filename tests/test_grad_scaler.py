@@ -59,8 +59,8 @@ def test_same_bits_as_without(record: Record, backend: str) -> None:
     plain = train(make(record, backend), range(5))
     for p, q in zip(parameters_of(scaled), parameters_of(plain), strict=True):
         q.grad = p.grad
-    if scaled._counts_on_device:
-        plain._counts_on_device = True  # its counts lie elsewhere, and that is all
+    if scaled._runtime.counts_on_device:
+        plain._runtime.counts_on_device = True  # its counts lie elsewhere, and that is all
     assert_same_state(scaled, plain)
 
 
@@ -126,6 +126,35 @@ def test_beside_torch(name: str) -> None:
     assert ours == pytest.approx(theirs, rel=1e-2) and ours[-1] < 0.6 * ours[0]
     for p, q in zip(our_weights, their_weights, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-2, atol=1e-3)
+
+
+@each_backend
+@each_optimizer
+def test_gradients_are_left_scaled(record: Record, backend: str) -> None:
+    """To unscale them is part of the step: nothing has passed over their memory."""
+    opt, scaler = make(record, backend), scaler_of()
+    feed_scaled(opt, 0, scaler)
+    before = [p.grad.clone() for p in parameters_of(opt)]
+    scaler.step(opt)
+    for p, g in zip(parameters_of(opt), before, strict=True):
+        assert_same_bits(p.grad, g, "gradient")
+
+
+class OwnScaler(torch.amp.GradScaler):
+    """Of FSDP's kind: it has a step of its own, and leaves it to torch's."""
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        return super().step(optimizer, *args, **kwargs)
+
+
+def test_a_scaler_of_another_class() -> None:
+    opt, plain = make(RECORDS["AdamP"]), make(RECORDS["AdamP"])
+    scaler = OwnScaler("cpu", init_scale=SCALE)
+    train_scaled(opt, range(3), scaler)
+    train(plain, range(3))
+    assert float(parameters_of(opt)[0].grad.norm()) > 100 * float(parameters_of(plain)[0].grad.norm())
+    for p, q in zip(parameters_of(opt), parameters_of(plain), strict=True):
+        assert_same_bits(p, q, "parameter")
 
 
 # ------------------------------------------------------------------ overflow
@@ -198,7 +227,7 @@ def test_overflow_after_memory_was_replaced(backend: str) -> None:
     for p in parameters_of(opt):
         p.data = p.data.clone(memory_format=torch.contiguous_format)
     opt.param_groups[0]["backend"] = backend
-    opt._layout = []  # as after a change of the groups
+    opt._runtime.layout = []  # as after a change of the groups
     train_scaled(opt, range(3), scaler)
     train(plain, range(3))
     for p, q in zip(parameters_of(opt), parameters_of(plain), strict=True):

@@ -337,14 +337,14 @@ def test_no_memory_after_the_first_step(record: Record, count: int) -> None:
     """The plan and its memory are those of the first step, also when gradients move and hyper-parameters change."""
     opt = make(record, count)
     launched(opt, 0)
-    (runner,) = opt._runners
+    (runner,) = opt._runtime.runners
     plan, memory, address = runner.plan, runner.memory, runner.memory.data_ptr()
     for seed in range(1, 4):
         for p in parameters_of(opt):
             p.grad = p.grad.clone()
         opt.param_groups[0]["lr"] *= 0.9
         launched(opt, seed)
-    (runner,) = opt._runners
+    (runner,) = opt._runtime.runners
     assert runner.plan is plan and runner.memory is memory and memory.data_ptr() == address
     assert plan.memory_bytes == memory.numel()
 

@@ -86,3 +86,40 @@ def test_wrapped(tmp_path: Path) -> None:
     opt, verdicts = seen[-1]
     assert isinstance(opt, onepass.AdamP) and opt.optimizer.param_groups is opt.param_groups
     assert set(verdicts) == {p for p in module.parameters() if p.dim() > 1}
+
+
+@pytest.mark.parametrize("wrapper", ["lightning.pytorch.core.optimizer.LightningOptimizer", "Fabric"])
+def test_clipping_through_the_wrapper(wrapper: str) -> None:
+    """What `self.optimizers()` gives borrows the optimizer's methods, with attributes of its own."""
+    made = [onepass.AdamP([torch.nn.Parameter(torch.ones(3, 4))], lr=0.1) for _ in range(2)]
+    if wrapper == "Fabric":
+        fabric = lightning.Fabric(accelerator="cpu", devices=1)
+        wrapped = fabric.setup_optimizers(made[0])
+    else:
+        wrapped = lightning.pytorch.core.optimizer.LightningOptimizer(made[0])
+    for opt, through in ((made[0], wrapped), (made[1], made[1])):
+        (p,) = opt.param_groups[0]["params"]
+        for time in range(2):
+            p.grad = torch.linspace(-9, 5, 12).reshape(3, 4) * (1 + time)
+            through.clip_grad_norm_(0.1)
+            opt.step()
+        p.grad = torch.linspace(-9, 5, 12).reshape(3, 4)
+        through.clip_grad_norm_(0.1)
+        through.zero_grad()
+        p.grad = torch.ones(3, 4)
+        opt.step()
+    assert_same_weights(*[torch.nn.ParameterList(opt.param_groups[0]["params"]) for opt in made])
+
+
+def test_loss_scaling(tmp_path: Path) -> None:
+    """float16, its scaler and clipping: the weights of a loop by hand with torch's AdamW."""
+
+    def trained(optimizer: Any) -> torch.nn.Module:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=5)  # overflows at first
+        plugin = lightning.pytorch.plugins.MixedPrecision("16-mixed", "cpu", scaler)
+        module = lightning_module.Automatic(optimizer)
+        fit(module, tmp_path, plugins=[plugin])
+        assert 2.0**10 < scaler.get_scale() < 2.0**20
+        return module.net
+
+    assert_close_weights(trained(onepass.AdamW), trained(torch.optim.AdamW))

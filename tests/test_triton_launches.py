@@ -22,7 +22,7 @@ SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
 
 def runner_of(opt: Any) -> TritonRunner:
-    (runner,) = opt._runners
+    (runner,) = opt._runtime.runners
     assert isinstance(runner, TritonRunner)
     return runner
 

@@ -46,7 +46,7 @@ class CudaRunner(PlanRunner):
         super().__init__(optimizer, indices)
         self.device = self.params[0][0].device
         self.stream: int | None = None
-        self.captured = optimizer._captured
+        self.captured = optimizer._runtime.captured
         self.check_device()
 
     def check_device(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import is_
@@ -16,6 +17,7 @@ from .hooks import hooked
 from .hyper import Hyper, Rule, has_buffer, hyper_of
 from .last_step import LastStep
 from .reference import working_dtype
+from .runtime import Runtime
 from .scaling import NO_SCALING, Clip, Scaling, checked_max_norm, clip_coefficient, total_norm_of
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -34,28 +36,10 @@ class Optimizer(torch.optim.Optimizer):
 
     rule: ClassVar[Rule]
 
-    # torch.amp.GradScaler then leaves the gradients as they are and sets `grad_scale` and `found_inf` for the step.
-    _step_supports_amp_scaling = True
-
     def __init__(self, params: ParamsT, defaults: dict[str, Any]):
-        self._forget()
+        self._runtime = Runtime()
         super().__init__(params, defaults)
         check_rows(self.rule, self.param_groups)
-
-    def _forget(self) -> None:
-        """Drops what was derived from groups and state; the next step derives it anew."""
-        self._runners: list[backends.Runner] = []
-        self._cached: list[tuple[list[Any], Hyper] | None] = []
-        self._layout: list[tuple[int, str]] = []  # identity and backend of the groups that the runners were made for
-        self._loading: dict[str, Any] | None = None
-        # What CUDA graphs that were captured of steps still point to, for as long as there is this optimizer.
-        self._captured: list[Tensor] = getattr(self, "_captured", [])
-        # Whether step counts lie beside the parameters in groups that are not capturable too: once a step was scaled on
-        # a device, as only the device knows whether it was taken.
-        self._counts_on_device: bool = getattr(self, "_counts_on_device", False)
-        self._clip: Clip | None = getattr(self, "_clip", None)
-        # Parameters whose state was made for a step that has not been taken yet.
-        self._unstepped: set[Tensor] = getattr(self, "_unstepped", set())
 
     # ------------------------------------------------------------------ param groups
 
@@ -69,21 +53,21 @@ class Optimizer(torch.optim.Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
-        self._forget()
+        self._runtime.forget()
 
     def _hypers(self) -> list[Hyper]:
         """The checked hyper-parameters of every group; a group that holds the very objects it held is not checked again."""
-        if len(self._cached) != len(self.param_groups):
-            self._cached = [None] * len(self.param_groups)
+        if len(self._runtime.cached) != len(self.param_groups):
+            self._runtime.cached = [None] * len(self.param_groups)
         hypers = []
         for index, group in enumerate(self.param_groups):
-            cached = self._cached[index]
+            cached = self._runtime.cached[index]
             if cached is not None and len(cached[0]) == len(group) and all(map(is_, cached[0], group.values())):
                 hypers.append(cached[1])
                 continue
-            hypers.append(hyper_of(self.rule, group, index, self._counts_on_device))
+            hypers.append(hyper_of(self.rule, group, index, self._runtime.counts_on_device))
             plain = all([_is_plain(value) for key, value in group.items() if key not in ("params", "param_names")])
-            self._cached[index] = ([*group.values()], hypers[-1]) if plain else None
+            self._runtime.cached[index] = ([*group.values()], hypers[-1]) if plain else None
         return hypers
 
     # ------------------------------------------------------------------ the step
@@ -102,13 +86,13 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scaling = self._scaling()
+        runtime, scaling = self._runtime, self._scaling()
         hypers = self._make_ready(scaled=bool(scaling))
-        for runner in self._runners:
+        for runner in runtime.runners:
             runner.run(hypers, scaling)
-        if self._unstepped and not scaling.known_to_skip:
-            self._unstepped = {p for p in self._unstepped if p.grad is None}
-        self._clip = None
+        if runtime.unstepped and not scaling.known_to_skip:
+            runtime.unstepped = {p for p in runtime.unstepped if p.grad is None}
+        runtime.clip = None
         return loss
 
     def _make_ready(self, scaled: bool) -> list[Hyper]:
@@ -118,10 +102,12 @@ class Optimizer(torch.optim.Optimizer):
         """
         hypers = self._hypers()
         layout = [(id(group), group["backend"]) for group in self.param_groups]
-        if layout != self._layout or not all([runner.ready(self.param_groups, hypers) for runner in self._runners]):
+        if layout != self._runtime.layout or not all(
+            [runner.ready(self.param_groups, hypers) for runner in self._runtime.runners]
+        ):
             self._prepare(hypers)
-            self._layout = layout
-        if scaled and not self._counts_on_device and self._needs_counts_on_device():
+            self._runtime.layout = layout
+        if scaled and not self._runtime.counts_on_device and self._needs_counts_on_device():
             self._move_counts()
             return self._make_ready(scaled)
         return hypers
@@ -132,15 +118,15 @@ class Optimizer(torch.optim.Optimizer):
         check_parameters(self.rule, self.param_groups)
         check_rows(self.rule, self.param_groups)
         check_gradients(self.param_groups)
-        check_state(self.rule, self.param_groups, self.state, self._counts_on_device)
+        check_state(self.rule, self.param_groups, self.state, self._runtime.counts_on_device)
         runners = backends.runners_for(self)
         for group, h in zip(self.param_groups, hypers, strict=True):
-            self._unstepped.update(self._make_state(group, h))
+            self._runtime.unstepped.update(self._make_state(group, h))
         for runner in runners:
-            runner.bind(self.state, [p for p in self._unstepped if p.grad is not None])
+            runner.bind(self.state, [p for p in self._runtime.unstepped if p.grad is not None])
             if not runner.ready(self.param_groups, hypers):
                 raise RuntimeError(f"onepass: backend {runner.name!r} refuses tensors that passed every check; a bug")
-        self._runners = runners
+        self._runtime.runners = runners
 
     def _make_state(self, group: dict[str, Any], h: Hyper) -> list[Tensor]:
         """Makes the missing state of the parameters that have a gradient; returns those whose moments are new."""
@@ -150,7 +136,7 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             state = self.state[p]
             if self.rule.counted and state.get("step") is None:
-                on_device = group["capturable"] or self._counts_on_device
+                on_device = group["capturable"] or self._runtime.counts_on_device
                 state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(p, on_device))
             if self.rule.projected and p.dim() > 1 and state.get("gate_counter") is None:
                 state["gate_counter"] = torch.ones((), dtype=torch.uint8, device=p.device)
@@ -168,10 +154,18 @@ class Optimizer(torch.optim.Optimizer):
         the first `Verdict` that is read does. As with any tensor, take them on the stream that stepped. Empty before the
         first step, and for optimizers without projection.
         """
-        return LastStep([seen for runner in self._runners for seen in runner.verdicts()], self.param_groups)
+        return LastStep([seen for runner in self._runtime.runners for seen in runner.verdicts()], self.param_groups)
 
     # ------------------------------------------------------------------ scaled gradients
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked by torch.amp.GradScaler, which then leaves the gradients as they are, and sets `grad_scale` and
+        `found_inf` for the step. Lightning asks too, and would refuse to clip, where it need only call `unscale_` first: so
+        the answer is for the scaler alone."""
+        return sys._getframe(1).f_globals.get("__name__") == torch.amp.GradScaler.__module__
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # nor is `step` traced: see hooks.py
     def clip_grad_norm_(self, max_norm: float | Tensor, error_if_nonfinite: bool = False) -> Tensor:
         """Has the coming step clip the norm of all gradients of this optimizer, taken as one vector, to `max_norm`.
 
@@ -193,24 +187,26 @@ class Optimizer(torch.optim.Optimizer):
         Raises what `step` raises. The step raises RuntimeError if some gradients were replaced or written to in between.
         """
         limit = checked_max_norm(max_norm)
-        earlier = self._clip.coefficient_for(self._gradients(), writes=0) if self._clip else None
+        earlier = self._runtime.clip.coefficient_for(self._gradients(), writes=0) if self._runtime.clip else None
         self._make_ready(scaled=True)
         parameters = [p for group in self.param_groups for p in group["params"]]
         dtype = torch.float64 if any([p.dtype == torch.float64 for p in parameters]) else torch.float32
         with torch.no_grad():
-            square_sums = [runner.square_sum() for runner in self._runners] or [torch.zeros((), dtype=torch.float64)]
+            square_sums = [runner.square_sum() for runner in self._runtime.runners] or [
+                torch.zeros((), dtype=torch.float64)
+            ]
             total_norm = total_norm_of(square_sums, earlier, dtype)
             if error_if_nonfinite and not bool(total_norm.isfinite()):
                 raise RuntimeError(
                     f"the norm of all gradients is {float(total_norm)}, so they cannot be clipped to {limit:g}; skip this "
                     "step, or use error_if_nonfinite=False to clip by it all the same"
                 )
-            self._clip = Clip(clip_coefficient(limit, total_norm, earlier), self._gradients())
+            self._runtime.clip = Clip(clip_coefficient(limit, total_norm, earlier), self._gradients())
         return total_norm
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch.optim. Forgets what `clip_grad_norm_` has left for the coming step."""
-        self._clip = None
+        self._runtime.clip = None
         super().zero_grad(set_to_none)
 
     def _gradients(self) -> list[Tensor]:
@@ -219,18 +215,18 @@ class Optimizer(torch.optim.Optimizer):
     def _scaling(self) -> Scaling:
         """What the coming step is to multiply gradients by."""
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if self._clip is None and grad_scale is None and found_inf is None:
+        if self._runtime.clip is None and grad_scale is None and found_inf is None:
             return NO_SCALING
         # To look for infinities, a scaler multiplies gradients that were not unscaled by 1.
         writes = 0 if grad_scale is None else 1
-        clip = self._clip.coefficient_for(self._gradients(), writes) if self._clip else None
+        clip = self._runtime.clip.coefficient_for(self._gradients(), writes) if self._runtime.clip else None
         return Scaling(clip, grad_scale, found_inf)
 
     def _needs_counts_on_device(self) -> bool:
         return any(
             [
                 runner.capturable and not self.param_groups[i]["capturable"]
-                for runner in self._runners
+                for runner in self._runtime.runners
                 for i in runner.indices
             ]
         )
@@ -238,7 +234,7 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _move_counts(self) -> None:
         """Puts step counts beside their parameters."""
-        self._counts_on_device, self._cached, self._layout = True, [], []
+        self._runtime.counts_on_device, self._runtime.cached, self._runtime.layout = True, [], []
         for p, own in self.state.items():
             if isinstance(own.get("step"), Tensor):
                 own["step"] = own["step"].to(p.device)
@@ -250,17 +246,22 @@ class Optimizer(torch.optim.Optimizer):
             "defaults": self.defaults,
             "state": self.state,
             "param_groups": self.param_groups,
-            "_counts_on_device": self._counts_on_device,
+            "counts_on_device": self._runtime.counts_on_device,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        loading = getattr(self, "_loading", None)
+        if not hasattr(self, "_runtime"):
+            self._runtime = Runtime()
+        runtime = self._runtime
+        loading = runtime.loading
+        state = dict(state)
+        runtime.counts_on_device = state.pop("counts_on_device", runtime.counts_on_device)
         # These are this optimizer's choice, not the checkpoint's: it may have been written on another machine.
         own = ("backend", "capturable")
         before = self.param_groups if loading is not None else []
         super().__setstate__(state)
-        self._forget()
-        self._unstepped = set()
+        runtime.forget()
+        runtime.unstepped = set()
         for group, mine in zip(self.param_groups, before, strict=False):
             group.update({name: mine[name] for name in own})
             group.setdefault("decouple_lr", False)  # the convention of who does not know the word, torch and adamp
@@ -287,7 +288,7 @@ class Optimizer(torch.optim.Optimizer):
 
         def keep(_: Any, final: dict[str, Any]) -> None:
             check_counts(self.rule, final["state"])
-            self._loading = final
+            self._runtime.loading = final
 
         # Registered last, so that it sees what every other pre-hook has made of the state dict.
         handle = self.register_load_state_dict_pre_hook(keep)
@@ -295,14 +296,16 @@ class Optimizer(torch.optim.Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-            self._loading = None
+            self._runtime.loading = None
 
     @torch.no_grad()
     def _restore(self, loaded: dict[str, Any]) -> None:
         """Puts the loaded state in again, from the tensors as they were saved."""
         ids = chain.from_iterable(group["params"] for group in loaded["param_groups"])
         params = [
-            (p, group["capturable"] or self._counts_on_device) for group in self.param_groups for p in group["params"]
+            (p, group["capturable"] or self._runtime.counts_on_device)
+            for group in self.param_groups
+            for p in group["params"]
         ]
         for saved_id, (p, on_device) in zip(ids, params, strict=True):
             for key, value in loaded["state"].get(saved_id, {}).items():

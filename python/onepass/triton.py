@@ -61,7 +61,7 @@ class TritonRunner:
         self.on_gpu = self.device.type == "cuda"
         if triton_tables.capturing(self.device):
             raise RuntimeError(CAPTURING)
-        self.captured = optimizer._captured
+        self.captured = optimizer._runtime.captured
         self.launches: list[str] = []  # of the last step
         self.told: list[tuple[Tensor, int]] = []
         self.stream: Any = None

@@ -20,7 +20,7 @@ def test_the_backend_is_there() -> None:
 @each_optimizer
 def test_auto_is_this_backend(record: Record, recwarn: pytest.WarningsRecorder) -> None:
     opt = train(record.make(on_device(), backend="auto", **record.typical), range(2))
-    assert [runner.name for runner in opt._runners] == [BACKEND]
+    assert [runner.name for runner in opt._runtime.runners] == [BACKEND]
     assert not [warning for warning in recwarn if "onepass" in str(warning.message)]
     assert_same_everywhere(opt, train(record.make(on_device(), backend=BACKEND, **record.typical), range(2)))
 

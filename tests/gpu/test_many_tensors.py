@@ -17,7 +17,7 @@ COUNT = pick(10_000, 1_100)
 
 def launches_of(opt: Any) -> list[str]:
     """The kernels of the last step; Triton's runner tells them itself."""
-    (runner,) = opt._runners
+    (runner,) = opt._runtime.runners
     return getattr(runner, "plan", runner).launches
 
 
