@@ -98,3 +98,15 @@ def test_the_way_out_works(make: type[onepass.AdamP]) -> None:
     with pytest.raises(ValueError, match=r"meant to be a vector, make it a torch\.nn\.Parameter"):
         make([shard()], lr=0.1)
     train(make([nn.Parameter(shard())], lr=0.1), range(2))
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "fairscale"])
+def test_the_norm_of_a_shard_is_not_the_norm(kind: str) -> None:
+    """Nothing but FSDP knows the rest of the gradient."""
+    opt = onepass.AdamW([flat(), SHARDS[kind][0]()])
+    for p in opt.param_groups[0]["params"]:
+        p.grad = torch.ones(10)
+    with pytest.raises(ValueError, match="parameter 1 of group 0.*is sharded by FSDP.*of the FSDP module"):
+        opt.clip_grad_norm_(1.0)
+    assert not opt.state
+    opt.step()

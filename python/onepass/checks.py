@@ -90,6 +90,16 @@ def check_rows(rule: Rule, groups: Sequence[Group]) -> None:
             )
 
 
+def check_whole(groups: Sequence[Group]) -> None:
+    """Raises if a parameter is FSDP's, of whose gradient this process may hold a part: its norm would be that part's."""
+    for name, p in each_parameter(groups):
+        if _of_fsdp(p) or type(p).__name__ == "FlatParameter":
+            raise ValueError(
+                f"{name}: is sharded by FSDP, and so is its gradient, whose norm takes all processes; use clip_grad_norm_ of "
+                "the FSDP module, before the step"
+            )
+
+
 def _of_fsdp(p: Tensor) -> bool:
     return bool(getattr(p, "_fsdp_flattened", False))
 

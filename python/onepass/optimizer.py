@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .checks import check_counts, check_gradients, check_parameters, check_rows, check_state, step_device
+from .checks import check_counts, check_gradients, check_parameters, check_rows, check_state, check_whole, step_device
 from .hooks import hooked
 from .hyper import Hyper, Rule, has_buffer, hyper_of
 from .last_step import LastStep
@@ -184,9 +184,10 @@ class Optimizer(torch.optim.Optimizer):
         Returns the norm before clipping, a tensor of one number on the device of the first group: float32, or float64 if
         some parameter is; sums are taken in float64, in one fixed order.
 
-        Raises what `step` raises. The step raises RuntimeError if some gradients were replaced or written to in between.
+        Raises what `step` raises, and ValueError for a parameter that FSDP has sharded. The step raises RuntimeError if some gradients were replaced or written to in between.
         """
         limit = checked_max_norm(max_norm)
+        check_whole(self.param_groups)
         earlier = self._runtime.clip.coefficient_for(self._gradients(), writes=0) if self._runtime.clip else None
         self._make_ready(scaled=True)
         parameters = [p for group in self.param_groups for p in group["params"]]
