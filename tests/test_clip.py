@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -239,7 +241,6 @@ FORGOTTEN = {
         opt.zero_grad(set_to_none=False),
         [p.grad.copy_(values(p.shape, p.dtype, 300 + i)) for i, p in enumerate(parameters_of(opt))],
     ),
-    "all are new": fresh_gradients,
     "a step": lambda opt: (opt.step(), fresh_gradients(opt)),
 }
 
@@ -263,9 +264,12 @@ def test_coefficient_is_for_its_gradients_only(happens: Any) -> None:
     [
         (
             lambda p: setattr(p, "grad", p.grad.clone()),
-            r"1 of 5 gradients were replaced after clip_grad_norm_.*zero_grad",
+            r"parameter 0 of group 0.*its gradient was replaced after clip_grad_norm_.*zero_grad",
         ),
-        (lambda p: p.grad.add_(1), r"gradient was written to after clip_grad_norm_.*shape \(40, 30\).*zero_grad"),
+        (
+            lambda p: p.grad.add_(1),
+            r"parameter 0 of group 0, shape \(40, 30\): its gradient was written to after clip_grad_norm_.*zero_grad",
+        ),
     ],
     ids=["replaced", "written to"],
 )
@@ -280,6 +284,65 @@ def test_refuses_a_change_in_between(change: Any, message: str, again: bool) -> 
     before.assert_unchanged()
     opt.zero_grad()
     opt.step()
+
+
+def test_new_gradients_are_clipped_anew() -> None:
+    """As after a step that was left out: torch too clips what is there. A step without clipping would leave it out."""
+    opt, plain = adamp(), adamp()
+    opt.clip_grad_norm_(1e-3)
+    for each in (opt, plain):
+        fresh_gradients(each)
+    before = Snapshot(opt)
+    with pytest.raises(RuntimeError, match=r"parameter 0 of group 0.*was replaced"):
+        opt.step()
+    before.assert_unchanged()
+    assert float(opt.clip_grad_norm_(1e-2)) == float(plain.clip_grad_norm_(1e-2))
+    opt.step()
+    plain.step()
+    assert_same_state(opt, plain)
+
+
+def test_two_optimizers_of_the_same_parameters() -> None:
+    """Each has its own clipping."""
+    one, alone = adamp(), adamp()
+    other = onepass.SGD(parameters_of(one))
+    one.clip_grad_norm_(1e-3)
+    other.clip_grad_norm_(1e-1)
+    alone.clip_grad_norm_(1e-3)
+    one.step()
+    alone.step()
+    assert_same_bits_but_gradients(one, alone)
+
+
+@each_backend
+def test_a_clipped_gradient_is_a_plain_tensor(tmp_path: Path, backend: str) -> None:
+    """It can be saved, and nobody else holds it."""
+    opt = adamp(backend=backend)
+    opt.clip_grad_norm_(1e-3)
+    torch.save(gradients_of(opt), tmp_path / "gradients.pt")
+    for g, want in zip(torch.load(tmp_path / "gradients.pt", weights_only=True), gradients_of(opt), strict=True):
+        assert_same_bits(g, want, "gradient")
+    del g, want
+    for steps in (False, True):
+        if steps:
+            opt.step()
+        kept = [weakref.ref(g) for g in gradients_of(opt)]
+        opt.zero_grad()
+        assert not any(ref() is not None for ref in kept)
+        fresh_gradients(opt)
+        opt.clip_grad_norm_(1e-3)
+
+
+def test_gradients_of_inference_mode() -> None:
+    opt, plain = adamp(), adamp()
+    for p in parameters_of(opt):
+        with torch.inference_mode():
+            own = p.grad.clone()
+        p.grad = own
+    for each in (opt, plain):
+        each.clip_grad_norm_(1e-3)
+        each.step()
+    assert_same_bits_but_gradients(opt, plain)
 
 
 def test_a_gradient_that_is_gone() -> None:
@@ -316,7 +379,16 @@ def test_clipping_in_a_closure() -> None:
 
 @pytest.mark.parametrize(
     ("given", "error"),
-    [(-1.0, ValueError), (math.nan, ValueError), ("1", TypeError), (None, TypeError), (True, TypeError)],
+    [
+        (-1.0, ValueError),
+        (math.nan, ValueError),
+        ("1", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+        (torch.ones(2), TypeError),
+        (torch.tensor(1j), TypeError),
+        (torch.tensor(-1.0), ValueError),
+    ],
 )
 def test_refused_norms(given: Any, error: type[Exception]) -> None:
     opt = adamp()

@@ -235,6 +235,47 @@ def test_overflow_after_memory_was_replaced(backend: str) -> None:
 
 
 @each_backend
+def test_first_buffers_of_parameters_that_come_and_go(backend: str) -> None:
+    """A first step that is clipped only, one of the other parameter, then of both: each buffer starts undampened."""
+
+    def trained(clips_first: bool) -> list[Tensor]:
+        params = [torch.ones(3), torch.ones(3)]
+        opt = onepass.SGD(params, lr=0.1, momentum=0.9, dampening=0.5, backend=backend)
+        for stepped, which in ((not clips_first, ()), (False, (0,)), (True, (1,)), (True, (0, 1)), (True, (0,))):
+            opt.zero_grad()
+            for i in which:
+                params[i].grad = torch.ones(3)
+            if stepped:
+                opt.step()
+            elif clips_first:
+                opt.clip_grad_norm_(1.0)
+        return params
+
+    for p, q in zip(trained(True), trained(False), strict=True):
+        assert_same_bits(p, q, "parameter")
+
+
+@pytest.mark.parametrize("happens", ["clipping", "overflow"])
+@each_backend
+def test_what_was_not_stepped_is_not_saved(backend: str, happens: str) -> None:
+    record = RECORDS["SGD"]
+    opt, plain = [make(record, backend, lr=0.1, momentum=0.9, dampening=0.5) for _ in range(2)]
+    feed_scaled(opt, 0, scaler := scaler_of(), overflow=happens == "overflow")
+    opt.clip_grad_norm_(1.0) if happens == "clipping" else scaler.step(opt)
+    saved = opt.state_dict()
+    assert not saved["state"]
+    resumed = make(record, backend, lr=0.1, momentum=0.9, dampening=0.5)
+    resumed.load_state_dict(through_a_file(saved))
+    copied = copy.deepcopy(opt)
+    for each in (resumed, copied, plain):
+        each.zero_grad()
+        train(each, range(2))
+    for p, q, r in zip(parameters_of(resumed), parameters_of(copied), parameters_of(plain), strict=True):
+        assert_same_bits(p, r, "a parameter under the checkpoint")
+        assert_same_bits(q, r, "a parameter under the copy")
+
+
+@each_backend
 def test_overflow_and_then_a_checkpoint(backend: str) -> None:
     """What was made for the step that was not taken is replaced by the checkpoint's, which is no first buffer."""
     arguments = dict(lr=0.05, momentum=0.6, dampening=0.4)

@@ -289,3 +289,38 @@ def test_names() -> None:
     own = named([{"params": [("first", a)]}, {"params": [("bias", vector), ("second", b)]}])
     assert names(own) == ["first", "second"]
     assert names(own, {"of a": a}.items()) == ["of a", "second"]
+    twice = named([{"params": [("weight", a)]}, {"params": [("bias", vector), ("weight", b)]}])
+    assert names(twice) == ["group0.weight", "group1.weight"]
+
+
+def test_a_parameter_that_was_not_projected() -> None:
+    vector = values((3,), torch.float32, 0)
+    last = named([{"params": [values((2, 3), torch.float32, 0), vector]}])
+    with pytest.raises(KeyError, match="not projected at the last step"):
+        last[vector]
+
+
+@each_backend
+def test_the_last_step_is_the_last_that_was_taken(backend: str) -> None:
+    """Not one that a gradient scaler has skipped, nor a clipping, nor a change of groups or state."""
+    p, q = values((4, 6), torch.float32, 0), values((4, 6), torch.float32, 1)
+    opt = onepass.AdamP([p], backend=backend)
+    p.grad = values((4, 6), torch.float32, 2)
+    opt.clip_grad_norm_(1.0)
+    assert len(opt.last_step()) == 0
+    opt.step()
+    want = opt.last_step().flat()
+
+    p.grad = values((4, 6), torch.float32, 3)
+    opt.clip_grad_norm_(1.0)
+    assert opt.last_step().flat() == want
+    opt.found_inf = torch.tensor(1.0)
+    opt.step()
+    del opt.found_inf
+    assert opt.last_step().flat() == want
+    opt.load_state_dict(opt.state_dict())
+    assert opt.last_step().flat() == want
+    opt.add_param_group({"params": [q]})
+    assert opt.last_step().flat() == want
+    opt.step()
+    assert opt.last_step().flat() != want

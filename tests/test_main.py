@@ -37,8 +37,8 @@ def test_report() -> None:
 def _spoiled(spoil: Callable[[Tensor], Tensor]) -> Callable[..., None]:
     step = native.CpuRunner.run
 
-    def run(self: native.CpuRunner, hypers: list) -> None:
-        step(self, hypers)
+    def run(self: native.CpuRunner, hypers: list, scaling: object) -> None:
+        step(self, hypers, scaling)
         for params in self.params:
             params[0].copy_(spoil(params[0]))
 

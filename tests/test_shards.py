@@ -106,7 +106,7 @@ def test_the_norm_of_a_shard_is_not_the_norm(kind: str) -> None:
     opt = onepass.AdamW([flat(), SHARDS[kind][0]()])
     for p in opt.param_groups[0]["params"]:
         p.grad = torch.ones(10)
-    with pytest.raises(ValueError, match="parameter 1 of group 0.*is sharded by FSDP.*of the FSDP module"):
+    with pytest.raises(ValueError, match=r"parameter 1 of group 0.*is sharded by FSDP.*of the FSDP module"):
         opt.clip_grad_norm_(1.0)
     assert not opt.state
     opt.step()

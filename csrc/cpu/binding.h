@@ -24,8 +24,13 @@ class CpuBinding : public Binding {
 
   // The sum of squares over all gradients. Only after `ready` said true.
   double square_sum(int threads) {
-    pybind11::gil_scoped_release unlocked;
-    return stepper_.square_sum(threads);
+    double sum;
+    {
+      pybind11::gil_scoped_release unlocked;
+      sum = stepper_.square_sum(threads);
+    }
+    let_go();
+    return sum;
   }
 
   pybind11::list verdicts() const { return tell(stepper_.verdicts()); }

@@ -256,20 +256,21 @@ void CudaStepper::each_kind(const Launch& launch) const {
   for (const Tensor& t : plan_.tensors) {
     if (!t.active) continue;
     Kind& kind = kinds[static_cast<int>(t.dtype)][static_cast<int>(plan_.family(t.group))];
-    kind.present = true;
+    kind.present |= t.items > 0;
     kind.gated |= t.projected;
     kind.measured |= t.projected && !plan_.speculates(t);
     kind.live |= plan_.live[t.group].on_device;
   }
   for (int d = 0; d < 4; ++d)
     for (int f = 0; f < 3; ++f)
-      if (kinds[d][f].present) launch(Dtype(d), Family(f), kinds[d][f]);
+      if (kinds[d][f].present || kinds[d][f].live) launch(Dtype(d), Family(f), kinds[d][f]);
 }
 
 void CudaStepper::launch_all(cudaStream_t stream, const Scaling& scaling) {
   each_kind([&](Dtype d, Family f, const Kind& kind) {
     auto run = [&](Kernel kernel) { launch(kernel, d, f, stream, scaling); };
     if (kind.live) run(Kernel::prepare);
+    if (!kind.present) return;
     if (kind.measured) run(Kernel::measure);
     run(kind.gated ? Kernel::update : Kernel::step);
     if (kind.gated) run(Kernel::settle);

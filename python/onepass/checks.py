@@ -80,7 +80,7 @@ def check_rows(rule: Rule, groups: Sequence[Group]) -> None:
     named = list(each_parameter(groups))
     # Where FSDP does not shard, it gives matrices back as matrices, and its vectors are vectors. All groups are looked
     # at together, since one may be of vectors alone.
-    sharded = not any(_of_fsdp(p) and p.dim() > 1 for _, p in named)
+    sharded = not any(of_fsdp(p) and p.dim() > 1 for _, p in named)
     for name, p in named:
         matrix = _cut_from(p, sharded) if p.dim() == 1 else None
         if matrix is not None:
@@ -90,17 +90,7 @@ def check_rows(rule: Rule, groups: Sequence[Group]) -> None:
             )
 
 
-def check_whole(groups: Sequence[Group]) -> None:
-    """Raises if a parameter is FSDP's, of whose gradient this process may hold a part: its norm would be that part's."""
-    for name, p in each_parameter(groups):
-        if _of_fsdp(p) or type(p).__name__ == "FlatParameter":
-            raise ValueError(
-                f"{name}: is sharded by FSDP, and so is its gradient, whose norm takes all processes; use clip_grad_norm_ of "
-                "the FSDP module, before the step"
-            )
-
-
-def _of_fsdp(p: Tensor) -> bool:
+def of_fsdp(p: Tensor) -> bool:
     return bool(getattr(p, "_fsdp_flattened", False))
 
 
@@ -109,7 +99,7 @@ def _cut_from(p: Tensor, sharded: bool) -> str | None:
 
     Not to be told: DeepSpeed's ZeRO 1 and 2 and Megatron's column-parallel weights, whose pieces are plain copies.
     """
-    if (_of_fsdp(p) and sharded) or type(p).__name__ == "FlatParameter":
+    if (of_fsdp(p) and sharded) or type(p).__name__ == "FlatParameter":
         return "a flat shard made by FSDP"
     if isinstance(getattr(p, "ds_id", None), str):  # an unsharded parameter has a number there
         return "a flat shard made by DeepSpeed's ZeRO 3"
@@ -185,16 +175,6 @@ def check_state(rule: Rule, groups: Sequence[Group], state: Any, counts_on_devic
                     f"{name}: its state {key!r} must be a tensor of one {dtype} number on {devices[key]}, got {value!r}; "
                     "load it with load_state_dict"
                 )
-
-
-def check_counts(rule: Rule, loaded: dict[Any, Any]) -> None:
-    """Raises if loaded state has moments but not how many steps they are of, as apex saves it."""
-    for number, own in loaded.items():
-        if rule.counted and own.get("step") is None and any([own.get(key) is not None for key in rule.moments]):
-            raise ValueError(
-                f"the state dict's state of parameter {number} has {', '.join(map(repr, rule.moments))} but no 'step', "
-                "without which their bias cannot be corrected; put the number of steps taken there"
-            )
 
 
 def step_device(p: Tensor, on_device: bool) -> torch.device:

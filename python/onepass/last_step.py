@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -105,6 +106,8 @@ class LastStep(Mapping[Tensor, Verdict]):
         return [Verdict(GATES[int(gate)], cosine, p, g, bool(settled)) for gate, cosine, p, g, settled in rows]
 
     def __getitem__(self, p: Tensor) -> Verdict:
+        if p not in self._places:
+            raise KeyError("the parameter was not projected at the last step, or not stepped: see `params`")
         return self._verdicts[self._places[p]]
 
     def __contains__(self, p: object) -> bool:
@@ -125,7 +128,8 @@ class LastStep(Mapping[Tensor, Verdict]):
 
         Each parameter has "/gate" (its position in GATES), "/cosine", "/p_norm", "/g_norm" and "/settled" (0.0 or 1.0).
         named_parameters: `model.named_parameters()`. A parameter that is not in it goes by the name under which it was
-        given to the optimizer, or else by its place, as "group0.param3".
+        given to the optimizer, with "group1." before it if another has that name too, or else by its place, as
+        "group0.param3".
         """
         names = self._names()
         names.update((p, name) for name, p in named_parameters or ())
@@ -137,9 +141,10 @@ class LastStep(Mapping[Tensor, Verdict]):
         return out
 
     def _names(self) -> dict[Tensor, str]:
+        count = Counter(name for group in self._groups for name in group.get("param_names", ()))
         names = {}
         for number, group in enumerate(self._groups):
-            given = group.get("param_names")
-            for place, p in enumerate(group["params"]):
-                names[p] = given[place] if given else f"group{number}.param{place}"
+            given = group.get("param_names") or [f"param{place}" for place in range(len(group["params"]))]
+            for p, name in zip(group["params"], given, strict=False):
+                names[p] = name if count[name] == 1 else f"group{number}.{name}"
         return names

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from itertools import chain
 from operator import is_
 from typing import Any, ClassVar
 
@@ -12,13 +11,14 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .checks import check_counts, check_gradients, check_parameters, check_rows, check_state, check_whole, step_device
+from .checkpoints import check_loaded, restore
+from .checks import check_gradients, check_parameters, check_rows, check_state, step_device
 from .hooks import hooked
 from .hyper import Hyper, Rule, has_buffer, hyper_of
 from .last_step import LastStep
 from .reference import working_dtype
 from .runtime import Runtime
-from .scaling import NO_SCALING, Clip, Scaling, checked_max_norm, clip_coefficient, total_norm_of
+from .scaling import NO_SCALING, Clip, Scaling, check_whole, checked_max_norm, clip_coefficient, total_norm_of
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -90,8 +90,10 @@ class Optimizer(torch.optim.Optimizer):
         hypers = self._make_ready(scaled=bool(scaling))
         for runner in runtime.runners:
             runner.run(hypers, scaling)
-        if runtime.unstepped and not scaling.known_to_skip:
-            runtime.unstepped = {p for p in runtime.unstepped if p.grad is None}
+        if not scaling.known_to_skip:
+            runtime.stepped = runtime.runners
+            if runtime.unstepped:
+                runtime.unstepped = {p for p in runtime.unstepped if p.grad is None}
         runtime.clip = None
         return loss
 
@@ -123,7 +125,7 @@ class Optimizer(torch.optim.Optimizer):
         for group, h in zip(self.param_groups, hypers, strict=True):
             self._runtime.unstepped.update(self._make_state(group, h))
         for runner in runners:
-            runner.bind(self.state, [p for p in self._runtime.unstepped if p.grad is not None])
+            runner.bind(self.state, list(self._runtime.unstepped))
             if not runner.ready(self.param_groups, hypers):
                 raise RuntimeError(f"onepass: backend {runner.name!r} refuses tensors that passed every check; a bug")
         self._runtime.runners = runners
@@ -152,9 +154,9 @@ class Optimizer(torch.optim.Optimizer):
 
         The numbers are by-products of the step: taking them costs no pass over memory and does not wait for the device;
         the first `Verdict` that is read does. As with any tensor, take them on the stream that stepped. Empty before the
-        first step, and for optimizers without projection.
+        first step, and for optimizers without projection. A step that a gradient scaler has skipped is none.
         """
-        return LastStep([seen for runner in self._runtime.runners for seen in runner.verdicts()], self.param_groups)
+        return LastStep([seen for runner in self._runtime.stepped for seen in runner.verdicts()], self.param_groups)
 
     # ------------------------------------------------------------------ scaled gradients
 
@@ -166,15 +168,15 @@ class Optimizer(torch.optim.Optimizer):
         return sys._getframe(1).f_globals.get("__name__") == torch.amp.GradScaler.__module__
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # nor is `step` traced: see hooks.py
-    def clip_grad_norm_(self, max_norm: float | Tensor, error_if_nonfinite: bool = False) -> Tensor:
+    def clip_grad_norm_(self, max_norm: float | Tensor, *, error_if_nonfinite: bool = False) -> Tensor:
         """Has the coming step clip the norm of all gradients of this optimizer, taken as one vector, to `max_norm`.
 
             total_norm = sqrt(sum over all groups of |g|^2)        g = min(1, max_norm/(total_norm + 1e-6))*g
 
         The same as `torch.nn.utils.clip_grad_norm_(params, max_norm)`, but the gradients are read once and not written:
-        the step multiplies the coefficient in. A second call clips what the first has left. With a
-        `torch.amp.GradScaler`, call `scaler.unscale_(optimizer)` before. `zero_grad` forgets the coefficient, and so does
-        a step for which all gradients are new.
+        the coming step multiplies the coefficient in, and no later one. A second call clips what the first has left, or
+        starts anew if all gradients are new. With a `torch.amp.GradScaler`, call `scaler.unscale_(optimizer)` before.
+        `zero_grad` forgets the coefficient; a copy of the optimizer does not have it.
 
         Args:
             max_norm: at least 0.
@@ -184,11 +186,13 @@ class Optimizer(torch.optim.Optimizer):
         Returns the norm before clipping, a tensor of one number on the device of the first group: float32, or float64 if
         some parameter is; sums are taken in float64, in one fixed order.
 
-        Raises what `step` raises, and ValueError for a parameter that FSDP has sharded. The step raises RuntimeError if some gradients were replaced or written to in between.
+        Raises what `step` raises, and ValueError for a parameter that FSDP has sharded. The step raises RuntimeError if a
+        gradient was replaced or written to in between; writes through `.data` and by collectives cannot be seen.
         """
         limit = checked_max_norm(max_norm)
         check_whole(self.param_groups)
-        earlier = self._runtime.clip.coefficient_for(self._gradients(), writes=0) if self._runtime.clip else None
+        clip = self._runtime.clip
+        earlier = clip.coefficient_for(self.param_groups, may_be_new=True) if clip else None
         self._make_ready(scaled=True)
         parameters = [p for group in self.param_groups for p in group["params"]]
         dtype = torch.float64 if any([p.dtype == torch.float64 for p in parameters]) else torch.float32
@@ -202,16 +206,13 @@ class Optimizer(torch.optim.Optimizer):
                     f"the norm of all gradients is {float(total_norm)}, so they cannot be clipped to {limit:g}; skip this "
                     "step, or use error_if_nonfinite=False to clip by it all the same"
                 )
-            self._runtime.clip = Clip(clip_coefficient(limit, total_norm, earlier), self._gradients())
+            self._runtime.clip = Clip(clip_coefficient(limit, total_norm, earlier), self.param_groups)
         return total_norm
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch.optim. Forgets what `clip_grad_norm_` has left for the coming step."""
         self._runtime.clip = None
         super().zero_grad(set_to_none)
-
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
 
     def _scaling(self) -> Scaling:
         """What the coming step is to multiply gradients by."""
@@ -220,8 +221,8 @@ class Optimizer(torch.optim.Optimizer):
             return NO_SCALING
         # To look for infinities, a scaler multiplies gradients that were not unscaled by 1.
         writes = 0 if grad_scale is None else 1
-        clip = self._runtime.clip.coefficient_for(self._gradients(), writes) if self._runtime.clip else None
-        return Scaling(clip, grad_scale, found_inf)
+        clip = self._runtime.clip
+        return Scaling(clip.coefficient_for(self.param_groups, writes) if clip else None, grad_scale, found_inf)
 
     def _needs_counts_on_device(self) -> bool:
         return any(
@@ -242,7 +243,22 @@ class Optimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ checkpoints
 
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch.optim, without what was made for a step that has not been taken."""
+        self._drop_unstepped()
+        return super().state_dict()
+
+    def _drop_unstepped(self) -> None:
+        """Drops the state that a clipping or a skipped step has made: loaded, it would be that of a parameter that was
+        stepped."""
+        if self._runtime.unstepped:
+            for p in self._runtime.unstepped:
+                self.state.pop(p, None)
+            self._runtime.unstepped = set()
+            self._runtime.forget()
+
     def __getstate__(self) -> dict[str, Any]:
+        self._drop_unstepped()
         return {
             "defaults": self.defaults,
             "state": self.state,
@@ -272,7 +288,10 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
         if loading is not None:
-            self._restore(loading)
+            counted_there = [
+                group["capturable"] or runtime.counts_on_device for group in self.param_groups for _ in group["params"]
+            ]
+            restore(self, loading, counted_there)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class, of the torch.optim class of the same name, or of the adamp package's.
@@ -284,11 +303,11 @@ class Optimizer(torch.optim.Optimizer):
         capturable. What it does not hold stays, but for decouple_lr: a state dict of torch's or adamp's has its
         weight_decay in torch's convention, and so decouple_lr becomes False.
 
-        Raises ValueError if it holds moments without their step count.
+        Raises ValueError, before anything has changed, if a parameter's state is not that of such an optimizer.
         """
 
         def keep(_: Any, final: dict[str, Any]) -> None:
-            check_counts(self.rule, final["state"])
+            check_loaded(self.rule, final["state"])
             self._runtime.loading = final
 
         # Registered last, so that it sees what every other pre-hook has made of the state dict.
@@ -298,28 +317,6 @@ class Optimizer(torch.optim.Optimizer):
         finally:
             handle.remove()
             self._runtime.loading = None
-
-    @torch.no_grad()
-    def _restore(self, loaded: dict[str, Any]) -> None:
-        """Puts the loaded state in again, from the tensors as they were saved."""
-        ids = chain.from_iterable(group["params"] for group in loaded["param_groups"])
-        params = [
-            (p, group["capturable"] or self._runtime.counts_on_device)
-            for group in self.param_groups
-            for p in group["params"]
-        ]
-        for saved_id, (p, on_device) in zip(ids, params, strict=True):
-            for key, value in loaded["state"].get(saved_id, {}).items():
-                if key == "step":
-                    value = torch.tensor(float(value), dtype=torch.float32, device=step_device(p, on_device))
-                elif key == "gate_counter":
-                    value = torch.as_tensor(value).to(device=p.device, dtype=torch.uint8, copy=True)
-                elif key in self.rule.moments and isinstance(value, Tensor):
-                    moment = torch.empty_like(p, dtype=working_dtype(p.dtype), requires_grad=False)
-                    value = moment.copy_(value) if value.shape == p.shape else value
-                else:
-                    continue
-                self.state[p][key] = value
 
 
 def _is_plain(value: Any) -> bool:

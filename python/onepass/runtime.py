@@ -21,6 +21,7 @@ class Runtime:
 
     runners, cached, layout: derived from groups and state; dropped by `forget`, and derived anew by the next step. cached:
         of each group, its values and what was made of them. layout: identity and backend of the groups.
+    stepped: the runners of the last step that was taken.
     loading: the state dict that is being loaded.
     captured: what CUDA graphs that were captured of steps still point to.
     counts_on_device: whether step counts lie beside the parameters in groups that are not capturable too: once a step
@@ -32,6 +33,7 @@ class Runtime:
     runners: list[Runner] = field(default_factory=list)
     cached: list[tuple[list[Any], Hyper] | None] = field(default_factory=list)
     layout: list[tuple[int, str]] = field(default_factory=list)
+    stepped: list[Runner] = field(default_factory=list)
     loading: dict[str, Any] | None = None
     captured: list[Tensor] = field(default_factory=list)
     counts_on_device: bool = False

@@ -5,13 +5,15 @@ Neither writes to a gradient: the kernels multiply it in where they read the gra
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .checks import Group, each_parameter, of_fsdp
 
 
 @dataclass(frozen=True)
@@ -61,44 +63,59 @@ def _number(x: Tensor) -> Tensor:
 
 
 class Clip:
-    """The coefficient that `clip_grad_norm_` has left for the coming step, and which gradients it belongs to.
+    """The coefficient that `clip_grad_norm_` has left for the coming step, and which gradients it belongs to."""
 
-    Each of these gradients is marked with its version. A gradient that was replaced or written to in between is not
-    the one whose norm was taken.
-    """
-
-    def __init__(self, coefficient: Tensor, gradients: Iterable[Tensor]):
+    def __init__(self, coefficient: Tensor, groups: Sequence[Group]):
         self.coefficient = coefficient
-        for g in gradients:
-            g._onepass_clip = (self, g._version)  # type: ignore[attr-defined]
+        self.marks = {p: (weakref.ref(p.grad), _version(p.grad)) for p in _with_gradients(groups)}
 
-    def coefficient_for(self, gradients: Iterable[Tensor], writes: int) -> Tensor | None:
-        """The coefficient if these are the gradients that were clipped; None if all of them are others.
+    def coefficient_for(self, groups: Sequence[Group], writes: int = 0, may_be_new: bool = False) -> Tensor | None:
+        """The coefficient if all gradients are those that were clipped.
 
         writes: how often a gradient scaler may have written to each without changing it.
+        may_be_new: return None if all of them are others.
 
-        Raises RuntimeError if some are and some are not: no one coefficient would be right then.
+        Raises RuntimeError for any other change: what torch's clipping would have made of it cannot be had from the
+        gradients as they are.
         """
-        same, others = 0, 0
-        for g in gradients:
-            owner, version = getattr(g, "_onepass_clip", (None, 0))
-            if owner is self and version <= g._version <= version + writes:
-                same += 1
-            elif owner is self:
-                raise RuntimeError(
-                    "a gradient was written to after clip_grad_norm_, whose coefficient is multiplied in by the coming step "
-                    f"(gradient of shape {tuple(g.shape)}); unscale and accumulate before clipping, or forget the clipping "
-                    "with this optimizer's zero_grad()"
-                )
-            else:
-                others += 1
-        if same and others:
-            raise RuntimeError(
-                f"{others} of {same + others} gradients were replaced after clip_grad_norm_, whose coefficient is multiplied "
-                "in by the coming step; clip once all gradients are there, or forget the clipping with this optimizer's "
-                "zero_grad()"
+        params = list(_with_gradients(groups))
+        same = [p for p in params if p in self.marks and self.marks[p][0]() is p.grad]
+        if may_be_new and not same:
+            return None
+        if len(same) != len(params):
+            replaced = next(p for p in params if not any(p is q for q in same))
+            raise RuntimeError(self._complaint(groups, replaced, "was replaced"))
+        for p in same:
+            version = self.marks[p][1]
+            if not version <= _version(p.grad) <= version + writes:
+                raise RuntimeError(self._complaint(groups, p, "was written to"))
+        return self.coefficient
+
+    def _complaint(self, groups: Sequence[Group], p: Tensor, happened: str) -> str:
+        name = next(name for name, q in each_parameter(groups) if q is p)
+        return (
+            f"{name}: its gradient {happened} after clip_grad_norm_, whose coefficient is multiplied in by the coming step; "
+            "unscale, accumulate and change gradients before clipping, or forget the clipping with this optimizer's "
+            "zero_grad()"
+        )
+
+
+def _with_gradients(groups: Sequence[Group]) -> Iterator[Any]:
+    return (p for group in groups for p in group["params"] if p.grad is not None)
+
+
+def _version(g: Tensor) -> int:
+    return 0 if g.is_inference() else g._version  # what is made in inference mode has none
+
+
+def check_whole(groups: Sequence[Group]) -> None:
+    """Raises if a parameter is FSDP's, of whose gradient this process may hold a part: its norm would be that part's."""
+    for name, p in each_parameter(groups):
+        if of_fsdp(p) or type(p).__name__ == "FlatParameter":
+            raise ValueError(
+                f"{name}: is sharded by FSDP, and so is its gradient, whose norm takes all processes; use clip_grad_norm_ of "
+                "the FSDP module, before the step"
             )
-        return self.coefficient if same else None
 
 
 def total_norm_of(square_sums: list[Tensor], clip: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -118,8 +135,12 @@ def clip_coefficient(max_norm: float, total_norm: Tensor, earlier: Tensor | None
 
 def checked_max_norm(max_norm: Any) -> float:
     """Raises TypeError or ValueError unless `max_norm` is a number that is at least 0."""
-    if isinstance(max_norm, bool | str) or not hasattr(max_norm, "__float__"):
+    if isinstance(max_norm, bool | str):
         raise TypeError(f"max_norm must be a number, got {max_norm!r}")
-    if math.isnan(number := float(max_norm)) or number < 0:
+    try:
+        number = float(max_norm)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"max_norm must be one real number, got {max_norm!r}") from error
+    if not number >= 0:
         raise ValueError(f"max_norm must be at least 0, got {number}")
     return number

@@ -133,6 +133,7 @@ class TritonRunner:
         tables = self.prepare()
         with self.on_device():
             self.launches = launch.square_sum(tables)
+        self.let_go()
         total: Tensor = tables.square_sum[0]
         return total
 
@@ -153,6 +154,12 @@ class TritonRunner:
         self.told = [(e.p, i) for i, e in enumerate(self.entries) if e.operands and e.projected]
         # autograd refuses a backward pass through weights that were written to: it knows by their version.
         increment_version([e.p for e in active])
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Of the gradients, so that to replace them frees their memory."""
+        for e in self.entries:
+            e.operands = e.operands[:1]
 
     def prepare(self) -> Any:
         """The tables of the launches to come, and operands where the kernels look for them."""
