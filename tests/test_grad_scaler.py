@@ -173,7 +173,7 @@ def test_nothing_changes_on_overflow(record: Record, backend: str) -> None:
     assert scaler.get_scale() == SCALE / 2
 
 
-OVERFLOWS = {"first": {0}, "first two": {0, 1}, "later": {1, 3}, "last": {4}}
+OVERFLOWS = {"first two": {0, 1}, "later": {2, 4}}
 
 
 @pytest.mark.parametrize("overflows", OVERFLOWS.values(), ids=OVERFLOWS)
