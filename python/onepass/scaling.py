@@ -92,12 +92,15 @@ class Clip:
         return self.coefficient
 
     def _complaint(self, groups: Sequence[Group], p: Tensor, happened: str) -> str:
-        name = next(name for name, q in each_parameter(groups) if q is p)
         return (
-            f"{name}: its gradient {happened} after clip_grad_norm_, whose coefficient is multiplied in by the coming step; "
+            f"{_name_of(p, groups)}: its gradient {happened} after clip_grad_norm_, whose coefficient is multiplied in by the coming step; "
             "unscale, accumulate and change gradients before clipping, or forget the clipping with this optimizer's "
             "zero_grad()"
         )
+
+
+def _name_of(p: Tensor, groups: Sequence[Group]) -> str:
+    return next(name for name, q in each_parameter(groups) if q is p)
 
 
 def _with_gradients(groups: Sequence[Group]) -> Iterator[Any]:
@@ -110,10 +113,10 @@ def _version(g: Tensor) -> int:
 
 def check_whole(groups: Sequence[Group]) -> None:
     """Raises if a parameter is FSDP's, of whose gradient this process may hold a part: its norm would be that part's."""
-    for name, p in each_parameter(groups):
+    for p in (p for group in groups for p in group["params"]):
         if of_fsdp(p) or type(p).__name__ == "FlatParameter":
             raise ValueError(
-                f"{name}: is sharded by FSDP, and so is its gradient, whose norm takes all processes; use clip_grad_norm_ of "
+                f"{_name_of(p, groups)}: is sharded by FSDP, and so is its gradient, whose norm takes all processes; use clip_grad_norm_ of "
                 "the FSDP module, before the step"
             )
 
