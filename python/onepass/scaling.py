@@ -67,7 +67,8 @@ class Clip:
 
     def __init__(self, coefficient: Tensor, groups: Sequence[Group]):
         self.coefficient = coefficient
-        self.marks = {p: (weakref.ref(p.grad), _version(p.grad)) for p in _with_gradients(groups)}
+        # By identity: to hash a tensor takes as long as all the rest.
+        self.marks = {id(p): (p, weakref.ref(p.grad), _version(p.grad)) for p in _with_gradients(groups)}
 
     def coefficient_for(self, groups: Sequence[Group], writes: int = 0, may_be_new: bool = False) -> Tensor | None:
         """The coefficient if all gradients are those that were clipped.
@@ -79,14 +80,13 @@ class Clip:
         gradients as they are.
         """
         params = list(_with_gradients(groups))
-        same = [p for p in params if p in self.marks and self.marks[p][0]() is p.grad]
-        if may_be_new and not same:
+        marks = [self.marks.get(id(p), _NO_MARK) for p in params]
+        same = [gradient() is p.grad for p, (_, gradient, _) in zip(params, marks, strict=True)]
+        if may_be_new and not any(same):
             return None
-        if len(same) != len(params):
-            replaced = next(p for p in params if not any(p is q for q in same))
-            raise RuntimeError(self._complaint(groups, replaced, "was replaced"))
-        for p in same:
-            version = self.marks[p][1]
+        if not all(same):
+            raise RuntimeError(self._complaint(groups, params[same.index(False)], "was replaced"))
+        for p, (_, _, version) in zip(params, marks, strict=True):
             if not version <= _version(p.grad) <= version + writes:
                 raise RuntimeError(self._complaint(groups, p, "was written to"))
         return self.coefficient
@@ -99,6 +99,9 @@ class Clip:
         )
 
 
+_NO_MARK = (None, lambda: None, 0)
+
+
 def _name_of(p: Tensor, groups: Sequence[Group]) -> str:
     return next(name for name, q in each_parameter(groups) if q is p)
 
@@ -108,7 +111,10 @@ def _with_gradients(groups: Sequence[Group]) -> Iterator[Any]:
 
 
 def _version(g: Tensor) -> int:
-    return 0 if g.is_inference() else g._version  # what is made in inference mode has none
+    try:
+        return g._version
+    except RuntimeError:  # what is made in inference mode has none
+        return 0
 
 
 def check_whole(groups: Sequence[Group]) -> None:
