@@ -44,17 +44,15 @@ def _is_count(x: Any) -> bool:
 
 
 @torch.no_grad()
-def restore(opt: Optimizer, loaded: dict[str, Any], counts_on_device: list[bool]) -> None:
-    """Puts the loaded state in again, from the tensors as they were saved: torch's base class has cast them.
-
-    counts_on_device: of every parameter, whether its step count is to lie beside it.
-    """
+def restore(opt: Optimizer, loaded: dict[str, Any], counts_on_device: bool) -> None:
+    """Puts the loaded state in again, from the tensors as they were saved: torch's base class has cast them."""
     ids = chain.from_iterable(group["params"] for group in loaded["param_groups"])
-    params = [p for group in opt.param_groups for p in group["params"]]
-    for saved_id, p, on_device in zip(ids, params, counts_on_device, strict=True):
+    params = [(p, group) for group in opt.param_groups for p in group["params"]]
+    for saved_id, (p, group) in zip(ids, params, strict=True):
         for key, value in loaded["state"].get(saved_id, {}).items():
             if key == "step":
-                value = torch.tensor(float(value), dtype=torch.float32, device=step_device(p, on_device))
+                device = step_device(p, group, counts_on_device)
+                value = torch.tensor(float(value), dtype=torch.float32, device=device)
             elif key == "gate_counter":
                 value = torch.as_tensor(value).to(device=p.device, dtype=torch.uint8, copy=True)
             elif key in opt.rule.moments and isinstance(value, Tensor):

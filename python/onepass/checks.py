@@ -143,8 +143,8 @@ def check_gradients(groups: Sequence[Group]) -> None:
 
 def check_state(rule: Rule, groups: Sequence[Group], state: Any, counts_on_device: bool) -> None:
     """Raises if a state tensor, loaded or replaced by hand, does not fit its parameter."""
-    counted_there = [group["capturable"] or counts_on_device for group in groups for _ in group["params"]]
-    for (name, p), on_device in zip(each_parameter(groups), counted_there, strict=True):
+    owners = [group for group in groups for _ in group["params"]]
+    for (name, p), group in zip(each_parameter(groups), owners, strict=True):
         own = state.get(p, {})
         for key in rule.moments:
             moment = own.get(key)
@@ -162,7 +162,7 @@ def check_state(rule: Rule, groups: Sequence[Group], state: Any, counts_on_devic
                     f"{name}: its state {key!r} must be a dense {dtype} tensor of the parameter's shape on {p.device}, "
                     f"got {given}; load it with load_state_dict"
                 )
-        devices = {"step": step_device(p, on_device), "gate_counter": p.device}
+        devices = {"step": step_device(p, group, counts_on_device), "gate_counter": p.device}
         for key, dtype in (("step", torch.float32), ("gate_counter", torch.uint8)):
             value = own.get(key)
             if value is not None and not (
@@ -177,9 +177,9 @@ def check_state(rule: Rule, groups: Sequence[Group], state: Any, counts_on_devic
                 )
 
 
-def step_device(p: Tensor, on_device: bool) -> torch.device:
+def step_device(p: Tensor, group: Group, counts_on_device: bool) -> torch.device:
     """Where the step count of `p` lies: beside it only if the device is to count, since the host reads it otherwise."""
-    return p.device if on_device else torch.device("cpu")
+    return p.device if group["capturable"] or counts_on_device else torch.device("cpu")
 
 
 def overlaps(t: Tensor) -> bool:

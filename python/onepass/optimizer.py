@@ -138,8 +138,8 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             state = self.state[p]
             if self.rule.counted and state.get("step") is None:
-                on_device = group["capturable"] or self._runtime.counts_on_device
-                state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(p, on_device))
+                device = step_device(p, group, self._runtime.counts_on_device)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             if self.rule.projected and p.dim() > 1 and state.get("gate_counter") is None:
                 state["gate_counter"] = torch.ones((), dtype=torch.uint8, device=p.device)
             for key in self.rule.moments if has_buffer(self.rule, h) else ():
@@ -288,10 +288,7 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
         if loading is not None:
-            counted_there = [
-                group["capturable"] or runtime.counts_on_device for group in self.param_groups for _ in group["params"]
-            ]
-            restore(self, loading, counted_there)
+            restore(self, loading, runtime.counts_on_device)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class, of the torch.optim class of the same name, or of the adamp package's.
