@@ -70,6 +70,7 @@ class Twins:
         self.opt.step()
         torch.set_num_threads(1)
         self.reference.step()
+        self.seen, self.reference_seen = self.opt.last_step(), self.reference.last_step()
         for i, (p, q) in enumerate(zip(self.params, self.models, strict=True)):
             assert_same_bits(p.grad, q.grad, f"gradient {i}, which is read only")
             self._compare(i, *before[i], states[i])
@@ -85,7 +86,7 @@ class Twins:
 
     def _compare(self, i: int, x, g, state) -> None:
         p, q = self.params[i], self.models[i]
-        verdict = self.opt.last_step().get(p)
+        verdict = self.seen.get(p)
         if verdict is not None:
             self._compare_projected(i, verdict, x, g, state)
         elif self.record.name.startswith("Adam") and p.dtype in INEXACT_SQRT:
@@ -101,7 +102,7 @@ class Twins:
 
     def _compare_projected(self, i: int, verdict, x, g, state) -> None:
         p, q = self.params[i], self.models[i]
-        want = self.reference.last_step()[q]
+        want = self.reference_seen[q]
         assert verdict.gate == want.gate, (i, p.shape, verdict, want)
         u_size = self._compare_rounded(i, UNITS, x, g, state)
         if self.opt.param_groups[0].get("project_momentum"):
@@ -115,6 +116,6 @@ class Twins:
         want = truth.step(self.record.name, self.reference.param_groups[0], x, g, state)
         # A 16-bit number is rounded once more, so it is held against what it was rounded from.
         near = want.p if p.element_size() == 2 else q
-        assert_within(p, near, want.size, units, f"parameter {i}, {self.opt.last_step().get(p)}")
+        assert_within(p, near, want.size, units, f"parameter {i}, {self.seen.get(p)}")
         p.data.copy_(q)
         return want.u_size
