@@ -29,7 +29,7 @@ TINY = {torch.float64: 0.0, torch.float32: 2.0**-150, torch.float16: 2.0**-25, t
 
 def bits(t: Tensor) -> Tensor:
     """The bits of every element as integers; the payload of a NaN, which no rule promises, is dropped."""
-    t = t.detach().contiguous()
+    t = t.detach().resolve_neg().contiguous()
     if t.is_floating_point() and t.isnan().any():
         t = torch.where(t.isnan(), torch.nan, t)
     return t.view(_BITS[t.dtype])

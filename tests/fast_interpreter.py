@@ -118,7 +118,7 @@ class Recorder:
     """Stands in for the builder: does as it does, and writes down what it was asked for."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], Any]] = []
+        self.calls: list[tuple[str, tuple[Any, ...], Any]] = []
 
     def __getattr__(self, name: str) -> Any:
         member = getattr(builder, name)
@@ -127,7 +127,7 @@ class Recorder:
 
         def call(*arguments: Any) -> Any:
             result = member(*arguments)
-            self.calls.append((member, arguments, result))
+            self.calls.append((name, arguments, result))
             return result
 
         return call
@@ -136,33 +136,33 @@ class Recorder:
 @dataclass(frozen=True)
 class Tape:
     """What to ask of the builder. Values are numbered: the handles of the arguments, then `known`, then what each step
-    gives. steps: a method, and the numbers of what it is given. last: the number of the result. like: what else it has."""
+    gives. steps: the name of a method, and the numbers of what it is given. last: the number of the result. like: what else it has."""
 
     known: list[Any]
-    steps: list[tuple[Callable[..., Any], list[int]]]
+    steps: list[tuple[str, list[int]]]
     last: int
     like: dict[str, Any]
 
     def play(self, handles: list[TensorHandle]) -> Any:
         values = handles + self.known
-        for method, numbers in self.steps:
-            values.append(method(*[values[number] for number in numbers]))
+        for name, numbers in self.steps:
+            values.append(getattr(builder, name)(*[values[number] for number in numbers]))
         tensor = object.__new__(core.tensor)
         tensor.__dict__.update(self.like, handle=values[self.last])
         return tensor
 
 
-def tape_of(calls: list[Any], tensors: list[Any], result: Any) -> Tape | None:
+def tape_of(calls: list[tuple[str, tuple[Any, ...], Any]], tensors: list[Any], result: Any) -> Tape | None:
     """None where not all that was worked on came from the arguments and the builder."""
     handles = [tensor.handle for tensor in tensors]
     known = [*handles]
     steps = []
-    for method, arguments, given in calls:
-        if method.__name__.startswith("get_"):  # a type or a constant
+    for name, arguments, given in calls:
+        if name.startswith("get_"):  # a type or a constant
             known.append(given)
         else:
             known += [x for x in arguments if not isinstance(x, TensorHandle)]
-            steps.append((method, arguments, given))
+            steps.append((name, arguments, given))
     values = [*known, *[given for _, _, given in steps]]
     number = {id(value): i for i, value in reversed([*enumerate(values)])}
     if not isinstance(result, core.tensor) or len({*map(id, handles)}) < len(handles):
@@ -172,7 +172,7 @@ def tape_of(calls: list[Any], tensors: list[Any], result: Any) -> Tape | None:
         return None
     return Tape(
         known[len(handles) :],
-        [(method, [number[id(x)] for x in arguments]) for method, arguments, _ in steps],
+        [(name, [number[id(x)] for x in arguments]) for name, arguments, _ in steps],
         number[id(result.handle)],
         {name: value for name, value in vars(result).items() if name != "handle"},
     )

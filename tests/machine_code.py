@@ -72,6 +72,20 @@ def demangled(names: list[str]) -> list[str]:
     return done.stdout.splitlines()
 
 
+def resources_of(binary: str | Path) -> dict[tuple[str, str], list[int]]:
+    """Registers, stack and local memory of every kernel, by architecture and mangled name."""
+    usage = {}
+    arch = function = ""
+    for line in cuobjdump("--dump-resource-usage", str(binary)).splitlines():
+        if found := re.match(r"arch = (\w+)", line):
+            arch = found[1]
+        elif found := re.search(r"Function (\S+):", line):
+            function = found[1]
+        elif found := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
+            usage[arch, function] = [int(number) for number in found.groups()]
+    return usage
+
+
 def kernels_of(binary: str | Path) -> list[Kernel]:
     """All kernels in a module or an object file, for every architecture that it has machine code for."""
     instructions = defaultdict(list)
@@ -84,15 +98,7 @@ def kernels_of(binary: str | Path) -> list[Kernel]:
         elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", line):
             instructions[arch, function].append(found[1])
 
-    usage = {}
-    for line in cuobjdump("--dump-resource-usage", str(binary)).splitlines():
-        if found := re.match(r"arch = (\w+)", line):
-            arch = found[1]
-        elif found := re.search(r"Function (\S+):", line):
-            function = found[1]
-        elif found := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
-            usage[arch, function] = [int(number) for number in found.groups()]
-
+    usage = resources_of(binary)
     assert usage.keys() == instructions.keys(), "the two listings name other kernels"
     names = demangled([function for _, function in usage])
     return [Kernel(key[0], name, *usage[key], instructions[key]) for key, name in zip(usage, names, strict=True)]

@@ -64,8 +64,9 @@ def environment(**changes):
 
 
 def run(*command, cwd=None):
-    """What a command prints. What it builds has no CUDA kernels: test_machine_code.py looks at those."""
-    env = environment(ONEPASS_CUDA="0")
+    """What a command prints. What it builds has no CUDA kernels, which test_machine_code.py looks at, and is hardly optimized,
+    which takes two thirds of the time."""
+    env = environment(ONEPASS_CUDA="0", CXXFLAGS="-O1")
     done = subprocess.run(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}"
     return done.stdout
