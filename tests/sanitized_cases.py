@@ -51,7 +51,7 @@ def cases() -> Iterator[Any]:
                 yield pytest.param(dtype, record, arguments, id=f"{record.name}-{i}-{dtype}")
 
 
-@pytest.mark.parametrize(("dtype", "record", "arguments"), cases())
+@pytest.mark.parametrize(("dtype", "record", "arguments"), [*cases()])
 def test_no_access_outside(dtype: torch.dtype, record: Record, arguments: Arguments) -> None:
     for places in zip(OFFSETS["p"], OFFSETS["g"], strict=True):
         params = parameters(dtype, places[0])
