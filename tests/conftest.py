@@ -1,3 +1,4 @@
+import gc
 import os
 
 ON_A_GPU = os.environ.get("ONEPASS_GPU_TESTS_ON") in ("cuda", "triton")
@@ -21,6 +22,11 @@ else:
     # The same examples at every run: a failure in CI is a failure here.
     settings.register_profile("onepass", derandomize=True, deadline=None, database=None)
     settings.load_profile("onepass")
+
+
+def pytest_collection_finish() -> None:
+    """16,000 tests stay until the end: the garbage collector need not look at them again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ they stay replaced: nothing is compiled in this process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from triton.language import core
@@ -27,6 +27,7 @@ def install() -> None:
     """To be called once, before the first launch."""
     # Sums of integers are looked at for overflows, and what is found is dropped.
     builder.options = replace(builder.options, sanitize_overflow=False)
+    TensorHandle.__init__ = _fill
 
     def patch_attr(obj: Any, name: str, member: Callable[..., Any], *_: Any) -> None:
         setattr(obj, name, interpreted(getattr(member, "__wrapped__", member)))
@@ -35,6 +36,11 @@ def install() -> None:
     interpreter._patch_attr = patch_attr
     interpreter._patch_lang(_Function({"tl": interpreter.tl, "core": core}))
     interpreter._patch_lang = lambda fn: _Kept()
+
+
+def _fill(self: TensorHandle, data: Any, dtype: Any) -> None:
+    """Without a look at whether the data are of the type: they are, or the first call of a kind was wrong."""
+    self.data, self.dtype, self.attr = data, dtype, {}
 
 
 def by_name(look_up: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -76,7 +82,7 @@ def interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
         kind = kind_of((*arguments, *named, *named.values()) if named else arguments, tensors)
         tape = tapes.get(kind)
         if tape:
-            return tape.play([tensor.handle for tensor in tensors])
+            return tape(*[tensor.handle for tensor in tensors])
         recorder = semantic.builder = Recorder()
         try:
             result = function(*arguments, _semantic=semantic, **named)
@@ -133,46 +139,35 @@ class Recorder:
         return call
 
 
-@dataclass(frozen=True)
-class Tape:
-    """What to ask of the builder. Values are numbered: the handles of the arguments, then `known`, then what each step
-    gives. steps: the name of a method, and the numbers of what it is given. last: the number of the result. like: what else it has."""
-
-    known: list[Any]
-    steps: list[tuple[str, list[int]]]
-    last: int
-    like: dict[str, Any]
-
-    def play(self, handles: list[TensorHandle]) -> Any:
-        values = handles + self.known
-        for name, numbers in self.steps:
-            values.append(getattr(builder, name)(*[values[number] for number in numbers]))
-        tensor = object.__new__(core.tensor)
-        tensor.__dict__.update(self.like, handle=values[self.last])
-        return tensor
+Tape = Callable[..., Any]
 
 
 def tape_of(calls: list[tuple[str, tuple[Any, ...], Any]], tensors: list[Any], result: Any) -> Tape | None:
-    """None where not all that was worked on came from the arguments and the builder."""
-    handles = [tensor.handle for tensor in tensors]
-    known = [*handles]
-    steps = []
-    for name, arguments, given in calls:
-        if name.startswith("get_"):  # a type or a constant
-            known.append(given)
+    """A function of the tensors' handles, which asks the builder for the same again and returns such a tensor. None where not
+    all that was worked on came from the tensors and the builder."""
+    names = {id(tensor.handle): f"h{i}" for i, tensor in enumerate(tensors)}
+    if not isinstance(result, core.tensor) or len(names) < len(tensors):
+        return None
+    known: dict[str, Any] = {"builder": builder, "new": object.__new__, "tensor": core.tensor}
+
+    def name_of(x: Any) -> str:
+        if id(x) not in names:
+            names[id(x)] = f"k{len(known)}"
+            known[names[id(x)]] = x
+        return names[id(x)]
+
+    lines = [f"def play({', '.join(names.values())}):"]
+    for i, (method, arguments, given) in enumerate(calls):
+        if method.startswith("get_"):  # a type or a constant
+            name_of(given)
+        elif any(isinstance(x, TensorHandle) and id(x) not in names for x in arguments):
+            return None
         else:
-            known += [x for x in arguments if not isinstance(x, TensorHandle)]
-            steps.append((name, arguments, given))
-    values = [*known, *[given for _, _, given in steps]]
-    number = {id(value): i for i, value in reversed([*enumerate(values)])}
-    if not isinstance(result, core.tensor) or len({*map(id, handles)}) < len(handles):
+            lines.append(f"v{i} = builder.{method}({', '.join(map(name_of, arguments))})")
+            names.setdefault(id(given), f"v{i}")
+    if id(result.handle) not in names:
         return None
-    needed = [result.handle, *[x for _, arguments, _ in steps for x in arguments]]
-    if any(id(x) not in number for x in needed):
-        return None
-    return Tape(
-        known[len(handles) :],
-        [(name, [number[id(x)] for x in arguments]) for name, arguments, _ in steps],
-        number[id(result.handle)],
-        {name: value for name, value in vars(result).items() if name != "handle"},
-    )
+    lines.append("made = new(tensor)")
+    lines += [f"made.{name} = {name_of(value)}" for name, value in vars(result).items()]
+    exec("\n    ".join([*lines, "return made"]), known)
+    return known["play"]

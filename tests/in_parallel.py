@@ -10,6 +10,7 @@ import functools
 from pathlib import Path
 
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 
 @functools.cache
@@ -21,3 +22,11 @@ class Scheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         return file if has_module_fixture(self.config.rootpath / file) else nodeid
+
+    def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
+        """Forgets what is done. xdist would go through all of it after every test, and let the processes wait."""
+        super().mark_test_complete(node, item_index, duration)
+        units = self.assigned_work[node]
+        done = self._split_scope(self.registered_collections[node][item_index])
+        if all(units[done].values()):
+            del units[done]
