@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
@@ -123,12 +123,12 @@ def cuda() -> Iterator[partial[None]]:
         yield partial(test_rows_on_chip.test_rows_that_just_fit, dtype, "contiguous", adamp)
     yield partial(test_rows_on_chip.test_the_largest_tensors_of_a_warp, torch.float64, (1, 1500))
     yield partial(wrong_and_right, adamp, adamp.variants["nesterov"])
+    yield from of_scaled_gradients(backend)
     for record in (adamp, sgdp):
         yield partial(test_block_orders.test_the_numbers_of_the_reference, torch.float32, record.name)
     yield partial(test_block_orders.test_same_bits_of_variants, "AdamP", "two_visits")
     yield partial(test_launches.test_new_gradients, 1500)
     yield partial(test_parity.test_large_tensors, backend, torch.float16, adamp)
-    yield from of_scaled_gradients(backend)
     # What is read or written without need.
     for gate, predicted in (("none", "channel"), ("layer", "none")):
         yield partial(test_traffic.test_settling_reads_p_and_moments_and_writes_p, gate, predicted)
@@ -153,5 +153,8 @@ def failure(test: partial[None]) -> str | None:
     return None
 
 
-def first_failure(tests: Iterator[partial[None]]) -> str | None:
-    return next(filter(None, map(failure, tests)), None)
+def first_failure(tests: Iterable[partial[None]], first: int = 0) -> tuple[int, str] | None:
+    """The number of a test that has something to say against, and what; None if none has. Test `first` is asked first, then
+    all others in order."""
+    asked = sorted(enumerate(tests), key=lambda numbered: numbered[0] != first)
+    return next(((i, said) for i, test in asked if (said := failure(test))), None)

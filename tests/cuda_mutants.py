@@ -181,8 +181,9 @@ def build(folder: Path) -> Path:
     return emulated_backend.build("quick", folder)
 
 
-def outcome(switch: ctypes.c_int, number: int) -> str | None:
-    """What notices the mutant, in a child process; None if nothing does."""
+def outcome(switch: ctypes.c_int, number: int, first: int) -> tuple[int, str] | None:
+    """What notices the mutant, in a child process, and the number of that check; None if nothing does. first: the check to
+    begin with."""
     to_read, to_write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -192,16 +193,19 @@ def outcome(switch: ctypes.c_int, number: int) -> str | None:
         signal.alarm(SECONDS)
         switch.value = number
         try:
-            said = checks.first_failure(checks.cuda()) or ""
+            noticed = checks.first_failure(checks.cuda(), first)
         except BaseException as error:
-            said = repr(error)
-        os.write(to_write, said.encode()[:10_000])
+            noticed = first, repr(error)
+        if noticed:
+            os.write(to_write, f"{noticed[0]} {noticed[1]}".encode()[:10_000])
         os._exit(0)
     os.close(to_write)
     with os.fdopen(to_read, "rb") as pipe:
-        said = pipe.read().decode(errors="replace")
+        check, _, said = pipe.read().decode(errors="replace").partition(" ")
     _, status = os.waitpid(child, 0)
-    return said or (f"ended by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else None)
+    if os.WIFSIGNALED(status):
+        return first, f"ended by signal {os.WTERMSIG(status)}"
+    return (int(check), said) if check else None
 
 
 def main() -> None:
@@ -216,8 +220,12 @@ def main() -> None:
     switch = ctypes.c_int.in_dll(ctypes.CDLL(emulated.__file__), "onepass_mutant")
     answers, quiet = os.fdopen(os.dup(1), "w"), os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1), os.dup2(quiet, 2)
+    check = 0
     for line in sys.stdin:
-        print(json.dumps(outcome(switch, int(line))), file=answers, flush=True)
+        # What noticed one mutant mostly notices the next one too, which stands beside it.
+        noticed = outcome(switch, int(line), check)
+        check, said = noticed or (check, None)
+        print(json.dumps(said), file=answers, flush=True)
 
 
 if __name__ == "__main__":
