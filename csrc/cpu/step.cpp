@@ -209,7 +209,9 @@ void CpuStepper::run_items(const Work& work) {
     for (int64_t i = b ? batches_[b - 1] : 0; i < batches_[b]; ++i) work(plan_.items[queue_[i]], queue_[i], scratch);
   };
   const int64_t count = static_cast<int64_t>(batches_.size());
-  const int team = static_cast<int>(std::min<int64_t>(threads_, count / 2));
+  // Two batches are worth a second thread: a 256 x 256 tensor took 0.65 of the time on 2 cores, 0.7 when the thread had
+  // slept.
+  const int team = static_cast<int>(std::min<int64_t>(threads_, count));
   if (team <= 1) {  // no parallel region at all: entering one costs more than a small model's step
     for (int64_t b = 0; b < count; ++b) run_batch(b, scratch_[0]);
   } else {
