@@ -28,7 +28,7 @@ demo: $(BUILT)
 	$(BIN)/python examples/demo.py $(ARGS)
 
 # pytest, not python -m pytest: that would put triton_kernels/ in front of the package of that name.
-# In one process for each core, up to 16: each takes half a GB, and more would wait for the longest test.
+# In one process for each core, up to 16: each takes up to 1 GB, and more would wait for the longest test.
 test: $(BUILT)
 	$(BIN)/pytest -n auto --maxprocesses 16 $(ARGS)
 

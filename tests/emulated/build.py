@@ -34,15 +34,16 @@ KINDS = {
     " -fno-sanitize=null,pointer-overflow,object-size,vptr",
 }
 # Python's side: mostly templates of pybind11, on which sanitizers take longer than on all kernels.
-BINDINGS = {Path("csrc/binding.cpp"), HERE / "module.cpp"}
+BINDINGS = [Path("csrc/binding.cpp"), HERE / "module.cpp"]
 
 
 def sources(root: Path = ROOT) -> list[Path]:
-    """Relative to the root: the backend, the boundary and plan it shares with the CPU backend, and the host."""
+    """Relative to the root: the plan it shares with the CPU backend, the backend, the host, and the bindings. These last: of
+    a function that two objects have, the linker takes the first, which is to be sanitized."""
     backend = sorted((root / "csrc/cuda").glob("*.c*"))
-    ours = [root / "csrc/binding.cpp", root / "csrc/plan.cpp", *(p for p in backend if p.suffix in (".cu", ".cpp"))]
-    host = [root / HERE / name for name in ("fiber.cpp", "grid.cpp", "runtime.cpp", "module.cpp")]
-    return [path.relative_to(root) for path in ours + host]
+    ours = [root / "csrc/plan.cpp", *(p for p in backend if p.suffix in (".cu", ".cpp"))]
+    host = [root / HERE / name for name in ("fiber.cpp", "grid.cpp", "runtime.cpp")]
+    return [path.relative_to(root) for path in ours + host] + BINDINGS
 
 
 def build(kind: str = "plain", root: Path = ROOT) -> Path:
