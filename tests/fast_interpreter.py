@@ -1,4 +1,4 @@
-"""Makes Triton's interpreter several times as fast, and changes nothing of what it computes.
+"""Makes Triton's interpreter about twice as fast, and changes nothing of what it computes.
 
 Of a builtin of the language, numpy's part takes the least time; most goes into types: what is cast to what, and spread over
 which shape. All that depends on types alone. So the first call with arguments of some types is interpreted, and what it

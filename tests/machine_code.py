@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,31 +73,32 @@ def demangled(names: list[str]) -> list[str]:
     return done.stdout.splitlines()
 
 
+def lines_of(binary: str | Path, listing: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """A listing of cuobjdump's, each line with the architecture and the mangled name of the kernel that it is about."""
+    arch = function = ""
+    for line in cuobjdump(listing, str(binary)).splitlines():
+        if found := re.search(r"(?:code for|^arch =) (\w+)", line):
+            arch = found[1]
+        elif found := re.search(r"Function (?:: )?([^\s:]+)", line):
+            function = found[1]
+        yield (arch, function), line
+
+
 def resources_of(binary: str | Path) -> dict[tuple[str, str], list[int]]:
     """Registers, stack and local memory of every kernel, by architecture and mangled name."""
-    usage = {}
-    arch = function = ""
-    for line in cuobjdump("--dump-resource-usage", str(binary)).splitlines():
-        if found := re.match(r"arch = (\w+)", line):
-            arch = found[1]
-        elif found := re.search(r"Function (\S+):", line):
-            function = found[1]
-        elif found := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
-            usage[arch, function] = [int(number) for number in found.groups()]
-    return usage
+    return {
+        kernel: [int(number) for number in found.groups()]
+        for kernel, line in lines_of(binary, "--dump-resource-usage")
+        if (found := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line))
+    }
 
 
 def kernels_of(binary: str | Path) -> list[Kernel]:
     """All kernels in a module or an object file, for every architecture that it has machine code for."""
     instructions = defaultdict(list)
-    arch = function = ""
-    for line in cuobjdump("-sass", str(binary)).splitlines():
-        if found := re.search(r"code for (\w+)", line):
-            arch = found[1]
-        elif found := re.search(r"Function : (\S+)", line):
-            function = found[1]
-        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", line):
-            instructions[arch, function].append(found[1])
+    for kernel, line in lines_of(binary, "-sass"):
+        if found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", line):
+            instructions[kernel].append(found[1])
 
     usage = resources_of(binary)
     assert usage.keys() == instructions.keys(), "the two listings name other kernels"

@@ -129,3 +129,14 @@ each_oracle = pytest.mark.parametrize(
         if oracle.translate(arguments) is not None
     ],
 )
+
+
+def each_variant_in(dtypes: list[torch.dtype], names: Iterable[str] = RECORDS) -> Any:
+    """All variants in these dtypes, the typical ones in the others too."""
+    cases = [
+        pytest.param(dtype, record, arguments, id=f"{record.name}-{variant}-{str(dtype).removeprefix('torch.')}")
+        for record in map(RECORDS.__getitem__, names)
+        for variant, arguments in record.variants.items()
+        for dtype in (DTYPES if arguments is record.typical else dtypes)
+    ]
+    return pytest.mark.parametrize(("dtype", "record", "arguments"), cases)

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 import onepass
 from oracles import Arguments
-from records import DTYPES, RECORDS, Record, each_dtype
+from records import Record, each_dtype, each_variant_in
 from tensors import gradient, values
 
 # A lane, a team, a warp, a block; rows that straddle vectors, rows that are held and rows that are cut; vectors.
@@ -43,15 +41,7 @@ def gradients(params: list[Tensor], offset: int, time: int) -> Iterator[Tensor]:
         yield held(gradient(kind, p, i) if p.dim() > 1 else torch.ones_like(p), offset)
 
 
-def cases() -> Iterator[Any]:
-    """All variants in float32: which memory is reached depends little on numbers. The typical ones in the other dtypes."""
-    for record in RECORDS.values():
-        for i, arguments in enumerate(record.variants.values()):
-            for dtype in DTYPES if i == 0 else DTYPES[:1]:
-                yield pytest.param(dtype, record, arguments, id=f"{record.name}-{i}-{dtype}")
-
-
-@pytest.mark.parametrize(("dtype", "record", "arguments"), [*cases()])
+@each_variant_in([torch.float32])  # which memory is reached depends little on numbers
 def test_no_access_outside(dtype: torch.dtype, record: Record, arguments: Arguments) -> None:
     for places in zip(OFFSETS["p"], OFFSETS["g"], strict=True):
         params = parameters(dtype, places[0])

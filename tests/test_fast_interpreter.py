@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
 import triton
 import triton.language as tl
 
-from compare import everything
 from drive import parameters, train
 from records import RECORDS
+from test_backends import in_new_python
+from test_determinism import digest
 
 CASES = [
     (name, variant, dtype)
@@ -23,23 +18,19 @@ CASES = [
 ]
 
 
-def digest() -> str:
-    """Of all that some optimizers have written."""
-    digest = hashlib.sha256()
-    for name, variant, dtype in CASES:
-        record = RECORDS[name]
-        opt = record.make(parameters(dtype), backend="triton", **record.variants[variant])
-        for tensor in everything(train(opt, range(3))).values():
-            digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def digests() -> list[str]:
+    """Of what some optimizers have written."""
+    return [
+        digest(
+            train(RECORDS[name].make(parameters(dtype), backend="triton", **RECORDS[name].variants[variant]), range(3))
+        )
+        for name, variant, dtype in CASES
+    ]
 
 
 def test_same_bits_as_without_tapes() -> None:
-    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path]))
-    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1", "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [digest()]
+    plain = in_new_python("from test_fast_interpreter import digests; print(*digests())", TRITON_INTERPRET="1")
+    assert plain.split() == digests()
 
 
 @triton.jit
@@ -62,7 +53,3 @@ def test_a_tape_is_played_for_its_own_arguments_only() -> None:
         arithmetic[(2,)](x, y, to)
         assert to.tolist() == [[4, 6, 9, 4, 6, 3], [25, 20, 16, 10, 15, 5]]
         to.zero_()
-
-
-if __name__ == "__main__":
-    print(digest())

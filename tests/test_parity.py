@@ -5,24 +5,20 @@ Rules without a sum over rows give the reference's bits, projected tensors its n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from oracles import Arguments
 from records import (
-    DTYPES,
     PROJECTED,
-    RECORDS,
     Record,
     each_compiled,
     each_dtype,
     each_optimizer,
     each_projected,
     each_variant,
+    each_variant_in,
 )
 from tensors import LARGE_SHAPES, LAYOUTS, SMALL_SHAPES, Gradients, gradient, values
 from twins import Twins
@@ -114,16 +110,8 @@ def test_one_row_of_a_million(backend: str, record: Record, gate: str, counter: 
     assert twins.opt.last_step()[twins.params[0]].gate == gate
 
 
-def _predictions() -> Iterator[Any]:
-    """All variants where gates are predicted; a 16-bit parameter's are looked at first, whatever the variant."""
-    for record in map(RECORDS.__getitem__, PROJECTED):
-        for variant, arguments in record.variants.items():
-            for dtype in DTYPES if arguments is record.typical else DTYPES[:2]:
-                yield pytest.param(dtype, record, arguments, id=f"{record.name}-{variant}-{dtype}")
-
-
 @each_compiled
-@pytest.mark.parametrize(("dtype", "record", "arguments"), [*_predictions()])
+@each_variant_in([torch.float32, torch.float64], PROJECTED)  # in 16 bits nothing is predicted
 def test_wrong_and_right_predictions(backend: str, dtype: torch.dtype, record: Record, arguments: Arguments) -> None:
     """Every pair of a predicted and a true gate, in short rows, held rows and rows that are cut into pieces."""
     shapes = [(6, 33), (32, 1025), (2, 33000)]
