@@ -24,7 +24,7 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "proximal decay before the update": [("return (q - s * c) / scale, s / scale", "return (q - s * c) / scale, s")],
     "proximal decay is decoupled": [("scale = 1 + q if h.proximal else 1.0", "scale = 1.0")],
     "decay is 1 - d, rounded": [("return p.sub(d * p + k * u)", "return (1 - d) * p - k * u")],
-    "the prox metric is dropped": [("(D + h.metric_decay * s), s", "D, s")],
+    "the prox metric is dropped": [("(D + h.metric_decay), s", "D, s")],
     "u of the last step's m": [
         ("m.copy_(h.beta1 * m", "old = m.clone()\n    m.copy_(h.beta1 * m"),
         ("return m / D, s", "return old / D, s"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
@@ -41,7 +43,7 @@ def test_never_overshoots_zero(
     p = values((9, 60), dtype, 1)
     q = _decayed(name, p, backend, lr=1.0, weight_decay=weight_decay, **arguments).double()
     assert q.isfinite().all()
-    # AdamProxL2's decay, p - s*(wd*p)/(D + wd*s), is rounded as a whole.
+    # AdamProxL2's decay, p - (lr*wd*p)/(D + lr*wd), is rounded as a whole.
     slack = 4 * 2.0**-24 * p.double().abs() if name == "AdamProxL2" else 0
     assert (q * p.double().sign() >= -slack).all()
     assert (q.abs() <= p.abs()).all()
@@ -92,16 +94,64 @@ def test_not_aliases(backend: str) -> None:
     assert distance[1e-3] < distance[1e-2]
 
 
+def _minimum(objective: Callable[[Decimal], Decimal], low: Decimal, high: Decimal) -> Decimal:
+    """Where a convex function is smallest between two points, by golden sections, to some 25 digits."""
+    ratio = (Decimal(5).sqrt() - 1) / 2
+    for _ in range(160):
+        a, b = high - ratio * (high - low), low + ratio * (high - low)
+        if objective(a) < objective(b):
+            high = b
+        else:
+            low = a
+    return (low + high) / 2
+
+
+def _prox_step(p: float, m: float, v: float, t: int, lr: float, eta: float, group: dict[str, Any]) -> float:
+    """The proximal step of l2 regularization in Adam's metric, from its definition: arXiv 2202.00089, section 3.
+
+    With the metric M = lr/D and the step without decay y = p - M*m/(1-b1^t), the minimum over x of
+    (x - y)^2/(2*M) + lambda*x^2/2, where M*lambda is eta*wd/D.
+    """
+    with localcontext() as context:
+        context.prec = 60
+        b1, b2 = (Decimal(b) ** t for b in group["betas"])
+        D = (Decimal(v) / (1 - b2)).sqrt() + Decimal(group["eps"])
+        M = Decimal(lr) / D
+        y = Decimal(p) - M * Decimal(m) / (1 - b1)
+        penalty = Decimal(eta) / Decimal(lr) * Decimal(group["weight_decay"])
+        bound = abs(y) + 1
+        return float(_minimum(lambda x: (x - y) ** 2 / (2 * M) + penalty * x * x / 2, -bound, bound))
+
+
+@each_backend
+@pytest.mark.parametrize("decouple_lr", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.3, 30.0])
+def test_adamproxl2_is_the_prox_of_its_definition(backend: str, decouple_lr: bool, weight_decay: float) -> None:
+    """The first steps, where the bias corrections are large, with an lr that a schedule changes."""
+    p = values((4,), torch.float64, 1)
+    opt = RECORDS["AdamProxL2"].make([p], lr=0.2, weight_decay=weight_decay, decouple_lr=decouple_lr, backend=backend)
+    for t, lr in enumerate((0.2, 0.2, 0.05, 0.4), start=1):
+        group = opt.param_groups[0]
+        group["lr"] = lr
+        before = p.tolist()
+        p.grad = values((4,), torch.float64, 10 + t, scale=0.1)
+        opt.step()
+        moments = zip(opt.state[p]["exp_avg"].tolist(), opt.state[p]["exp_avg_sq"].tolist(), strict=True)
+        eta = lr / 0.2 if decouple_lr else lr
+        want = [_prox_step(x, m, v, t, lr, eta, group) for x, (m, v) in zip(before, moments, strict=True)]
+        torch.testing.assert_close(p, torch.tensor(want, dtype=torch.float64), rtol=1e-12, atol=1e-14)
+
+
 @each_backend
 def test_adamproxl2_shrinks_by_the_metric(backend: str) -> None:
-    """Elementwise 1/(1 + wd*s/D): coordinates with large gradients are decayed less."""
-    p = torch.ones(2)
-    opt = RECORDS["AdamProxL2"].make([p], lr=1.0, betas=(0.0, 0.0), eps=0.0, weight_decay=1.0, backend=backend)
-    p.grad = torch.tensor([1.0, 100.0])
-    opt.step()
-    # s = 1, u = 1 and D = |g|: p = (1 - 1)/(1 + 1/|g|) = 0; from the next step on p - u = -1.
-    opt.step()
-    torch.testing.assert_close(p, -1 / (1 + 1 / torch.tensor([1.0, 100.0])))
+    """Elementwise 1/(1 + lr*wd/D): coordinates with large gradients are decayed less, at the first step as at the next."""
+    p, g = torch.tensor([3.0, 3.0], dtype=torch.float64), torch.tensor([1.0, 100.0], dtype=torch.float64)
+    opt = RECORDS["AdamProxL2"].make([p], lr=1.0, eps=0.0, weight_decay=1.0, backend=backend)
+    for _ in range(3):
+        want = (p - 1) / (1 + 1 / g)  # a constant gradient: the step without decay is lr, and D = |g|
+        p.grad = g.clone()
+        opt.step()
+        torch.testing.assert_close(p, want)
 
 
 @each_backend

@@ -24,7 +24,7 @@ MUTANTS: dict[str, tuple[str, str]] = {
     "no bias correction of v": ("D = root(v) * number(course, INV_SQRT_BC2, p)", "D = root(v)"),
     "nesterov is ignored": ("m = number(course, BETA1, p) * m + number(course, ONE_MINUS_BETA1, p) * g", "m = m"),
     "nesterov of SGD is ignored": ("u = g + number(course, MOMENTUM, p) * m", "u = m"),
-    "the prox metric is dropped": ("D = D + number(course, METRIC_DECAY_S, p)", "D = D"),
+    "the prox metric is dropped": ("D = D + number(course, METRIC_DECAY, p)", "D = D"),
     "decay is 1 - d, rounded": ("p - (d * p + ku)", "(1 - d) * p - ku"),
     "wd_ratio is ignored": ("decay * tl.load(course + WD_RATIO)", "decay"),
     "proximal decay is decoupled": ("tl.load(course + PROXIMAL) != 0, 1 + q, 1.0", "tl.load(course + PROXIMAL) > 9, 1 + q, 1.0"),

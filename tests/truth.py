@@ -45,11 +45,10 @@ def step(name: str, group: dict[str, Any], p: Array, g: Array, state: dict[str, 
     u, u_size, s, D = (_adam if adam else _sgd)(name, group, g, g_size, state)
 
     if name == "AdamProxL2":
-        if group["decouple_lr"]:
-            wd /= group["initial_lr"]
+        q = wd * (lr / group["initial_lr"] if group["decouple_lr"] else lr)
         with np.errstate(divide="ignore", invalid="ignore"):
-            new = np.where(D == 0, p, (p - s * u) / (1 + wd * s / D))
-            terms = np.where(D == 0, 0, s * (u_size + wd * np.abs(p) / D))
+            new = np.where(D == 0, p, (p - s * u) / (1 + q / D))
+            terms = np.where(D == 0, 0, (s * u_size + q * np.abs(p) / D) / (1 + q / D))
         return Step(new, np.abs(p) + terms, u_size, "none", np.nan)
 
     ratio, gate, cosine = 1.0, "none", np.nan

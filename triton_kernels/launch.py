@@ -29,7 +29,7 @@ def course_of(h: Any, is_sgd: bool, t: float, fresh: bool, negated: bool) -> lis
     inv_sqrt_bc2 = 0.0 if is_sgd else 1 / math.sqrt(1 - h.beta2**t)
     return [
         *(-h.grad_scale if negated else h.grad_scale, h.l2, h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2),
-        *(inv_sqrt_bc2, h.eps, h.metric_decay, h.metric_decay * s, float(h.nesterov)),
+        *(inv_sqrt_bc2, h.eps, h.metric_decay, h.metric_decay / s if h.metric_decay else 0.0, float(h.nesterov)),
         *(h.momentum, 1 - (0.0 if fresh else h.dampening)),
         *(s, h.decay, h.wd_ratio, h.delta, float(h.proximal), float(h.project_momentum and not h.nesterov), 0.0),
     ]

@@ -95,7 +95,7 @@ def prepare(live_tensors, tensors, courses, live, fixed, fresh, clip, grad_scale
         into_l2 = tl.load(fixed + INTO_L2) != 0
         into_metric = tl.load(fixed + INTO_METRIC) != 0
         over = (tl.load(fixed + OVER_ONE_MINUS_MOMENTUM) != 0) & (wd != 0)
-        metric_decay = tl.where(into_metric, tl.where(lr == 0, wd, wd * decay_lr / lr), 0.0)
+        metric_decay = tl.where(into_metric, decay_lr * wd, 0.0)
         decay = tl.where(into_l2 | into_metric, 0.0, decay_lr * wd) / tl.where(over, 1 - momentum, 1.0)
         s = tl.where(tl.load(fixed + IS_SGD) != 0, lr, lr / (1 - power(beta1, t)))
         sign = tl.where(of(tensor, NEGATED) != 0, -1.0, 1.0)
@@ -113,7 +113,7 @@ def prepare(live_tensors, tensors, courses, live, fixed, fresh, clip, grad_scale
         put(course, rule.INV_SQRT_BC2, 1 / tl.sqrt(1 - power(beta2, t)))
         put(course, rule.EPS, tl.load(fixed + FIXED_EPS))
         put(course, rule.METRIC_DECAY, metric_decay)
-        put(course, rule.METRIC_DECAY_S, metric_decay * s)
+        put(course, rule.METRIC_DECAY_OVER_S, tl.where(metric_decay == 0, 0.0, metric_decay / s))
         put(course, rule.NESTEROV, tl.load(fixed + FIXED_NESTEROV))
         put(course, rule.MOMENTUM, momentum)
         put(course, rule.ONE_MINUS_DAMPENING, 1 - dampening)

@@ -39,7 +39,7 @@ PROGRAM = ("body", "first_entry", "course")
 # others.
 COURSE = (
     *("grad_scale", "l2", "beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "inv_sqrt_bc2", "eps"),
-    *("metric_decay", "metric_decay_s", "nesterov", "momentum", "one_minus_dampening"),
+    *("metric_decay", "metric_decay_over_s", "nesterov", "momentum", "one_minus_dampening"),
     *("s", "decay", "wd_ratio", "delta", "proximal", "project_momentum"),
     "skipped",  # the step is not to be taken
 )

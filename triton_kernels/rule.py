@@ -23,7 +23,7 @@ ONE_MINUS_BETA2 = tl.constexpr(COURSE.index("one_minus_beta2"))
 INV_SQRT_BC2 = tl.constexpr(COURSE.index("inv_sqrt_bc2"))
 EPS = tl.constexpr(COURSE.index("eps"))
 METRIC_DECAY = tl.constexpr(COURSE.index("metric_decay"))
-METRIC_DECAY_S = tl.constexpr(COURSE.index("metric_decay_s"))
+METRIC_DECAY_OVER_S = tl.constexpr(COURSE.index("metric_decay_over_s"))
 NESTEROV = tl.constexpr(COURSE.index("nesterov"))
 MOMENTUM = tl.constexpr(COURSE.index("momentum"))
 ONE_MINUS_DAMPENING = tl.constexpr(COURSE.index("one_minus_dampening"))
@@ -104,7 +104,7 @@ def reads_gradient(course):
 def direction(p, g, m, v, course, FAMILY: tl.constexpr):
     """u = m/D with D = sqrt(v)/sqrt(bc2) + eps; nesterov: (b1*m + (1-b1)*g)/D.  With momentum, u = b or g + momentum*b.
 
-    AdamProxL2: u = (m + wd*p)/(D + wd*s). Where D is 0, and no eps to help, nothing is known of the coordinate: 0/0 := 0.
+    AdamProxL2: u = (m + (q/s)*p)/(D + q) with q = wd*lr. Where D is 0, and no eps to help, nothing is known of the coordinate: 0/0 := 0.
     """
     nesterov = tl.load(course + NESTEROV) != 0
     if FAMILY == ADAM:
@@ -112,10 +112,9 @@ def direction(p, g, m, v, course, FAMILY: tl.constexpr):
         D = tl.where(D == 0, INFINITY, D)
         if nesterov:
             m = number(course, BETA1, p) * m + number(course, ONE_MINUS_BETA1, p) * g
-        metric_decay = number(course, METRIC_DECAY, p)
-        if metric_decay != 0:
-            m = m + metric_decay * p
-            D = D + number(course, METRIC_DECAY_S, p)
+        if tl.load(course + METRIC_DECAY) != 0:
+            m = m + number(course, METRIC_DECAY_OVER_S, p) * p
+            D = D + number(course, METRIC_DECAY, p)
         u = divide(m, D)
     elif FAMILY == SGD:
         u = m

@@ -25,7 +25,7 @@ __device__ inline Hyper hyper_now(const LiveHyper& live) {
   if (live.decay == Decay::l2) {
     h.l2 = wd;
   } else if (live.decay == Decay::metric) {
-    h.metric_decay = h.lr == 0 ? wd : wd * decay_lr / h.lr;
+    h.metric_decay = decay_lr * wd;
   } else {
     h.decay = decay_lr * wd;
     if (live.over_one_minus_momentum && wd != 0) h.decay /= 1 - h.momentum;

@@ -2,7 +2,7 @@
 //
 //     g = grad_scale*g (+ l2*p)      m = b1*m + (1-b1)*g      v = b2*v + (1-b2)*g^2
 //     D = sqrt(v)/sqrt(bc2) + eps    u = m/D                  nesterov: u = (b1*m + (1-b1)*g)/D
-//     AdamProxL2: u = (m + wd*p)/(D + wd*s), which makes p - s*u the prox step (p - s*m/D)/(1 + wd*s/D)
+//     AdamProxL2: u = (m + (q/s)*p)/(D + q) with q = wd*lr, which makes p - s*u the prox step (p - s*m/D)/(1 + q/D)
 //
 // R is a number or a pack of numbers, S the number. Every operation rounds once and the compilers are told not to
 // contract, so that all backends return the bits of reference.py.
@@ -29,7 +29,7 @@ struct Adam {
   S beta1, one_minus_beta1;
   S beta2, one_minus_beta2;
   S inv_sqrt_bc2, eps;
-  S metric_decay, metric_decay_s;
+  S metric_decay, metric_decay_over_s;
   bool nesterov;
   // The same for every element, so tested as flags: a float compare in the loop costs three instructions.
   bool has_l2, has_metric_decay, has_eps;
@@ -58,7 +58,7 @@ struct Adam {
     // D is 0 where eps is 0 and no gradient was ever seen: dividing by infinity leaves p alone and keeps a NaN in m.
     if (!has_eps) D = where_zero(D, R(std::numeric_limits<S>::infinity()));
     if (nesterov) m = beta1 * m + one_minus_beta1 * g;
-    if (has_metric_decay) return (m + metric_decay * p) / (D + metric_decay_s);
+    if (has_metric_decay) return (m + metric_decay_over_s * p) / (D + metric_decay);
     return m / D;
   }
 };

@@ -106,10 +106,10 @@ class AdamProx(_AdamLike):
 
 
 class AdamProxL2(_AdamLike):
-    """Adam with the l2 prox in Adam's own metric: `p = (p - s*u) / (1 + wd*s/D)`, elementwise.
+    """Adam with the l2 prox in Adam's own metric: `p = (p - s*u) / (1 + lr*wd/D)`, elementwise.
 
-    Source: arXiv 2202.00089, section 3. Not scale-free. Computed as `p - s*(m + wd*p)/(D + wd*s)`, which is the same
-    and takes one division.
+    The minimum over x of `D*(x - y)^2/(2*lr) + wd*x^2/2` with `y = p - s*u`. Source: arXiv 2202.00089, section 3. Not
+    scale-free. Computed as `p - (s*m + lr*wd*p)/(D + lr*wd)`, which is the same and takes one division.
     """
 
     rule = Rule(family="adam", moments=MOMENTS, decay="proximal_l2")

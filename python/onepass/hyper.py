@@ -65,7 +65,7 @@ class Hyper:
     decay: q of `p = (1-q)*p - s*u` or `p = (p - s*u)/(1+q)`: lr*wd, or (lr/initial_lr)*wd with decouple_lr, over
         1-momentum for SGDP.
     l2: coefficient of `g += l2*p`.
-    metric_decay: AdamProxL2's wd, in torch's convention: `p = (p - s*u)/(1 + metric_decay*s/D)`.
+    metric_decay: q of AdamProxL2's `p = (p - s*u)/(1 + q/D)`: lr*wd, or (lr/initial_lr)*wd with decouple_lr.
     grad_scale: every gradient is multiplied by it: -1 to maximize, else 1.
     live: None unless the device counts the steps; lr, betas, momentum and the decays then come from there.
     """
@@ -128,7 +128,7 @@ def hyper_of(rule: Rule, group: dict[str, Any], index: int, counts_on_device: bo
     if decay == "l2":
         common["l2"] = wd
     elif decay == "proximal_l2":
-        common["metric_decay"] = wd * decay_lr / lr if lr else wd
+        common["metric_decay"] = decay_lr * wd
     else:
         common["decay"] = decay_lr * wd
         common["proximal"] = decay == "proximal"

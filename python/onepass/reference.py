@@ -96,8 +96,8 @@ def adam_direction(p: Tensor, g: Tensor, state: dict[str, Any], h: Hyper) -> tup
     s = h.lr / (1 - h.beta1**t)
     if h.nesterov:
         m = h.beta1 * m + (1 - h.beta1) * g
-    if h.metric_decay:  # the prox in Adam's metric, (p - s*m/D)/(1 + wd*s/D), with one division and as p - s*u
-        return (m + h.metric_decay * p) / (D + h.metric_decay * s), s
+    if h.metric_decay:  # the prox in the metric lr/D, (p - s*m/D)/(1 + q/D), as p - s*u and with one division
+        return (m + h.metric_decay / s * p) / (D + h.metric_decay), s
     return m / D, s
 
 
