@@ -31,7 +31,7 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     ],
     "v of the last step": [
         ("v.copy_(h.beta2 * v", "old = v.clone()\n    v.copy_(h.beta2 * v"),
-        ("D = v.double()", "D = old.double()"),
+        ("square_root(v)", "square_root(old)"),
     ],
     "m without bias correction": [("s = h.lr / (1 - h.beta1**t)", "s = h.lr")],
     "v without bias correction": [(" * (1 / math.sqrt(1 - h.beta2**t))", "")],

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .hyper import Hyper, Rule, has_buffer
+from .rounding import square_root
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,7 @@ def adam_direction(p: Tensor, g: Tensor, state: dict[str, Any], h: Hyper) -> tup
     m, v = state["exp_avg"], state["exp_avg_sq"]
     m.copy_(h.beta1 * m + (1 - h.beta1) * g)
     v.copy_(h.beta2 * v + (1 - h.beta2) * (g * g))
-    # torch's own square root is off by a unit in the last place here and there; rounded from float64 it is not.
-    D = v.double().sqrt().to(v.dtype) * (1 / math.sqrt(1 - h.beta2**t)) + h.eps
+    D = square_root(v) * (1 / math.sqrt(1 - h.beta2**t)) + h.eps
     D = torch.where(D == 0, math.inf, D)
     s = h.lr / (1 - h.beta1**t)
     if h.nesterov:
