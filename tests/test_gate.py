@@ -74,6 +74,24 @@ def test_near_the_threshold(backend: str, record: Record, shape: tuple[int, int]
 
 @each_backend
 @each_projected
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("rows", [1, 300])
+def test_rows_of_one_element(backend: str, record: Record, dtype: torch.dtype, rows: int) -> None:
+    """Their cosine is exactly 1, so that delta=1 lets no row pass, and any larger delta all of them."""
+    for seed in range(1 if rows > 1 else 20):
+        p, g = values((rows, 1), dtype, seed), values((rows, 1), dtype, 50 + seed)
+        for delta, gate in ((1.0, "none"), (math.nextafter(1.0, 2.0), "channel")):
+            q = p.clone()
+            opt = optimizer_of(record, q, backend, delta=delta)
+            q.grad = g
+            opt.step()
+            assert opt.last_step()[q].cosine == 1.0
+            # 300 rows pass as a layer if they are near enough to orthogonal as a whole.
+            assert opt.last_step()[q].gate == gate or (rows > 1 and gate == "none")
+
+
+@each_backend
+@each_projected
 @pytest.mark.parametrize("shape", [(6,), (), (1,)])
 def test_fewer_than_two_dimensions(backend: str, record: Record, shape: tuple[int, ...]) -> None:
     """No projection, no verdict, the whole decay, however orthogonal the gradient is."""

@@ -32,6 +32,7 @@ from .rule import (
     apply,
     coefficient,
     correction,
+    cosine_of,
     cosine_squared,
     direction,
     gradient,
@@ -470,8 +471,9 @@ def verdict(gated, tensor_count, count, tensors, courses, reports, verdicts, MEA
 
     speculates = of(tensor, SPECULATES) != 0
     length = of(tensor, ROW_LENGTH).to(tl.float64)
-    max_cosine = tl.sqrt(largest_or_nan(largest))
-    layer = passes(tl.sqrt(cosine_squared(pg, pp, gg, course)), rows.to(tl.float64) * length, course)
+    max_cosine = cosine_of(largest_or_nan(largest), length)
+    elements = rows.to(tl.float64) * length
+    layer = passes(cosine_of(cosine_squared(pg, pp, gg, course), elements), elements, course)
     gate = tl.where(passes(max_cosine, length, course), CHANNEL, tl.where(layer, LAYER, NONE))
     at_counter = of(tensor, GATE_COUNTER).to(tl.pointer_type(tl.uint8))
     counter = tl.load(at_counter, mask=is_one, other=0).to(tl.int32)

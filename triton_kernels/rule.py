@@ -45,6 +45,7 @@ LAYER = tl.constexpr(2)
 
 INFINITY = tl.constexpr(float("inf"))
 NAN = tl.constexpr(float("nan"))
+EIGHT_UNITS = tl.constexpr(2.0**-50)  # of float64
 
 # ------------------------------------------------------------------ one element
 
@@ -152,6 +153,13 @@ def cosine_squared(pg, pp, gg, course):
     """cos(p, g)^2; a row of zeros has cosine 0, a row with a NaN has NaN."""
     eps = tl.load(course + EPS)
     return pg * pg / or_infinity(clamp_below(pp, eps * eps) * clamp_below(gg, eps * eps))
+
+
+@device
+def cosine_of(squared, length):
+    """The cosine from its square, for rows of `length` elements. That of a single element is 1 (less only where eps is the
+    norm), but its square comes from products that were rounded, and is up to 7 units away."""
+    return tl.where((length == 1) & (tl.abs(squared - 1) <= EIGHT_UNITS), 1.0, tl.sqrt(squared))
 
 
 @device

@@ -155,7 +155,8 @@ void CpuStepper::judge(int tensor) {
 Report CpuStepper::decide(int tensor) {
   const Tensor& t = plan_.tensors[tensor];
   const Report all = add_up(tensor);
-  verdicts_[tensor] = verdict_of(courses_[tensor].scalars.projection, all, double(t.rows), double(t.length));
+  const double unit = t.dtype == Dtype::f64 ? 0x1p-53 : 0x1p-24;  // float32 products are added up in float32 first
+  verdicts_[tensor] = verdict_of(courses_[tensor].scalars.projection, all, double(t.rows), double(t.length), unit);
   return all;
 }
 

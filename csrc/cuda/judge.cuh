@@ -67,7 +67,7 @@ struct Judge {
   // The gate of the tensor, from the sums of all its items.
   __device__ DeviceVerdict decide(const Report& all) const {
     const Projection& pr = o.course->projection;
-    const Verdict v = verdict_of(pr, all, double(o.t->rows), double(o.t->length));
+    const Verdict v = verdict_of(pr, all, double(o.t->rows), double(o.t->length), 0x1p-53);
     uint8_t* counter = o.t->gate_counter;
     store(counter, next_counter(load(counter, of_plan), v.gate), of_plan);
     return {v.gate, Write::through, 0, 0, v.scaled_cosine, pr.coefficient(v.sums), v.sums};

@@ -54,16 +54,23 @@ struct Verdict {
   bool settled = false;      // the prediction was wrong
 };
 
-// The gate of a tensor of `rows` x `length` from the reports of all its rows.
-ONEPASS_HD Verdict verdict_of(const Projection& pr, const Report& all, double rows, double length) {
-  double max_cosine = std::sqrt(all.max_cosine_squared);
+// The cosine from its square, for rows of `length` elements. That of a single element is 1 (less only where eps is the
+// norm), but its square comes from products that were rounded to `unit`, and is up to 7 units away.
+ONEPASS_HD double cosine_of(double squared, double length, double unit) {
+  return length == 1 && std::fabs(squared - 1) <= 8 * unit ? 1 : std::sqrt(squared);
+}
+
+// The gate of a tensor of `rows` x `length` from the reports of all its rows. unit: the rounding unit of their sums.
+ONEPASS_HD Verdict verdict_of(const Projection& pr, const Report& all, double rows, double length, double unit) {
+  double max_cosine = cosine_of(all.max_cosine_squared, length, unit);
   Verdict v;
   v.stepped = true;
   v.sums = all.sums;
   v.scaled_cosine = max_cosine * std::sqrt(length);
-  v.gate = pr.passes(max_cosine, length)                                      ? Gate::channel
-           : pr.passes(std::sqrt(pr.cosine_squared(all.sums)), rows * length) ? Gate::layer
-                                                                              : Gate::none;
+  double layer_cosine = cosine_of(pr.cosine_squared(all.sums), rows * length, unit);
+  v.gate = pr.passes(max_cosine, length)            ? Gate::channel
+           : pr.passes(layer_cosine, rows * length) ? Gate::layer
+                                                    : Gate::none;
   return v;
 }
 
