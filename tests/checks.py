@@ -122,7 +122,7 @@ def cuda() -> Iterator[partial[None]]:
     for dtype in (torch.float32, torch.float64):
         yield partial(test_rows_on_chip.test_rows_that_just_fit, dtype, "contiguous", adamp)
     yield partial(test_rows_on_chip.test_the_largest_tensors_of_a_warp, torch.float64, (1, 1500))
-    yield partial(wrong_and_right, adamp, adamp.variants["nesterov"])
+    yield partial(wrong_and_right, adamp, adamp.variants["as_timm"])
     yield from of_scaled_gradients(backend)
     for record in (adamp, sgdp):
         yield partial(test_block_orders.test_the_numbers_of_the_reference, torch.float32, record.name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import adamp
@@ -66,14 +68,41 @@ def _timm_sgdp(arguments: Arguments) -> Arguments | None:
     return None if arguments.get("project_momentum") else _projected(arguments)
 
 
-def _timm(module: str, name: str) -> type[torch.optim.Optimizer]:
-    """One optimizer file of timm without timm itself, which imports torchvision."""
+def _timm_optim() -> Path:
+    """The folder of timm's optimizers."""
     spec = importlib.util.find_spec("timm")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("timm is not installed; `pip install --no-deps timm` is enough")
+    return Path(spec.submodule_search_locations[0]) / "optim"
+
+
+def timm_factory(name: str) -> Arguments:
+    """The arguments that `timm.optim.create_optimizer_v2` passes to an optimizer besides lr and weight_decay.
+
+    Read from the source of the factory, since to import it is to import torchvision.
+    """
+    tree = ast.parse((_timm_optim() / "_optim_factory.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "OptimInfo":
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            if ast.unparse(given["name"]) == repr(name):
+                found = ast.literal_eval(given["defaults"])
+                return {**found, **({"momentum": _default_momentum(tree)} if "has_momentum" in given else {})}
+    raise LookupError(f"timm's factory registers no {name}")
+
+
+def _default_momentum(tree: ast.Module) -> float:
+    (create,) = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "create_optimizer_v2")
+    names = [argument.arg for argument in create.args.args]
+    defaults = dict(zip(names[-len(create.args.defaults) :], create.args.defaults, strict=True))
+    return ast.literal_eval(defaults["momentum"])
+
+
+def _timm(module: str, name: str) -> type[torch.optim.Optimizer]:
+    """One optimizer file of timm without timm itself, which imports torchvision."""
     alone = "timm_optimizers_alone"
     package = sys.modules.setdefault(alone, types.ModuleType(alone))
-    package.__path__ = [f"{spec.submodule_search_locations[0]}/optim"]
+    package.__path__ = [str(_timm_optim())]
     return getattr(importlib.import_module(f"{alone}.{module}"), name)
 
 

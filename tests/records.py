@@ -53,6 +53,12 @@ EXP = ("exp_avg", "exp_avg_sq")
 # Moments that forget quickly make an error in any of their factors large.
 QUICK: Arguments = dict(lr=3e-2, betas=(0.5, 0.9), eps=1e-3, weight_decay=0.7, maximize=True)
 
+# The arguments that timm's factory passes to its optimizers besides lr and weight_decay; tests/test_oracles.py compares them.
+FACTORY_OF_TIMM: dict[str, Arguments] = {
+    "adamp": dict(wd_ratio=0.01, nesterov=True),
+    "sgdp": dict(nesterov=True, momentum=0.9),
+}
+
 _ADAM_LIKE: dict[str, Arguments] = {
     "decay": dict(lr=1e-2, weight_decay=0.5),
     "quick_maximize": QUICK,
@@ -65,7 +71,7 @@ _ADAM_LIKE: dict[str, Arguments] = {
 _ADAMP: dict[str, Arguments] = {
     "decoupled": dict(lr=1e-2, weight_decay=0.5, wd_ratio=0.3),
     "proximal": dict(lr=1e-2, weight_decay=0.5, wd_ratio=0.3, decay="proximal"),
-    "nesterov": dict(lr=1e-2, weight_decay=0.5, wd_ratio=0.3, nesterov=True),
+    "as_timm": dict(lr=1e-2, weight_decay=4.0, **FACTORY_OF_TIMM["adamp"]),
     "quick_maximize": {**QUICK, "wd_ratio": 0.5, "nesterov": True, "decay": "proximal"},
     "wide_gate": dict(lr=3e-2, betas=(0.5, 0.9), weight_decay=2.0, delta=5.0),
     "decouple_lr": dict(lr=2e-2, weight_decay=0.05, decouple_lr=True),
@@ -84,12 +90,14 @@ _SGD: dict[str, Arguments] = {
 _SGDP: dict[str, Arguments] = {
     "decoupled": dict(lr=0.05, momentum=0.8, weight_decay=0.3, wd_ratio=0.3),
     "proximal": dict(lr=0.05, momentum=0.8, weight_decay=0.3, wd_ratio=0.3, decay="proximal"),
-    "nesterov": dict(lr=0.05, momentum=0.8, nesterov=True, dampening=0.2, weight_decay=0.3),
+    "as_timm": dict(lr=0.05, weight_decay=0.3, **FACTORY_OF_TIMM["sgdp"]),
     "project_momentum": dict(lr=0.05, momentum=0.8, weight_decay=0.3, project_momentum=True),
     "no_momentum_maximize": dict(lr=0.05, momentum=0, weight_decay=0.3, maximize=True),
     "wide_gate": dict(lr=0.1, momentum=0.5, dampening=0.4, weight_decay=0.5, delta=5.0, eps=1e-2),
     "decouple_lr": dict(lr=0.02, momentum=0.5, weight_decay=0.05, decouple_lr=True),
-    "two_visits": dict(lr=0.05, momentum=0.8, weight_decay=0.3, wd_ratio=0.3, speculate=False),
+    "two_visits": dict(
+        lr=0.05, momentum=0.8, weight_decay=0.3, wd_ratio=0.3, speculate=False, nesterov=True, dampening=0.2
+    ),
     "no_decay": dict(lr=0.05, momentum=0.9),
 }
 

@@ -97,7 +97,7 @@ def test_same_bits(dtype: torch.dtype, record: Record) -> None:
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [("AdamP", "two_visits"), ("AdamP", "nesterov"), ("SGDP", "project_momentum"), ("SGDP", "two_visits")],
+    [("AdamP", "two_visits"), ("AdamP", "as_timm"), ("SGDP", "project_momentum"), ("SGDP", "two_visits")],
 )
 def test_same_bits_of_variants(name: str, variant: str) -> None:
     record = RECORDS[name]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,8 @@ import torch
 from torch import Tensor
 
 from drive import KINDS, gradient_at, parameters, parameters_of, train, train_both
-from oracles import Arguments, Oracle, sign_of
-from records import RECORDS, Record, each_backend, each_oracle, each_projected
+from oracles import Arguments, Oracle, sign_of, timm_factory
+from records import FACTORY_OF_TIMM, RECORDS, Record, each_backend, each_oracle, each_projected
 
 STEPS = 12
 
@@ -93,3 +95,16 @@ def test_the_oracles_that_are_tested() -> None:
         ("Adam", "torch"), ("AdamW", "torch"), ("SGD", "torch"), ("AdamP", "adamp"), ("AdamP", "timm"),
         ("SGDP", "adamp"), ("SGDP", "timm"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["AdamP", "SGDP"])
+def test_the_arguments_of_the_factory_of_timm(name: str) -> None:
+    """In the variant "as_timm" and in the bench they are what timm's source says, and timm's class is its oracle."""
+    sys.path.append(str(Path(__file__).parents[1] / "bench"))
+    import timm_alone
+
+    own, arguments = FACTORY_OF_TIMM[name.lower()], RECORDS[name].variants["as_timm"]
+    assert timm_factory(name.lower()) == own == {"AdamP": timm_alone.ADAMP, "SGDP": timm_alone.SGDP}[name]
+    assert own.items() <= arguments.items()
+    (timm,) = (oracle for oracle in RECORDS[name].oracles if oracle.name == "timm")
+    assert timm.translate(arguments) == arguments

@@ -16,9 +16,12 @@ from records import RECORDS, Record, each_backend, each_dtype, each_optimizer, e
 from tensors import generator, gradient, values
 
 SHAPES = [(), (1,), (555,), (1, 40), (30, 17), (7, 5, 3, 3)]
-# Measured: at most 2.4 for the moments and 4.3 for the parameter, in any dtype, variant and backend.
+# Measured: at most 2.4 for the moments and 3.8 for the parameter, in any dtype, variant and backend.
 MOMENT_UNITS = 3
-PARAMETER_UNITS = 5
+PARAMETER_UNITS = 4
+# A float64 parameter that was corrected: the coefficients k1 - r*k0 and r of the correction are float64 too, so that the
+# roundings of r, r*k0 and the difference, up to a unit of k*u each, come on top (in float32 they vanish). Measured: 5.2.
+CORRECTED_FLOAT64_UNITS = PARAMETER_UNITS + 3
 
 
 def _start(record: Record, arguments: Arguments, dtype: torch.dtype, backend: str) -> tuple[Any, list[Tensor]]:
@@ -64,7 +67,9 @@ def test_one_step(backend: str, dtype: torch.dtype, record: Record, arguments: A
         for p, (x, g, state) in zip(params, before, strict=True):
             want = truth.step(record.name, opt.param_groups[0], x, g, state)
             name = f"{kind} gradient, parameter"
-            assert_within(p, want.p, want.size, PARAMETER_UNITS, name)
+            corrected = p in opt.last_step() and opt.last_step()[p].settled
+            units = CORRECTED_FLOAT64_UNITS if corrected and dtype == torch.float64 else PARAMETER_UNITS
+            assert_within(p, want.p, want.size, units, name)
             _check_moments(record, opt.state[p], state, terms_of(x, g, opt.param_groups[0]), name)
             if p in opt.last_step():
                 assert opt.last_step()[p].gate == want.gate
