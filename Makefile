@@ -19,6 +19,8 @@ help:
 	@echo 'make demo     train on real data: a table, and figures in examples/'
 	@echo 'make test     run all tests'
 	@echo 'make bench    time a step beside torch and adamp: a table, a CSV and figures in bench/results/'
+	@echo 'make bench-readme   the same from a clean commit on a quiet machine, and the tables of the README from it'
+	@echo 'make bench-tables   the tables of the README from the CSV files it names'
 	@echo 'make lint     ruff, mypy, clang-format'
 	@echo 'make format   put the sources into the format that lint asks for'
 	@echo 'make clean    remove what was built (rm -r .venv also removes what was installed)'
@@ -34,6 +36,12 @@ test: $(BUILT)
 
 bench: $(BUILT)
 	$(BIN)/python bench/run.py $(ARGS)
+
+bench-readme: $(BUILT)
+	$(BIN)/python bench/run.py --readme $(ARGS)
+
+bench-tables: $(BUILT)
+	$(BIN)/python bench/tables.py $(ARGS)
 
 # Without .venv: a machine with a GPU brings its own torch. PYTHONSAFEPATH keeps the root off sys.path, see `test`.
 test-gpu: built-gpu
@@ -84,4 +92,4 @@ $(BUILT): $(INSTALLED) setup.py pyproject.toml $(CSRC)
 	$(BIN)/pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
 	@touch $@
 
-.PHONY: help demo test bench test-gpu bench-gpu built-gpu lint format clean
+.PHONY: help demo test bench bench-readme bench-tables test-gpu bench-gpu built-gpu lint format clean

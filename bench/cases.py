@@ -1,4 +1,8 @@
-"""What is timed: a record per case, each with its tensors, its contenders and the ratios to reach."""
+"""What is timed: a record per case, each with its tensors, its contenders and the ratios to reach.
+
+"AdamP as timm" and "SGDP as timm" have the arguments that timm's factory passes, and "timm AdamP" and "timm SGDP" are
+timm's classes with them; they are left out where timm is not installed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import torch
 from torch import Tensor
 
 import onepass
+import timm_alone
 from shapes import Shape, gpt2_shapes, resnet50_shapes
 
 
@@ -98,15 +103,31 @@ TORCH_ADAMW = Contender("torch fused AdamW", torch.optim.AdamW, onepass.AdamW, {
 TORCH_SGD = Contender("torch fused SGD", torch.optim.SGD, onepass.SGD, {"fused": True}, traffic=20)
 ADAMW = Contender("onepass AdamW", onepass.AdamW, onepass.AdamW, traffic=28)
 ADAMPROX = Contender("onepass AdamProx", onepass.AdamProx, onepass.AdamProx, traffic=28)
+ADAMPROXL2 = Contender("onepass AdamProxL2", onepass.AdamProxL2, onepass.AdamProxL2, traffic=28)
 ADAMP = Contender("onepass AdamP", onepass.AdamP, onepass.AdamP, traffic=28)
 ADAMP_PROXIMAL = replace(
     ADAMP, name="onepass AdamP proximal", options={"decay": "proximal"}, twin_options={"decay": "proximal"}
 )
 ADAMP_TWO_VISITS = replace(ADAMP, name="onepass AdamP two-visit", options={"speculate": False}, traffic=36)
+ADAMP_AS_TIMM = replace(ADAMP, name="onepass AdamP as timm", options=timm_alone.ADAMP, twin_options=timm_alone.ADAMP)
 SGD = Contender("onepass SGD", onepass.SGD, onepass.SGD, traffic=20)
 SGDP = Contender("onepass SGDP", onepass.SGDP, onepass.SGDP, traffic=20)
+SGDP_AS_TIMM = replace(SGDP, name="onepass SGDP as timm", options=timm_alone.SGDP, twin_options=timm_alone.SGDP)
 THEIR_ADAMP = Contender("adamp AdamP", adamp.AdamP, onepass.AdamP, slow=True)
 THEIR_SGDP = Contender("adamp SGDP", adamp.SGDP, onepass.SGDP, twin_options={"project_momentum": True}, slow=True)
+
+
+def of_timm(module: str, name: str, ours: Contender) -> tuple[Contender, ...]:
+    """timm's class beside ours with the same arguments; empty where timm is not installed."""
+    try:
+        cls = timm_alone.optimizer(module, name)
+    except ImportError:
+        return ()
+    return (replace(ours, name=f"timm {name}", cls=cls, traffic=None, slow=True),)
+
+
+TIMM_ADAMP = of_timm("adamp", "AdamP", ADAMP_AS_TIMM)
+TIMM_SGDP = of_timm("sgdp", "SGDP", SGDP_AS_TIMM)
 
 
 def aimed(contender: Contender, *targets: tuple[float, Contender]) -> Contender:
@@ -138,10 +159,13 @@ ADAM_CONTENDERS = (
     TORCH_ADAMW,
     aimed(ADAMW, (1.00, TORCH_ADAMW)),
     aimed(ADAMPROX, (1.02, ADAMW)),
+    ADAMPROXL2,
     aimed(ADAMP, (1.05, TORCH_ADAMW), (1 / 15, THEIR_ADAMP)),
     aimed(ADAMP_PROXIMAL, (1.05, TORCH_ADAMW), (1 / 15, THEIR_ADAMP)),
     ADAMP_TWO_VISITS,
+    ADAMP_AS_TIMM,
     THEIR_ADAMP,
+    *TIMM_ADAMP,
 )
 TORCH_CLIPPED = with_clip(TORCH_ADAMW, traffic=40)
 CLIP_CONTENDERS = (
@@ -149,8 +173,11 @@ CLIP_CONTENDERS = (
     aimed(with_clip(ADAMW, traffic=32), (0.85, TORCH_CLIPPED)),
     aimed(with_clip(ADAMP, traffic=32), (0.85, TORCH_CLIPPED)),
 )
-SGD_CONTENDERS = tuple(
-    with_momentum(contender) for contender in (TORCH_SGD, SGD, aimed(SGDP, (1.10, TORCH_SGD)), THEIR_SGDP)
+SGD_CONTENDERS = (
+    *(with_momentum(contender) for contender in (TORCH_SGD, SGD, aimed(SGDP, (1.10, TORCH_SGD)))),
+    SGDP_AS_TIMM,
+    with_momentum(THEIR_SGDP),
+    *TIMM_SGDP,
 )
 RESNET_CONTENDERS = (TORCH_ADAMW, ADAMW, aimed(ADAMP, (1.05, TORCH_ADAMW)), ADAMP_PROXIMAL, THEIR_ADAMP)
 EACH_CONTENDERS = (
@@ -178,7 +205,7 @@ def cases(quick: bool = False) -> list[Case]:
         Case("gpt2-adam", "GPT-2, fp32", gpt2, ADAM_CONTENDERS),
         Case("gpt2-adam-tangent", "GPT-2, fp32, all matrices projected", gpt2, ADAM_CONTENDERS, "tangent"),
         Case("gpt2-sgd", "GPT-2, fp32, momentum", gpt2, SGD_CONTENDERS),
-        Case("gpt2-sgd-tangent", "GPT-2, fp32, momentum, all matrices projected", gpt2, SGD_CONTENDERS[:-1], "tangent"),
+        Case("gpt2-sgd-tangent", "GPT-2, fp32, momentum, all matrices projected", gpt2, SGD_CONTENDERS, "tangent"),
         Case("gpt2-clip", "GPT-2, fp32, clipped by the norm", gpt2, CLIP_CONTENDERS),
         Case(
             "gpt2-clip-tangent",

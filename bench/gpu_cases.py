@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
-import types
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import onepass
+import timm_alone
 from shapes import Shape, gpt2_shapes, llama_shapes, numel_of, resnet50_shapes
 
 # The backends of onepass that are timed, side by side. Another one is one more name.
@@ -125,17 +124,6 @@ def of_package(package: str, name: str) -> Callable[[], type[torch.optim.Optimiz
     return lambda: getattr(importlib.import_module(package), name)
 
 
-def timm_adamp() -> type[torch.optim.Optimizer]:
-    """One file of timm without timm itself, which takes seconds to import and wants torchvision."""
-    spec = importlib.util.find_spec("timm")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("No module named 'timm'")
-    alone = "timm_optimizers_alone"
-    package = sys.modules.setdefault(alone, types.ModuleType(alone))
-    package.__path__ = [f"{spec.submodule_search_locations[0]}/optim"]
-    return importlib.import_module(f"{alone}.adamp").AdamP
-
-
 def torch_adamw(**options: Any) -> Contender:
     return Contender("", lambda: torch.optim.AdamW, onepass.AdamW, "adam", options, traffic=TORCH_ADAM_BYTES)
 
@@ -156,18 +144,39 @@ TORCH_SGD = Contender(
 )
 ADAMW = ours("AdamW", onepass.AdamW, "adam", ADAM_BYTES, graph=True)
 ADAMPROX = ours("AdamProx", onepass.AdamProx, "adam", ADAM_BYTES)
+ADAMPROXL2 = ours("AdamProxL2", onepass.AdamProxL2, "adam", ADAM_BYTES)
 ADAMP = ours("AdamP", onepass.AdamP, "adam", ADAMP_BYTES, graph=True)
 ADAMP_PROXIMAL = ours("AdamP", onepass.AdamP, "adam", ADAMP_BYTES, "AdamP proximal", decay="proximal")
 ADAMP_TWO_VISITS = ours("AdamP", onepass.AdamP, "adam", TWO_VISIT_BYTES, "AdamP two-visit", speculate=False)
+# With the arguments that timm's factory passes.
+ADAMP_AS_TIMM = ours("AdamP", onepass.AdamP, "adam", ADAMP_BYTES, "AdamP as timm", **timm_alone.ADAMP)
+SGDP_AS_TIMM = ours("SGDP", onepass.SGDP, "sgd", SGDP_BYTES, "SGDP as timm", **timm_alone.SGDP)
 SGD = ours("SGD", onepass.SGD, "sgd", SGD_BYTES, **MOMENTUM)
 SGDP = ours("SGDP", onepass.SGDP, "sgd", SGDP_BYTES, **MOMENTUM)
 THEIR_ADAMP = (
     Contender("adamp AdamP", of_package("adamp", "AdamP"), onepass.AdamP, "adam"),
-    Contender("timm AdamP", timm_adamp, onepass.AdamP, "adam"),
+    Contender(
+        "timm AdamP",
+        partial(timm_alone.optimizer, "adamp", "AdamP"),
+        onepass.AdamP,
+        "adam",
+        timm_alone.ADAMP,
+        timm_alone.ADAMP,
+    ),
 )
 # The package projects its buffer too, which the paper does not.
-THEIR_SGDP = Contender(
-    "adamp SGDP", of_package("adamp", "SGDP"), onepass.SGDP, "sgd", MOMENTUM, {**MOMENTUM, "project_momentum": True}
+THEIR_SGDP = (
+    Contender(
+        "adamp SGDP", of_package("adamp", "SGDP"), onepass.SGDP, "sgd", MOMENTUM, {**MOMENTUM, "project_momentum": True}
+    ),
+    Contender(
+        "timm SGDP",
+        partial(timm_alone.optimizer, "sgdp", "SGDP"),
+        onepass.SGDP,
+        "sgd",
+        timm_alone.SGDP,
+        timm_alone.SGDP,
+    ),
 )
 
 ADAM_CONTENDERS = (
@@ -175,14 +184,16 @@ ADAM_CONTENDERS = (
     TORCH_FOREACH,
     *ADAMW,
     *ADAMPROX,
+    *ADAMPROXL2,
     *ADAMP,
     *ADAMP_PROXIMAL,
     *ADAMP_TWO_VISITS,
+    *ADAMP_AS_TIMM,
     *THEIR_ADAMP,
 )
-SGD_CONTENDERS = (TORCH_SGD, *SGD, *SGDP, THEIR_SGDP)
+SGD_CONTENDERS = (TORCH_SGD, *SGD, *SGDP, *SGDP_AS_TIMM, *THEIR_SGDP)
 TANGENT_CONTENDERS = (TORCH_FUSED, *ADAMW, *ADAMP, *ADAMP_PROXIMAL, *ADAMP_TWO_VISITS, TORCH_SGD, *SGDP)
-SMALL_CONTENDERS = (TORCH_FUSED, TORCH_FOREACH, *ADAMW, *ADAMP, *THEIR_ADAMP, TORCH_SGD, *SGD)
+SMALL_CONTENDERS = (TORCH_FUSED, TORCH_FOREACH, *ADAMW, *ADAMP, *ADAMP_AS_TIMM, *THEIR_ADAMP, TORCH_SGD, *SGD)
 MANY_CONTENDERS = (TORCH_FUSED, TORCH_FOREACH, *ADAMW, *ADAMP)
 BF16_CONTENDERS = (TORCH_FUSED_FP32, TORCH_FUSED_BF16, *ADAMW, *ADAMP, *ADAMP_PROXIMAL)
 

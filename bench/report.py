@@ -22,13 +22,14 @@ from harness import Timing, ratio, reached
 from results_file import Row, commit
 from shapes import Shape, numel_of
 
+# `ratio` is the time over that of `baseline`. `measured` names, like `target`, the contender that the time is divided by.
 FIELDS = (
     "case", "contender", "dtype", "tensors", "parameters", "rounds", "median_ms", "q1_ms", "q3_ms", "baseline", "ratio",
     "bytes_per_parameter", "gb_per_s", "settled_percent", "extra_memory_percent", "target", "measured", "reached",
     "date", "device", "cores", "load", "threads", "isa", "backend", "torch", "onepass", "python", "commit",
 )  # fmt: skip
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
-COLOURS = {"onepass": "#0072B2", "torch": "#999999", "adamp": "#E69F00"}
+COLOURS = {"onepass": "#0072B2", "torch": "#999999", "adamp": "#E69F00", "timm": "#CC79A7"}
 
 
 def machine() -> Row:
@@ -81,7 +82,7 @@ def time_rows(case: Case, timings: dict[str, Timing]) -> list[Row]:
                 "gb_per_s": round(contender.traffic * numel / middle / 1e9, 2) if contender.traffic else None,
                 "settled_percent": None if timing.settled is None else round(100 * timing.settled, 2),
                 "target": "; ".join(f"<= {target.ratio:.3g} x {target.against}" for target, _, _ in checked),
-                "measured": "; ".join(f"{measured:.3f}" for _, measured, _ in checked),
+                "measured": "; ".join(f"{measured:.4f} x {target.against}" for target, measured, _ in checked),
                 "reached": "; ".join("yes" if good else "no" for _, _, good in checked),
             }
         )
@@ -97,15 +98,16 @@ def memory_row(name: str, share: float | None, shapes: tuple[Shape, ...], aimed:
         "dtype": "float32",
         "tensors": len(shapes),
         "parameters": numel_of(shapes),
+        "baseline": "bytes of the parameters",
         "extra_memory_percent": percent,
         "target": f"<= {100 * MEMORY_TARGET:g}% of the parameters" if aimed else "",
-        "measured": f"{percent}%" if told else "",
+        "measured": f"{percent}% of the parameters" if told else "",
         "reached": ("yes" if share <= MEMORY_TARGET else "no") if told else "",
     }
 
 
 def time_table(case: Case, rows: list[Row]) -> Table:
-    title = f"{case.name}: {case.title}, {len(case.shapes)} tensors, {rows[0]['parameters']:,} parameters"
+    title = f"{case.name}: {case.title}, {len(case.shapes)} tensors, {rows[0]['parameters']:,} parameters, ratios to {rows[0]['baseline']}"
     table = table_of(title, ("contender", "ms", "quartiles", "ratio", "GB/s", "settled"))
     for row in rows:
         settled = row["settled_percent"]
@@ -144,7 +146,7 @@ def target_table(rows: list[Row]) -> Table:
                 table.add_row(f"[bold]{row['case']}[/]")
                 case = row["case"]
             colour = {"yes": "green", "no": "red"}[good]
-            table.add_row(f"  {row['contender']}", target, measured, f"[{colour}]{good}[/]")
+            table.add_row(f"  {row['contender']}", target, measured.split()[0], f"[{colour}]{good}[/]")
     return table
 
 

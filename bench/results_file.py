@@ -1,4 +1,4 @@
-"""What both benches leave behind: rows of a CSV, and where the code that was measured comes from."""
+"""The CSV file of a bench run, and the commit of the code that was measured."""
 
 from __future__ import annotations
 
@@ -10,16 +10,26 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def commit() -> str:
-    """The commit that is checked out, with a + if files differ from it; empty outside a git repository."""
+DIRTY = "+dirty"
+
+
+def commit(folder: Path = Path(__file__).parents[1]) -> str:
+    """The commit of the repository in `folder`, with "+dirty" if files differ from it; empty where there is none.
+
+    Earlier results do not count as a difference.
+    """
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except OSError:
+        if Path(git("rev-parse", "--show-toplevel")) != folder.resolve():
+            return ""
+        changed = git("status", "--porcelain", "--", ".", ":!bench/results")
+        return git("rev-parse", "--short=12", "HEAD") + DIRTY * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
         return ""
 
 

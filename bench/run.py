@@ -1,4 +1,4 @@
-"""Times optimizer steps beside torch.optim's fused ones and the adamp package: tables, a CSV and a figure."""
+"""Times optimizer steps beside torch.optim's fused ones, the adamp package and timm: tables, a CSV and a figure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import gc
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import onepass
-from cases import MEMORY, Case, cases, memory_shapes
+import tables
+from cases import MEMORY, TIMM_ADAMP, Case, cases, memory_shapes
 from harness import WARM, batches, check, time_case
 from memory import measure
 from report import FIELDS, figure, machine, memory_row, memory_table, target_table, time_rows, time_table
-from results_file import Row, write_csv
-from traffic import traffic_table
+from results_file import DIRTY, Row, write_csv
+from traffic import traffic_rows, traffic_table
 
 
 def arguments(known: list[str]) -> argparse.Namespace:
@@ -31,11 +33,21 @@ def arguments(known: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="small tensors and few rounds: a smoke run, no figures to quote"
     )
+    parser.add_argument(
+        "--readme",
+        action="store_true",
+        help="run everything from a clean commit, and write the README's tables from it; needs a quiet machine",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of parameters and gradients (default: 0)")
     parser.add_argument(
         "--out", type=Path, default=results, help="where CSV and PNG go (default: results beside this file)"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.readme and (args.case or args.quick or args.out != results):
+        parser.error(
+            "--readme runs every case in full and writes to bench/results: leave out --case, --quick and --out"
+        )
+    return args
 
 
 def main() -> None:
@@ -46,6 +58,12 @@ def main() -> None:
     console = Console()
     about = machine()
     console.print(", ".join(f"{key} {value}" for key, value in about.items() if value != ""), highlight=False)
+    if args.readme and (reason := not_for_the_readme(about)):
+        sys.exit(reason)
+    if about["commit"].endswith(DIRTY):
+        console.print("[yellow]Files differ from the commit: the CSV says so, and is not for the README.[/]")
+    if not TIMM_ADAMP:
+        console.print("Not timed: timm's AdamP and SGDP: timm is not installed.", highlight=False)
     if about["backend"] != "cpu":
         console.print(f"[yellow]The reference is timed: {onepass.backends()['cpu']}[/]")
 
@@ -69,10 +87,11 @@ def main() -> None:
         rows += own
         write_csv(rows, about, FIELDS, path)
 
+    counted = None
     if not args.case or "traffic" in args.case:
         with console.status("counting bytes"):
-            table = traffic_table()
-        console.print(table)
+            counted = traffic_rows()
+        console.print(traffic_table(counted))
 
     if rows:
         console.print(target_table(rows))
@@ -86,7 +105,21 @@ def main() -> None:
         figure({case.name: case.title for case in chosen}, rows, about, written[-1])
     if written:
         console.print(f"Written: {', '.join(os.path.relpath(p) for p in written)}", highlight=False, soft_wrap=True)
+    if args.readme:
+        tables.write(use=path, counted=counted)
+        console.print("Written: the tables of README.md", highlight=False)
     console.print(f"Took {time.perf_counter() - started:.0f} s.", highlight=False)
+
+
+def not_for_the_readme(about: Row) -> str | None:
+    """Why a measurement made now cannot go into the README, or None."""
+    if not about["commit"]:
+        return "--readme records the commit that was measured, and there is no git repository here."
+    if about["commit"].endswith(DIRTY):
+        return f"--readme measures a clean commit, and files differ from {about['commit']}: commit them first."
+    if not TIMM_ADAMP:
+        return "--readme shows timm's optimizers, and timm is not installed: `pip install --no-deps timm`."
+    return None
 
 
 def run_case(console: Console, case: Case, seed: int) -> list[Row]:

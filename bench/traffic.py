@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 import onepass
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # counting.py
+
 SHAPES = [(1024, 1024)]
+# What was counted, in what, and bytes per parameter: of p, g and the moments, and of all.
+TrafficRow = tuple[str, str, float, float]
 
 
 class Operations(TorchDispatchMode):
@@ -50,39 +55,47 @@ def of_operations(make: type[torch.optim.Optimizer], shapes: Sequence[tuple[int,
     return operations.bytes / sum(p.numel() for p in params)
 
 
-def traffic_rows() -> list[tuple[str, str, float, float]]:
-    """What is counted, how, and bytes per parameter: of p, g and the moments, and of all."""
-    sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-    from counting import traffic_of
+@dataclass(frozen=True)
+class Line:
+    """A step whose bytes are counted: the loads and stores of the kernels, or else the operands of its operations."""
 
-    bf16 = dict(dtype=torch.bfloat16)
-    ours: list[tuple[str, Any, dict[str, Any]]] = [
-        ("AdamW", onepass.AdamW, {}),
-        ("AdamP, not projected as predicted", onepass.AdamP, {}),
-        ("AdamP, projected as predicted", onepass.AdamP, dict(gate="channel", predicted="channel")),
-        ("AdamP, mispredicted", onepass.AdamP, dict(gate="channel", predicted="none")),
-        ("AdamP, speculate=False", onepass.AdamP, dict(speculate=False)),
-        ("AdamW and clip", onepass.AdamW, dict(clips=True)),
-        ("AdamP and clip", onepass.AdamP, dict(clips=True)),
-        ("SGDP, momentum", onepass.SGDP, dict(momentum=0.9)),
-        ("AdamW, bfloat16 p and g", onepass.AdamW, bf16),
-        ("AdamP, bfloat16 p and g", onepass.AdamP, bf16),
-    ]
-    counted = [(name, traffic_of(make, SHAPES, **options)) for name, make, options in ours]
-    rows = [(f"onepass {name}", "kernels", traffic.streams, traffic.total) for name, traffic in counted]
-    eager: list[tuple[str, Any, dict[str, Any]]] = [
-        ("torch AdamW, foreach=False", torch.optim.AdamW, dict(foreach=False)),
-        ("adamp AdamP", adamp.AdamP, {}),
-        ("adamp SGDP, momentum", adamp.SGDP, dict(momentum=0.9)),
-        ("onepass AdamP, reference", onepass.AdamP, dict(backend="reference")),
-    ]
-    for name, make, options in eager:
-        count = of_operations(make, SHAPES, **options)
-        rows.append((name, "operations", count, count))
-    return rows
+    title: str
+    make: type[torch.optim.Optimizer]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    kernels: bool = True
+
+    def count(self) -> TrafficRow:
+        if not self.kernels:
+            count = of_operations(self.make, SHAPES, **self.arguments)
+            return self.title, "operations", count, count
+        from counting import traffic_of
+
+        traffic = traffic_of(self.make, SHAPES, **self.arguments)
+        return self.title, "kernels", traffic.streams, traffic.total
 
 
-def traffic_table() -> Any:
+LINES = (
+    Line("AdamW", onepass.AdamW),
+    Line("AdamP, not projected, as predicted", onepass.AdamP),
+    Line("AdamP, projected, as predicted", onepass.AdamP, dict(gate="channel", predicted="channel")),
+    Line("AdamP, mispredicted", onepass.AdamP, dict(gate="channel", predicted="none")),
+    Line("AdamP, `speculate=False`", onepass.AdamP, dict(speculate=False)),
+    Line("AdamW and `clip_grad_norm_`", onepass.AdamW, dict(clips=True)),
+    Line("AdamP and `clip_grad_norm_`", onepass.AdamP, dict(clips=True)),
+    Line("SGDP, momentum", onepass.SGDP, dict(momentum=0.9)),
+    Line("AdamW, bfloat16 p and g, float32 moments", onepass.AdamW, dict(dtype=torch.bfloat16)),
+    Line("AdamP, the same", onepass.AdamP, dict(dtype=torch.bfloat16)),
+    Line("torch's AdamW, `foreach=False`", torch.optim.AdamW, dict(foreach=False), kernels=False),
+    Line("`adamp`'s AdamP", adamp.AdamP, kernels=False),
+    Line("`adamp`'s SGDP, momentum", adamp.SGDP, dict(momentum=0.9), kernels=False),
+)
+
+
+def traffic_rows() -> list[TrafficRow]:
+    return [line.count() for line in LINES]
+
+
+def traffic_table(rows: list[TrafficRow]) -> Any:
     from rich.table import Table
 
     table = Table(title="Bytes per parameter of a step, counted (matrix of 1,024 x 1,024)", title_justify="left")
@@ -90,7 +103,7 @@ def traffic_table() -> Any:
         table.add_column(heading)
     for heading in ("p, g, moments", "all"):
         table.add_column(heading, justify="right")
-    for name, how, streams, total in traffic_rows():
+    for name, how, streams, total in rows:
         table.add_row(name, how, f"{streams:.1f}", f"{total:.2f}")
     return table
 
@@ -98,4 +111,4 @@ def traffic_table() -> Any:
 if __name__ == "__main__":
     from rich.console import Console
 
-    Console().print(traffic_table())
+    Console().print(traffic_table(traffic_rows()))
