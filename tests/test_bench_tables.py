@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "bench"))
+import blocks  # noqa: E402
 import tables  # noqa: E402
 from results_file import commit  # noqa: E402
 
@@ -31,7 +32,7 @@ def git(*arguments: str, folder: Path = ROOT) -> str:
 
 def test_the_tables_are_those_of_the_csv_files() -> None:
     assert tables.render(README) == README, "write the README's tables with `make bench-tables`"
-    assert {match[1] for match in tables.BLOCK.finditer(README)} == {*tables.BLOCKS, "traffic"}
+    assert {match[1] for match in tables.BLOCK.finditer(README)} == {*blocks.BLOCKS, "traffic"}
     assert not any("quick" in name for name in SOURCES)
 
 
@@ -85,10 +86,10 @@ def test_a_figure_changed_in_the_csv_is_found(name: str, tmp_path: Path) -> None
 def test_a_ratio_is_to_what_it_says() -> None:
     row = {"baseline": "a", "ratio": "1.06", "target": "<= 1.3 x b; <= 2 x c", "measured": "1.2000 x b; 3 x c",
            "reached": "yes; no"}  # fmt: skip
-    assert tables.ratio_to(row, "a") == 1.06 and tables.ratio_to(row, "b") == 1.2 and tables.ratio_to(row, "c") == 3
-    assert tables.ratio_to(row, "d") is None
+    assert blocks.ratio_to(row, "a") == 1.06 and blocks.ratio_to(row, "b") == 1.2 and blocks.ratio_to(row, "c") == 3
+    assert blocks.ratio_to(row, "d") is None
     rows = [{**row, "case": "case", "contender": "e"}]
-    assert [tables.cell(rows, "case", "e", to) for to in "abcd"] == ["1.06", "1.20", "3.0", ""]
+    assert [blocks.cell(rows, "case", "e", to) for to in "abcd"] == ["1.06", "1.20", "3.0", ""]
 
 
 def test_another_csv_file_is_taken() -> None:
@@ -112,7 +113,7 @@ def test_the_bytes_are_those_that_are_counted(number: int) -> None:
     from traffic import LINES
 
     assert len(LINES) == len(TRAFFIC_LINES)
-    assert tables.traffic([LINES[number].count()]).splitlines()[2] == TRAFFIC_LINES[number]
+    assert blocks.traffic([LINES[number].count()]).splitlines()[2] == TRAFFIC_LINES[number]
 
 
 # ------------------------------------------------------------------ commits
