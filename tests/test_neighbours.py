@@ -1,0 +1,246 @@
+"""What belongs to one tensor or one step, tested where its neighbours differ: sign, step count, alignment, first buffer, options
+that change while the same gradient tensors are refilled. Each backend beside the reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import onepass
+from capturable import on_device
+from compare import assert_same_bits
+from drive import parameters_of
+from records import BACKENDS, COMPILED, RECORDS, Record, each_backend, each_compiled, each_optimizer, each_projected
+from tensors import gradient, values
+
+SHAPES = [(6, 20), (13,), (3, 17)]
+# Backends that can count steps on the device, on which capturable=True can be had.
+DEVICES = [name for name in BACKENDS if name not in ("reference", "cpu")]
+each_device = pytest.mark.parametrize("backend", DEVICES)
+each_counting = pytest.mark.parametrize(
+    ("backend", "capturable"), [(name, False) for name in COMPILED] + [(name, True) for name in DEVICES]
+)
+
+
+def pair(record: Record, backend: str, capturable: bool = False, **arguments: Any) -> tuple[Any, Any]:
+    """The optimizer on `backend`, and the same under the reference."""
+    starts = [values(shape, torch.float32, seed) for seed, shape in enumerate(SHAPES)]
+    ours = record.make([p.clone() for p in starts], backend=backend, capturable=capturable, **arguments)
+    return ours, record.make(starts, backend="reference", **arguments)
+
+
+def gradient_at(q: Tensor, time: int) -> Tensor:
+    return gradient(("channel", "none", "layer")[time % 3], q, time) if q.dim() > 1 else values(q.shape, q.dtype, time)
+
+
+def refill(ours: Any, model: Any, time: int) -> None:
+    """The next gradients, in the tensors that hold the last."""
+    for p, q in zip(parameters_of(ours), parameters_of(model), strict=True):
+        q.grad = gradient_at(q, time)
+        if p.grad is None:
+            p.grad = torch.empty_like(q)
+        p.grad.copy_(q.grad)
+
+
+def step_both(ours: Any, model: Any) -> None:
+    """One step of each, then compared. Bits where there is no gate; then both go on from the same weights."""
+    ours.step()
+    model.step()
+    gates, wanted = ours.last_step(), model.last_step()
+    for i, (p, q) in enumerate(zip(parameters_of(ours), parameters_of(model), strict=True)):
+        own, other = ours.state[p], model.state[q]
+        for key in other.keys() - {"gate_counter"}:
+            if key == "momentum" and q in wanted:  # projected with project_momentum
+                torch.testing.assert_close(own[key], other[key], rtol=1e-5, atol=1e-6)
+                own[key].copy_(other[key])
+            else:
+                assert_same_bits(own[key], other[key], f"parameter {i}, {key}")
+        if q in wanted:
+            assert gates[p].gate == wanted[q].gate
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+            p.data.copy_(q)
+        else:
+            assert_same_bits(p, q, f"parameter {i}")
+
+
+# ------------------------------------------------------------------ options between steps
+
+OTHER: dict[str, Sequence[Any]] = {
+    "lr": (0.3, 0.0),
+    "weight_decay": (0.7, 0.0),
+    "betas": ((0.5, 0.8), (0.0, 0.0)),
+    "eps": (1e-2, 1e-60),
+    "momentum": (0.4, 0.9),
+    "dampening": (0.5, 0.0),
+    "nesterov": (True, False),
+    "delta": (5.0, 0.0),
+    "wd_ratio": (0.7, 2.0),
+    "decay": ("proximal", "decoupled"),
+    "project_momentum": (True, False),
+    "maximize": (True, False),
+    "speculate": (False, True),
+}
+
+
+@each_counting
+@each_optimizer
+def test_options_that_change_between_steps(record: Record, backend: str, capturable: bool) -> None:
+    """Each takes effect at the next step, though gradients and state stay where they are."""
+    arguments = {**record.typical, "momentum": 0.9} if record.name.startswith("SGD") else record.typical
+    ours, model = pair(record, backend, capturable, **arguments)
+    refill(ours, model, 0)
+    step_both(ours, model)
+    time = 1
+    for key in OTHER.keys() & ours.defaults.keys():
+        for value in OTHER[key]:
+            if record.name == "SGD" and (key, value) in [("dampening", 0.5), ("nesterov", True)]:
+                for opt in (ours, model):  # which exclude each other
+                    opt.param_groups[0].update(nesterov=False, dampening=0.0)
+            for opt in (ours, model):
+                opt.param_groups[0][key] = value
+            refill(ours, model, time)
+            step_both(ours, model)
+            time += 1
+
+
+# ------------------------------------------------------------------ tensors of one group
+
+
+@each_counting
+@each_optimizer
+def test_one_negated_among_others(record: Record, backend: str, capturable: bool) -> None:
+    """From the second step on: complex autograd leaves such gradients. The other tensors share its scalars but the sign."""
+    ours, model = pair(record, backend, capturable, **record.typical)
+    for time in range(4):
+        refill(ours, model, time)
+        if time:
+            p, q = parameters_of(ours)[time % 3], parameters_of(model)[time % 3]
+            p.grad = torch._neg_view(-q.grad)
+        step_both(ours, model)
+
+
+@each_counting
+@each_optimizer
+def test_one_starts_before_the_others(record: Record, backend: str, capturable: bool) -> None:
+    """Step counts, and torch.optim.SGD's first buffer, which is not dampened, are each tensor's own."""
+    arguments = dict(record.typical)
+    if record.name in ("SGD", "SGDP"):
+        arguments |= {"momentum": 0.9, "dampening": 0.5}
+    ours, model = pair(record, backend, capturable, **arguments)
+    for time, absent in enumerate(([1, 2], [2], [], [0], [])):
+        refill(ours, model, time)
+        for i in absent:
+            parameters_of(ours)[i].grad = parameters_of(model)[i].grad = None
+        ours_present, model_present = (
+            [opt.param_groups[0]["params"][i] for i in range(3) if i not in absent] for opt in (ours, model)
+        )
+        ours.step()
+        model.step()
+        for p, q in zip(ours_present, model_present, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+            p.data.copy_(q)
+            for key in model.state[q].keys() - {"gate_counter"}:
+                assert_same_bits(ours.state[p][key], model.state[q][key], f"step {time}, {key}")
+
+
+@each_compiled
+@each_optimizer
+@pytest.mark.parametrize("operand", ["p", "g", "moment"])
+def test_one_operand_is_not_aligned(record: Record, backend: str, operand: str) -> None:
+    """All operands but one start at a multiple of 16 bytes, and rows are whole vectors."""
+    starts = [values((16, 64), torch.float32, seed) for seed in range(2)]
+
+    def placed(t: Tensor, offset: int) -> Tensor:
+        memory = torch.zeros(t.numel() + 8)
+        offset += -memory.data_ptr() // 4 % 4
+        return memory[offset : offset + t.numel()].view(t.shape).copy_(t)
+
+    params = [placed(p, int(operand == "p" and i == 1)) for i, p in enumerate(starts)]
+    ours = record.make(params, backend=backend, **record.typical)
+    model = record.make(starts, backend="reference", **record.typical)
+    for time in range(3):
+        for i, (p, q) in enumerate(zip(params, starts, strict=True)):
+            q.grad = gradient_at(q, time)
+            p.grad = placed(q.grad, int(operand == "g" and i == 1))
+        step_both(ours, model)
+        if operand == "moment" and time == 0:
+            own = ours.state[params[1]]
+            for key in record.moments:
+                own[key] = placed(own[key], 1)
+
+
+# ------------------------------------------------------------------ numbers at the edge
+
+
+@each_compiled
+@each_projected
+@pytest.mark.parametrize("speculate", [True, False])
+@pytest.mark.parametrize("length", [300, 40_000, 70_000], ids=["held", "cut", "cut in three"])
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_no_number_somewhere_in_a_row(record: Record, backend: str, speculate: bool, length: int, where: str) -> None:
+    """A NaN in any piece of any row closes the gate of its tensor, whose other rows would pass."""
+    p = values((3, length), torch.float32, 1)
+    opt = record.make([p], backend=backend, **{**record.typical, "speculate": speculate})
+    p.grad = gradient("channel", p, 2)
+    p.grad[1, {"first": 0, "middle": length // 2, "last": length - 1}[where]] = math.nan
+    opt.step()
+    verdict = opt.last_step()[p]
+    assert verdict.gate == "none"
+    assert math.isnan(verdict.cosine)
+
+
+@each_device
+@pytest.mark.parametrize("count", [2**16 - 1, 2**20, 2**24 - 2])
+def test_large_step_counts_on_the_device(backend: str, count: int) -> None:
+    """beta^t by squaring: every bit of the count matters."""
+    arguments = dict(lr=0.1, betas=(1 - 1e-6, 1 - 1e-7), weight_decay=0.1)
+    ours, model = pair(RECORDS["AdamW"], backend, capturable=True, **arguments)
+    refill(ours, model, 0)
+    step_both(ours, model)
+    for opt in (ours, model):
+        for own in opt.state.values():
+            own["step"].fill_(count)
+    refill(ours, model, 1)
+    ours.step()
+    model.step()
+    for p, q in zip(parameters_of(ours), parameters_of(model), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+@each_device
+@each_optimizer
+@pytest.mark.parametrize("decouple_lr", [False, True])
+def test_no_learning_rate_on_the_device(backend: str, record: Record, decouple_lr: bool) -> None:
+    """A warm-up from 0: nothing moves, nothing becomes NaN, and the next step is right."""
+    arguments = {**record.typical, "lr": 0.1, "decouple_lr": decouple_lr}
+    ours, model = pair(record, backend, capturable=True, **on_device(arguments))
+    for q, group in zip((ours, model), (ours.param_groups[0], model.param_groups[0]), strict=True):
+        if q is model:
+            group.update({key: float(v) if isinstance(v, Tensor) else v for key, v in group.items() if key != "params"})
+    for time, lr in enumerate((0.0, 0.1, 0.0)):
+        ours.param_groups[0]["lr"].fill_(lr)
+        model.param_groups[0]["lr"] = lr
+        before = [p.clone() for p in parameters_of(ours)]
+        refill(ours, model, time)
+        step_both(ours, model)
+        for p, start in zip(parameters_of(ours), before, strict=True):
+            assert not p.isnan().any()
+            if lr == 0:
+                assert_same_bits(p, start, "at lr=0")
+
+
+@each_backend
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "AdamProx", "AdamProxL2", "AdamP"])
+def test_an_eps_that_float32_does_not_have(backend: str, name: str) -> None:
+    """It is 0 where the arithmetic is float32: a coordinate that has seen no gradient is left alone, and is not NaN."""
+    p = torch.full((2, 3), 2.0)
+    opt = getattr(onepass, name)([p], lr=0.1, eps=1e-60, weight_decay=0.0, backend=backend)
+    p.grad = torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 1.0]])
+    opt.step()
+    torch.testing.assert_close(p, 2 - 0.1 * p.grad.sign())
