@@ -157,6 +157,37 @@ def test_steps_between_replays(count: int) -> None:
 
 
 @each_count
+def test_a_graph_of_the_gradients_of_the_last_step(count: int) -> None:
+    """A capture of the gradients that the step before had, then steps on others, then a replay."""
+    opt, other, give = many(count)
+    both(opt, other, give, 1.0)
+    captured = [p.grad for p in parameters_of(opt)]  # the memory that the graph reads
+    capture(opt)
+    later = give(opt, 2.0)
+    opt.step()
+    give(other, 2.0)
+    other.step()
+    emulated.replay()
+    give(other, 1.0)
+    other.step()
+    assert_same_state_but_gradients(opt, other)
+    assert len(captured) == len(later) == count
+
+
+def test_the_memory_of_every_capture_is_kept() -> None:
+    """A graph points into its plan's memory, also after a new group has brought a new plan, which is captured too."""
+    opt = train(make(RECORDS["AdamW"], capturable=True, lr=0.1), range(2))
+    capture(opt)
+    first = opt._runtime.runners[0].memory
+    opt.add_param_group({"params": [values((3,), torch.float32, 7)]})
+    train(opt, [2])
+    capture(opt)
+    second = opt._runtime.runners[0].memory
+    assert first is not second
+    assert [any(memory is each for each in opt._runtime.captured) for memory in (first, second)] == [True, True]
+
+
+@each_count
 def test_a_capture_that_is_not_replayed(count: int) -> None:
     """Not, or not yet: what it is to bring to the plan is not there."""
     opt, other, give = many(count)

@@ -270,14 +270,19 @@ def test_coefficient_is_for_its_gradients_only(happens: Any) -> None:
             lambda p: p.grad.add_(1),
             r"parameter 0 of group 0, shape \(40, 30\): its gradient was written to after clip_grad_norm_.*zero_grad",
         ),
+        (
+            lambda q: setattr(q, "grad", torch.ones_like(q)),
+            r"parameter 5 of group 0, shape \(6, 5\): its gradient was replaced after clip_grad_norm_.*zero_grad",
+        ),
     ],
-    ids=["replaced", "written to"],
+    ids=["replaced", "written to", "given to one that had none"],
 )
 def test_refuses_a_change_in_between(change: Any, message: str, again: bool) -> None:
-    opt = adamp()
+    opt = adamp([*SHAPES, (6, 5)])
     opt.step()
+    parameters_of(opt)[5].grad = None
     opt.clip_grad_norm_(1e-3)
-    change(parameters_of(opt)[0])
+    change(parameters_of(opt)[5 if "parameter 5" in message else 0])
     before = Snapshot(opt)
     with pytest.raises(RuntimeError, match=message):
         opt.clip_grad_norm_(1e-3) if again else opt.step()

@@ -51,6 +51,21 @@ def test_message_and_nothing_written(backend: str, case: Case) -> None:
         assert words in str(error)
 
 
+@pytest.mark.parametrize(
+    ("shape", "strides"), [((2, 2), (4, 3)), ((2, 3), (1, 2)), ((3, 2, 2), (4, 1, 2)), ((2, 1, 3), (3, 0, 1))]
+)
+def test_elements_side_by_side_do_not_overlap(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    """The tightest strides at which no two elements share memory are accepted."""
+    p = torch.arange(99.0).as_strided(shape, strides, 1)
+    addresses = torch.arange(99).as_strided(shape, strides, 1)
+    assert addresses.unique().numel() == addresses.numel()
+    q = p.clone()
+    for each in (p, q):
+        each.grad = torch.ones(shape)
+        onepass.AdamW([each], lr=0.1, weight_decay=0.3).step()
+    assert_same_bits(p, q, "strided")
+
+
 @each_backend
 @each_optimizer
 def test_the_step_after_an_error(backend: str, record: Record) -> None:

@@ -110,3 +110,12 @@ def test_the_norm_of_a_shard_is_not_the_norm(kind: str) -> None:
         opt.clip_grad_norm_(1.0)
     assert not opt.state
     opt.step()
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "fairscale"])
+def test_the_norm_of_a_shard_in_a_later_group(kind: str) -> None:
+    opt = onepass.AdamW([{"params": [flat()]}, {"params": [SHARDS[kind][0]()]}])
+    for group in opt.param_groups:
+        group["params"][0].grad = torch.ones(10)
+    with pytest.raises(ValueError, match=r"parameter 0 of group 1.*is sharded by FSDP"):
+        opt.clip_grad_norm_(1.0)

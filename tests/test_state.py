@@ -113,6 +113,32 @@ def test_load_onto_another_backend(source: str, target: str, dtype: torch.dtype,
 
 @each_backend
 @each_optimizer
+def test_loaded_moments_are_laid_out_like_their_parameter(backend: str, record: Record) -> None:
+    """However they were saved: a moment of other strides would be gathered and scattered at every step."""
+    start = values((4, 3, 5, 5), torch.float32, 1)
+    saved = train(record.make([start.clone()], backend=backend, **record.typical), range(2)).state_dict()
+    p = start.to(memory_format=torch.channels_last)
+    opt = record.make([p], backend=backend, **record.typical)
+    opt.load_state_dict(saved)
+    assert p.stride() != start.stride()
+    assert [opt.state[p][key].stride() for key in record.moments] == [p.stride()] * len(record.moments)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("reference", "cpu")])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_knows_where_its_steps_are_counted(backend: str, how: str) -> None:
+    """On the device, after a step that a gradient scaler took part in: there the copy looks for them."""
+    opt = RECORDS["AdamW"].make(parameters(), backend=backend)
+    opt.grad_scale, opt.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+    train(opt, [0])
+    del opt.grad_scale, opt.found_inf
+    assert opt._runtime.counts_on_device
+    twin = copy.deepcopy(opt) if how == "deepcopy" else pickle.loads(pickle.dumps(opt))
+    assert twin._runtime.counts_on_device
+
+
+@each_backend
+@each_optimizer
 def test_loading_copies(backend: str, record: Record) -> None:
     """Steps after loading do not write to the state dict that was loaded."""
     opt = train(record.make(parameters(), backend=backend, **record.typical), range(2))

@@ -15,6 +15,8 @@ from onepass.triton_kernels.plan import (
     rows_of,
 )
 
+import onepass
+
 LENGTHS = [1, 3, 4, 15, 16, 17, 64, 65, 255, 256, 1023, 1024, 1025, 2048, 4096, 4097, 8192, 8193, 20000, 33000]
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
@@ -123,3 +125,22 @@ def test_the_class_of_a_row_is_wide_enough(length: int) -> None:
         for aligned in (False, True):
             width = 16 << body_of(length, aligned) // 2
             assert length <= width <= max(16, 4 * length)
+
+
+@pytest.mark.parametrize("operand", ["none", "p", "g", "exp_avg", "exp_avg_sq"])
+def test_a_tensor_is_aligned_if_all_its_operands_are(operand: str) -> None:
+    """What is not would be reached 16 bytes at a time from the wrong address, which the interpreter allows and a GPU traps."""
+
+    def placed(offset: int) -> torch.Tensor:
+        memory = torch.zeros(64 + 8)
+        offset += -memory.data_ptr() // 4 % 4
+        return memory[offset : offset + 64].view(4, 16)
+
+    p = placed(int(operand == "p"))
+    opt = onepass.AdamW([p], backend="triton")
+    p.grad = placed(int(operand == "g"))
+    opt.state[p] = {key: placed(int(operand == key)) for key in ("exp_avg", "exp_avg_sq")}
+    opt.state[p]["step"] = torch.zeros(())
+    opt.step()
+    (shape_of_p,) = opt._runtime.runners[0].tables.structure
+    assert shape_of_p.aligned == (operand == "none")
