@@ -124,6 +124,16 @@ def _numbers() -> list[Case]:
     return cases
 
 
+def _flags() -> list[Case]:
+    """What would count as true or false by Python's rules, such as the string "false"."""
+    homes = {"maximize": "AdamW", "decouple_lr": "SGD", "capturable": "AdamW", "nesterov": "SGD", "speculate": "AdamP",
+             "project_momentum": "SGDP"}  # fmt: skip
+    cases = _bad("maximize", "SGDP", [2, None, 1.0, torch.zeros(1)], TypeError, "be True or False, got {!r}")
+    for name, record in homes.items():
+        cases += _bad(name, record, ["false"], TypeError, "be True or False, got {!r}")
+    return cases
+
+
 def _betas() -> list[Case]:
     cases = _bad("betas", "AdamP", [0.9, (0.9,), (0.9, 0.99, 0.9), None, "ab"], TypeError, "be two numbers, got {!r}")
     for i in (0, 1):
@@ -149,8 +159,15 @@ def _nesterov(opt: Any, group: dict[str, Any], p: Tensor) -> None:
 
 CASES = [
     *_numbers(),
+    *_bad("lr", "AdamW", [np.True_, torch.tensor(True)], TypeError, "be a number, got {!r}"),
+    *_flags(),
     *_betas(),
     Case("amsgrad", "AdamW", _argument("amsgrad", True), ValueError, GROUP, ("amsgrad is not implemented", "amsgrad=False")),
+    Case("differentiable", "SGD", _argument("differentiable", True), ValueError, GROUP, ("autograd records is not", "differentiable=False")),
+    Case("caution", "AdamP", _argument("caution", True), ValueError, GROUP, ("cautious update is not", "caution=False")),
+    Case("apex without bias correction", "Adam", _argument("bias_correction", False), ValueError, GROUP, ("bias_correction=True",)),
+    Case("decoupled_weight_decay", "Adam", _argument("decoupled_weight_decay", True), ValueError, GROUP, ("use onepass.AdamW",)),
+    Case("fused", "SGDP", _argument("fused", "yes"), ValueError, GROUP, ("fused must be None, True or False", "'yes'")),
     Case("decay", "AdamP", _argument("decay", "l2"), ValueError, GROUP, ("'decoupled' or 'proximal'", "'l2'")),
     Case("nesterov", "SGD", _nesterov, ValueError, GROUP, ("momentum above 0 and a dampening of 0", "dampening=0.5")),
     Case("momentum=1", "SGDP", _argument("momentum", 1.0), ValueError, GROUP, ("momentum below 1 or weight_decay=0", "=1.0")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import adamp
@@ -10,68 +11,70 @@ import pytest
 import torch
 
 import onepass
+from onepass.arguments import OF_TORCH
 from records import RECORDS, each_optimizer
 
 ADAM: dict[str, Any] = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
 SGD: dict[str, Any] = dict(momentum=0, dampening=0, weight_decay=0, nesterov=False)
 GATE: dict[str, Any] = dict(delta=0.1, wd_ratio=0.1)
 EVERYWHERE: dict[str, Any] = dict(maximize=False, decouple_lr=False, capturable=False, backend="auto")
-REQUIRED = inspect.Parameter.empty
+# Of torch's, and in no param group.
+AMSGRAD: dict[str, Any] = dict(amsgrad=False)
+NO_CHOICE: dict[str, Any] = dict(foreach=None, fused=None, differentiable=False)
 
 POSITIONAL: dict[str, dict[str, Any]] = {
-    "Adam": {**ADAM, "weight_decay": 0},
-    "AdamW": {**ADAM, "weight_decay": 1e-2},
-    "AdamProx": {**ADAM, "weight_decay": 1e-2},
-    "AdamProxL2": {**ADAM, "weight_decay": 1e-2},
+    "Adam": {**ADAM, "weight_decay": 0, **AMSGRAD},
+    "AdamW": {**ADAM, "weight_decay": 1e-2, **AMSGRAD},
+    "AdamProx": {**ADAM, "weight_decay": 1e-2, **AMSGRAD},
+    "AdamProxL2": {**ADAM, "weight_decay": 1e-2, **AMSGRAD},
     "AdamP": {**ADAM, "weight_decay": 0, **GATE, "nesterov": False},
     "SGD": {"lr": 1e-3, **SGD},
-    "SGDP": {"lr": REQUIRED, **SGD, "eps": 1e-8, **GATE},
+    "SGDP": {"lr": None, **SGD, "eps": 1e-8, **GATE},
 }
 KEYWORD: dict[str, dict[str, Any]] = {
-    "AdamP": {"decay": "decoupled", "speculate": True},
+    "Adam": {"decoupled_weight_decay": False},
+    "AdamP": {"decay": "decoupled", "speculate": True, **AMSGRAD},
     "SGDP": {"decay": "decoupled", "project_momentum": False, "speculate": True},
 }
 
 
 @each_optimizer
 def test_arguments(record: Any) -> None:
-    made = record.make([torch.zeros(1)], lr=0.5, backend="reference")
-    arguments = POSITIONAL[record.name]
+    """In the signature, in the docstring and in the param groups."""
+    positional, keyword = POSITIONAL[record.name], {**KEYWORD.get(record.name, {}), **EVERYWHERE, **NO_CHOICE}
+    signature = inspect.signature(record.make)
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    for kind, arguments in zip(kinds, ({"params": inspect.Parameter.empty, **positional}, keyword), strict=True):
+        assert {p.name: p.default for p in signature.parameters.values() if p.kind is kind} == arguments
+    assert all(p.kind in kinds for p in signature.parameters.values())
+    for name in signature.parameters:
+        assert re.search(rf"^        (\w+, )?{name}(, \w+)?: ", record.make.__doc__, flags=re.MULTILINE), name
     # By position, as a call site that comes from torch or adamp may have them.
-    values = {name: 0.25 if default is REQUIRED else default for name, default in arguments.items()}
-    by_position = record.make([torch.zeros(1)], *values.values(), backend="reference")
-    assert {name: by_position.defaults[name] for name in arguments} == values
-    with pytest.raises(TypeError):
-        record.make([torch.zeros(1)], *values.values(), False)
-    for name, default in {**arguments, **KEYWORD.get(record.name, {}), **EVERYWHERE}.items():
-        if name not in ("lr", "backend"):
-            assert made.defaults[name] == default
-    assert set(made.defaults) == {*arguments, *KEYWORD.get(record.name, {}), *EVERYWHERE}
-    plain = record.make([torch.zeros(1)], **({"lr": 0.25} if record.name == "SGDP" else {}))
-    assert (plain.defaults["lr"], plain.defaults["backend"]) == (values["lr"], "auto")
-
-
-def test_lr_of_sgdp_is_required() -> None:
-    with pytest.raises(TypeError, match="lr"):
-        onepass.SGDP([torch.zeros(1)])
+    values = {**positional, "lr": 0.25}
+    opt = record.make([torch.zeros(1)], *values.values(), backend="reference")
+    given = {**values, **keyword, "backend": "reference"}
+    assert opt.defaults == {name: value for name, value in given.items() if name not in OF_TORCH}
+    assert opt.param_groups[0].keys() == {"params", *opt.defaults}
 
 
 @pytest.mark.parametrize("theirs", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, adamp.AdamP, adamp.SGDP])
-def test_positions_are_theirs(theirs: Any) -> None:
-    names = list(inspect.signature(theirs.__init__).parameters)[2:]
-    ours = list(POSITIONAL[theirs.__name__])
-    # torch's Adam and AdamW go on with amsgrad, which is not implemented here.
-    assert names[: len(ours)] == ours
-
-
-@each_optimizer
-def test_unknown_arguments(record: Any) -> None:
-    with pytest.raises(TypeError):
-        record.make([torch.zeros(1)], lr=0.1, learning_rate=0.1)
+def test_their_arguments(theirs: Any) -> None:
+    """All of them, and the same ones by position."""
+    here, there = (
+        list(inspect.signature(made).parameters.values()) for made in (getattr(onepass, theirs.__name__), theirs)
+    )
+    assert {p.name for p in there} <= {p.name for p in here}
+    by_position = [[p.name for p in each if p.kind is not p.KEYWORD_ONLY] for each in (here, there)]
+    assert by_position[0] == by_position[1]
 
 
 def test_names() -> None:
-    assert set(RECORDS) | {"GATES", "LastStep", "Verdict", "__version__", "backends"} == set(onepass.__all__)
-    assert all(issubclass(record.make, torch.optim.Optimizer) for record in RECORDS.values())
+    assert set(RECORDS) | {"GATES", "LastStep", "Optimizer", "Verdict", "__version__", "backends"} == set(
+        onepass.__all__
+    )
+    assert all(issubclass(record.make, onepass.Optimizer) for record in RECORDS.values())
+    assert issubclass(onepass.Optimizer, torch.optim.Optimizer)
+    with pytest.raises(TypeError, match="is the base class; use one of its subclasses"):
+        onepass.Optimizer([torch.zeros(1)], {})
     assert all(record.make.__doc__ for record in RECORDS.values())
     assert list(onepass.backends()) == ["cpu", "cuda", "triton", "reference"]

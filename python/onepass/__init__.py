@@ -5,6 +5,7 @@ from .adam import Adam, AdamProx, AdamProxL2, AdamW
 from .adamp import AdamP
 from .backends import backends
 from .last_step import GATES, LastStep
+from .optimizer import Optimizer
 from .reference import Verdict
 from .sgd import SGD, SGDP
 
@@ -18,6 +19,7 @@ __all__ = [
     "AdamProxL2",
     "AdamW",
     "LastStep",
+    "Optimizer",
     "Verdict",
     "__version__",
     "backends",

@@ -11,62 +11,20 @@ and differ in where the weight decay wd enters.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 from torch import Tensor
 
+from .backends import Backend
+from .docstrings import ADAM, AMSGRAD, COMMON, DECOUPLED, documented
 from .hyper import Rule
 from .optimizer import Optimizer, ParamsT
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class _AdamLike(Optimizer):
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        *,
-        maximize: bool = False,
-        decouple_lr: bool = False,
-        capturable: bool = False,
-        backend: str = "auto",
-    ):
-        defaults: dict[str, Any] = dict(
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            maximize=maximize,
-            decouple_lr=decouple_lr,
-            capturable=capturable,
-            backend=backend,
-        )
-        super().__init__(params, defaults)
-
-
-_ARGUMENTS = """
-    Args:
-        params: tensors of float16, bfloat16, float32 or float64, any dense layout, or param groups (dicts).
-        lr: learning rate, a number or a tensor of one number.
-        betas: decay rates of m and v, each in [0, 1).
-        eps: added to the denominator, after the bias correction. With 0, a coordinate whose v is 0 is left alone.
-        weight_decay: wd, at least 0.
-        maximize: ascend instead of descend.
-        decouple_lr: the paper's convention of wd: the decay is (lr/initial_lr)*wd instead of lr*wd, initial_lr being
-            the group's lr when it was added. A wd of this convention is initial_lr times one of torch's.
-        capturable: keep step counts on the device and read lr, weight_decay, betas and momentum there where they are
-            tensors on it, so that a step captured into a CUDA graph replays with their values of the day.
-        backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
-
-    Moments are float32, and float64 for float64 parameters. Raises ValueError, TypeError or RuntimeError, naming the
-    group and the argument or parameter, on anything it cannot step; nothing has been written then."""
-
-
-class Adam(_AdamLike):
+@documented(ADAM, AMSGRAD, DECOUPLED, COMMON)
+class Adam(Optimizer):
     """Adam with l2 regularization (Adam-l2): `g = g + wd*p` before the moments, then `p = p - s*u`.
 
     Source: Kingma and Ba, "Adam", arXiv 1412.6980; called Adam-l2 in arXiv 2202.00089, Alg. 1. The same as
@@ -79,15 +37,42 @@ class Adam(_AdamLike):
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0,
-        **options: Any,
+        weight_decay: float | Tensor = 0,
+        amsgrad: Literal[False] = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: Literal[False] = False,
+        decoupled_weight_decay: Literal[False] = False,
+        decouple_lr: bool = False,
+        capturable: bool = False,
+        backend: Backend = "auto",
     ):
-        super().__init__(params, lr, betas, eps, weight_decay, **options)
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                amsgrad=amsgrad,
+                maximize=maximize,
+                foreach=foreach,
+                fused=fused,
+                differentiable=differentiable,
+                decoupled_weight_decay=decoupled_weight_decay,
+                decouple_lr=decouple_lr,
+                capturable=capturable,
+                backend=backend,
+            ),
+        )
 
 
-class AdamW(_AdamLike):
+@documented(ADAM, AMSGRAD, COMMON)
+class AdamW(Optimizer):
     """Adam with decoupled weight decay: `p = (1 - lr*wd)*p - s*u`.
 
     Source: arXiv 1711.05101; arXiv 2202.00089, Alg. 1. The same as torch.optim.AdamW.
@@ -95,8 +80,44 @@ class AdamW(_AdamLike):
 
     rule = Rule(family="adam", moments=MOMENTS, decay="decoupled")
 
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float | Tensor = 1e-2,
+        amsgrad: Literal[False] = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: Literal[False] = False,
+        decouple_lr: bool = False,
+        capturable: bool = False,
+        backend: Backend = "auto",
+    ):
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                amsgrad=amsgrad,
+                maximize=maximize,
+                foreach=foreach,
+                fused=fused,
+                differentiable=differentiable,
+                decouple_lr=decouple_lr,
+                capturable=capturable,
+                backend=backend,
+            ),
+        )
 
-class AdamProx(_AdamLike):
+
+@documented(ADAM, AMSGRAD, COMMON)
+class AdamProx(Optimizer):
     """Adam with proximal weight decay: `p = (p - s*u) / (1 + lr*wd)`.
 
     Source: arXiv 2202.00089, Alg. 2. Never overshoots zero, for any wd; AdamW is its first-order approximation.
@@ -104,8 +125,44 @@ class AdamProx(_AdamLike):
 
     rule = Rule(family="adam", moments=MOMENTS, decay="proximal")
 
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float | Tensor = 1e-2,
+        amsgrad: Literal[False] = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: Literal[False] = False,
+        decouple_lr: bool = False,
+        capturable: bool = False,
+        backend: Backend = "auto",
+    ):
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                amsgrad=amsgrad,
+                maximize=maximize,
+                foreach=foreach,
+                fused=fused,
+                differentiable=differentiable,
+                decouple_lr=decouple_lr,
+                capturable=capturable,
+                backend=backend,
+            ),
+        )
 
-class AdamProxL2(_AdamLike):
+
+@documented(ADAM, AMSGRAD, COMMON)
+class AdamProxL2(Optimizer):
     """Adam with the l2 prox in Adam's own metric: `p = (p - s*u) / (1 + lr*wd/D)`, elementwise.
 
     The minimum over x of `D*(x - y)^2/(2*lr) + wd*x^2/2` with `y = p - s*u`. Source: arXiv 2202.00089, section 3. Not
@@ -114,6 +171,37 @@ class AdamProxL2(_AdamLike):
 
     rule = Rule(family="adam", moments=MOMENTS, decay="proximal_l2")
 
-
-for _class in (Adam, AdamW, AdamProx, AdamProxL2):
-    _class.__doc__ = f"{_class.__doc__ or ''}{_ARGUMENTS}"
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float | Tensor = 1e-2,
+        amsgrad: Literal[False] = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: Literal[False] = False,
+        decouple_lr: bool = False,
+        capturable: bool = False,
+        backend: Backend = "auto",
+    ):
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                amsgrad=amsgrad,
+                maximize=maximize,
+                foreach=foreach,
+                fused=fused,
+                differentiable=differentiable,
+                decouple_lr=decouple_lr,
+                capturable=capturable,
+                backend=backend,
+            ),
+        )

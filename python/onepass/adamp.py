@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 from torch import Tensor
 
 from .adam import MOMENTS
-from .hyper import Rule
+from .backends import Backend
+from .docstrings import AMSGRAD, COMMON, documented
+from .hyper import Decay, Rule
 from .optimizer import Optimizer, ParamsT
 
 
+@documented(AMSGRAD, COMMON)
 class AdamP(Optimizer):
     """Adam with decoupled or proximal weight decay and AdamP's projection.
 
@@ -30,7 +33,8 @@ class AdamP(Optimizer):
     proximal decay is that of arXiv 2202.00089, Alg. 2.
 
     Args:
-        params: tensors of float16, bfloat16, float32 or float64, any dense layout, or param groups (dicts).
+        params: tensors of float16, bfloat16, float32 or float64, any dense layout; pairs of a name and a tensor
+            (`model.named_parameters()`), which messages then name; or param groups (dicts).
         lr: learning rate, a number or a tensor of one number.
         betas: decay rates of m and v, each in [0, 1).
         eps: added to D and to |p|, and the least norm in the cosine.
@@ -39,17 +43,9 @@ class AdamP(Optimizer):
         wd_ratio: what the decay of a projected parameter is multiplied by.
         nesterov: use the Nesterov direction.
         decay: "decoupled" or "proximal".
-        maximize: ascend instead of descend.
-        decouple_lr: the decay is (lr/initial_lr)*wd instead of lr*wd.
         speculate: step under the gate that is expected and correct the parameter if the verdict differs: 28 bytes of
             traffic for a float32 parameter against 36. The result may differ in the last place between two histories
             of the predictor; False never predicts.
-        capturable: keep step counts on the device and read lr, weight_decay, betas and momentum there where they are
-            tensors on it, so that a step captured into a CUDA graph replays with their values of the day.
-        backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
-
-    Moments are float32, and float64 for float64 parameters. Raises ValueError, TypeError or RuntimeError, naming the
-    group and the argument or parameter, on anything it cannot step; nothing has been written then.
     """
 
     rule = Rule(family="adam", moments=MOMENTS, decay="group", projected=True)
@@ -58,33 +54,43 @@ class AdamP(Optimizer):
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0,
+        weight_decay: float | Tensor = 0,
         delta: float = 0.1,
         wd_ratio: float = 0.1,
         nesterov: bool = False,
         *,
-        decay: str = "decoupled",
+        decay: Decay = "decoupled",
         maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: Literal[False] = False,
+        amsgrad: Literal[False] = False,
         decouple_lr: bool = False,
         speculate: bool = True,
         capturable: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ):
-        defaults: dict[str, Any] = dict(
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            delta=delta,
-            wd_ratio=wd_ratio,
-            nesterov=nesterov,
-            decay=decay,
-            maximize=maximize,
-            decouple_lr=decouple_lr,
-            speculate=speculate,
-            capturable=capturable,
-            backend=backend,
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=weight_decay,
+                delta=delta,
+                wd_ratio=wd_ratio,
+                nesterov=nesterov,
+                decay=decay,
+                maximize=maximize,
+                foreach=foreach,
+                fused=fused,
+                differentiable=differentiable,
+                amsgrad=amsgrad,
+                decouple_lr=decouple_lr,
+                speculate=speculate,
+                capturable=capturable,
+                backend=backend,
+            ),
         )
-        super().__init__(params, defaults)

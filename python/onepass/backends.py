@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -93,7 +93,8 @@ _RUNNERS: dict[str, Callable[[Optimizer, list[int]], Runner]] = {
     "triton": triton.TritonRunner,
     "reference": ReferenceRunner,
 }
-NAMES = ("auto", "cpu", "cuda", "triton", "reference")
+Backend = Literal["auto", "cpu", "cuda", "triton", "reference"]
+NAMES: tuple[str, ...] = get_args(Backend)
 _warned: set[str] = set()
 
 
@@ -111,7 +112,7 @@ def check_name(name: Any) -> None:
     """Raises if `name` is no backend, or names one that is not there."""
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    reason = backends().get(name)
+    reason = None if name == "auto" else backends().get(name)
     if reason is not None:
         raise RuntimeError(f"backend={name!r} cannot be used: {reason}")
 
@@ -130,7 +131,7 @@ def resolve(name: str, device: torch.device) -> str:
             reason = f"{reason} {without_triton}"
         if reason not in _warned:
             _warned.add(reason)
-            warnings.warn(f"onepass: stepping with the slow reference backend. {reason}", stacklevel=_callers_level())
+            warnings.warn(f"onepass: stepping with the slow reference backend. {reason}", stacklevel=callers_level())
         return "reference"
     check_name(name)
     if name in ("cpu", "cuda") and device.type != name:
@@ -145,7 +146,7 @@ def resolve(name: str, device: torch.device) -> str:
     return name
 
 
-def _callers_level() -> int:
+def callers_level() -> int:
     """The stacklevel that makes a warning point at the line that called into onepass, or into torch on the way."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("onepass", "torch"):

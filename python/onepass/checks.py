@@ -21,17 +21,23 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 Group = dict[str, Any]
 
 
-def each_parameter(groups: Sequence[Group]) -> Iterator[tuple[str, Tensor]]:
-    """Yields every parameter with the words that name it in a message."""
-    for g, group in enumerate(groups):
-        for i, p in enumerate(group["params"]):
-            yield f"parameter {i} of group {g}, shape {tuple(p.shape)}", p
+def each_parameter(groups: Sequence[Group], first: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Yields every parameter with the words that name it in a message. `first` is the number of the first group."""
+    for g, group in enumerate(groups, first):
+        params, names = group["params"], group.get("param_names") or ()
+        named = len(names) == len(params)  # not so where a tool keeps names under that key for itself
+        for i, p in enumerate(params):
+            name = f" ({names[i]!r})" if named else ""
+            yield f"parameter {i} of group {g}{name}, shape {tuple(p.shape)}", p
 
 
-def check_parameters(rule: Rule, groups: Sequence[Group]) -> None:
-    """Raises if a parameter cannot be stepped at all; the rule only matters for what is to be done instead."""
+def check_parameters(rule: Rule, groups: Sequence[Group], first: int = 0) -> None:
+    """Raises if a parameter cannot be stepped at all; the rule only matters for what is to be done instead.
+
+    first: the number of the first of these groups.
+    """
     seen: set[int] = set()
-    for name, p in each_parameter(groups):
+    for name, p in each_parameter(groups, first):
         if id(p) in seen:
             raise ValueError(f"{name}: is there twice, and two threads would write to it at once; pass it once")
         seen.add(id(p))
@@ -48,7 +54,7 @@ def check_parameters(rule: Rule, groups: Sequence[Group]) -> None:
                 f"{name}: its elements share memory (strides {p.stride()}), so a write to one would change another; "
                 "use p.clone()"
             )
-    for g, group in enumerate(groups):
+    for g, group in enumerate(groups, first):
         devices = {p.device for p in group["params"]}
         if len(devices) > 1:
             raise ValueError(
@@ -160,7 +166,7 @@ def check_state(rule: Rule, groups: Sequence[Group], state: Any, counts_on_devic
                 )
                 raise ValueError(
                     f"{name}: its state {key!r} must be a dense {dtype} tensor of the parameter's shape on {p.device}, "
-                    f"got {given}; load it with load_state_dict"
+                    f"got {given}; {_state_advice(p, moment)}"
                 )
         devices = {"step": step_device(p, group, counts_on_device), "gate_counter": p.device}
         for key, dtype in (("step", torch.float32), ("gate_counter", torch.uint8)):
@@ -175,6 +181,15 @@ def check_state(rule: Rule, groups: Sequence[Group], state: Any, counts_on_devic
                     f"{name}: its state {key!r} must be a tensor of one {dtype} number on {devices[key]}, got {value!r}; "
                     "load it with load_state_dict"
                 )
+
+
+def _state_advice(p: Tensor, moment: Any) -> str:
+    if isinstance(moment, Tensor) and moment.shape == p.shape:
+        return (
+            "if the parameter was converted or moved after a step, as by model.double() or model.to(device), "
+            "opt.load_state_dict(opt.state_dict()) does the same to the state"
+        )
+    return "load it with load_state_dict"
 
 
 def step_device(p: Tensor, group: Group, counts_on_device: bool) -> torch.device:

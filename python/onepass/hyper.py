@@ -6,12 +6,14 @@ learning rate, the sign of `maximize` folded into the gradient's scale. Every ba
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor
+
+from .values import Values
+
+Decay = Literal["decoupled", "proximal"]
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,6 @@ class Hyper:
     live: Live | None = None
 
 
-_DECAYS = ("decoupled", "proximal")
-
-
 def hyper_of(rule: Rule, group: dict[str, Any], index: int, counts_on_device: bool = False) -> Hyper:
     """Checks the param group `group`, number `index`, and returns its `Hyper`.
 
@@ -99,31 +98,30 @@ def hyper_of(rule: Rule, group: dict[str, Any], index: int, counts_on_device: bo
 
     Raises ValueError or TypeError naming the group, the argument, what it got and what it takes.
     """
-    number = _Numbers(group, index)
+    number = Values(group, index)
     lr = number("lr", low=0.0)
     wd = number("weight_decay", low=0.0)
-    common: dict[str, Any] = {"lr": lr, "grad_scale": -1.0 if group["maximize"] else 1.0}
-    decay_lr = _decay_lr(group, number, lr)
+    common: dict[str, Any] = {"lr": lr, "grad_scale": -1.0 if number.flag("maximize") else 1.0}
+    decouple_lr = number.flag("decouple_lr")
+    decay_lr = _decay_lr(group, number, lr) if decouple_lr else lr
 
     if rule.family == "adam":
         common["beta1"], common["beta2"] = number.betas()
-        common["nesterov"] = bool(group.get("nesterov", False))
     else:
         common["momentum"] = number("momentum", low=0.0)
         common["dampening"] = number("dampening")
-        common["nesterov"] = bool(group["nesterov"])
-    if "eps" in group:
+    if rule.family == "sgd" or rule.projected:
+        common["nesterov"] = number.flag("nesterov")
+    if rule.family == "adam" or rule.projected:
         common["eps"] = number("eps", low=0.0)
     if rule.lazy_buffer and common["nesterov"] and (common["momentum"] == 0 or common["dampening"] != 0):
         raise ValueError(
             f"param group {index}: nesterov takes a momentum above 0 and a dampening of 0, got "
             f"momentum={common['momentum']}, dampening={common['dampening']}"
         )
-    if group.get("amsgrad"):
-        raise ValueError(f"param group {index}: amsgrad is not implemented; use amsgrad=False")
 
     decay = rule.decay if rule.decay != "group" else group["decay"]
-    if rule.decay == "group" and decay not in _DECAYS:
+    if rule.decay == "group" and decay not in get_args(Decay):
         raise ValueError(f"param group {index}: decay must be 'decoupled' or 'proximal', got {decay!r}")
     if decay == "l2":
         common["l2"] = wd
@@ -136,93 +134,43 @@ def hyper_of(rule: Rule, group: dict[str, Any], index: int, counts_on_device: bo
     if rule.projected:
         common["delta"] = number("delta", low=0.0)
         common["wd_ratio"] = number("wd_ratio", low=0.0)
-        common["project_momentum"] = bool(group.get("project_momentum", False))
-        common["speculate"] = bool(group["speculate"])
-        if rule.family == "sgd" and wd:
-            common["decay"] /= _one_minus_momentum(common["momentum"], index)
-    if group["capturable"] or counts_on_device:
-        common["live"] = _live_of(rule, group, decay, number)
+        common["speculate"] = number.flag("speculate")
+        if rule.family == "sgd":
+            common["project_momentum"] = number.flag("project_momentum")
+            if wd:
+                common["decay"] /= _one_minus_momentum(common["momentum"], index)
+    if number.capturable or counts_on_device:
+        common["live"] = _live_of(rule, group, decay, decouple_lr, number)
     return Hyper(**common)
 
 
-def _live_of(rule: Rule, group: dict[str, Any], decay: str, number: _Numbers) -> Live:
+def _live_of(rule: Rule, group: dict[str, Any], decay: str, decouple_lr: bool, number: Values) -> Live:
     """The group's own values, tensors on the device unread."""
-    beta1, beta2 = group.get("betas", (0.0, 0.0))
+    beta1, beta2 = group["betas"] if rule.family == "adam" else (0.0, 0.0)
     given = {
         "lr": group["lr"],
         "weight_decay": group["weight_decay"],
         "beta1": beta1,
         "beta2": beta2,
-        "momentum": group.get("momentum", 0.0),
-        "initial_lr": group["initial_lr"] if group["decouple_lr"] else 0.0,
+        "momentum": group["momentum"] if rule.family == "sgd" else 0.0,
+        "initial_lr": group["initial_lr"] if decouple_lr else 0.0,
     }
     values: dict[str, Any] = {name: value if number.is_live(value) else float(value) for name, value in given.items()}
     return Live(
         **values,
         decay={"l2": "l2", "proximal_l2": "metric"}.get(decay, "direct"),
-        decouple_lr=bool(group["decouple_lr"]),
+        decouple_lr=decouple_lr,
         over_one_minus_momentum=rule.projected and rule.family == "sgd",
-        capturable=bool(group["capturable"]),
+        capturable=number.capturable,
         identities=tuple(id(value) if number.is_live(value) else value for value in values.values()),
     )
 
 
-class _Numbers:
-    """Reads finite numbers out of a param group; a 0-dim tensor counts as a number."""
-
-    # What the others take a hyper-parameter for that only the device can read: within every bound.
-    UNREAD = 0.5
-    LIVE = ("lr", "weight_decay", "betas[0]", "betas[1]", "momentum", "initial_lr")
-
-    def __init__(self, group: Mapping[str, Any], index: int):
-        self.group, self.index = group, index
-        self.device = group["params"][0].device if group["capturable"] and group["params"] else None
-
-    def is_live(self, value: Any) -> bool:
-        """Whether the device reads it at every step: a tensor beside the parameters of a capturable group."""
-        return isinstance(value, Tensor) and value.device == self.device and value.numel() == 1
-
-    def __call__(self, name: str, low: float = -math.inf) -> float:
-        return self._check(name, self.group[name], low)
-
-    def betas(self) -> tuple[float, float]:
-        betas = self.group["betas"]
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise TypeError(f"param group {self.index}: betas must be two numbers, got {betas!r}")
-        return (
-            self._check("betas[0]", betas[0], 0.0, below=1.0),
-            self._check("betas[1]", betas[1], 0.0, below=1.0),
-        )
-
-    def _check(self, name: str, value: Any, low: float, below: float = math.inf) -> float:
-        if isinstance(value, bool | str) or not hasattr(value, "__float__"):
-            raise TypeError(f"param group {self.index}: {name} must be a number, got {value!r}")
-        if getattr(value, "numel", lambda: 1)() != 1:
-            raise ValueError(
-                f"param group {self.index}: {name} must hold one number, got a tensor of shape {tuple(value.shape)}"
-            )
-        if self.is_live(value) and name in self.LIVE:
-            return self.UNREAD
-        try:
-            number = float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"param group {self.index}: {name} must be a real number, got {value!r}") from error
-        if not low <= number < below:
-            allowed = "a finite number" if low == -math.inf else f"at least {low:g}"
-            allowed += "" if low == -math.inf else " and finite" if below == math.inf else f" and below {below:g}"
-            raise ValueError(f"param group {self.index}: {name} must be {allowed}, got {number}")
-        if math.isinf(number):
-            raise ValueError(f"param group {self.index}: {name} must be a finite number, got {number}")
-        return number
-
-
-def _decay_lr(group: dict[str, Any], number: _Numbers, lr: float) -> float:
-    """What the decay is multiplied by: lr in torch's convention, lr/initial_lr in the paper's (decouple_lr).
+def _decay_lr(group: dict[str, Any], number: Values, lr: float) -> float:
+    """What the decay is multiplied by in the paper's convention (decouple_lr): lr/initial_lr.
 
     initial_lr, the lr that the group had when it was first seen, is kept in the group, and so in checkpoints.
     """
-    if not group["decouple_lr"]:
-        return lr
     own = group["lr"]
     group.setdefault("initial_lr", own.clone() if number.is_live(own) else lr)
     initial_lr = number("initial_lr", low=0.0)

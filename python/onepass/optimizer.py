@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from operator import is_
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
 
 from . import backends
+from .arguments import OF_TORCH, refuse_unknown, refuse_unsupported, warn_unknown
 from .checkpoints import check_loaded, restore
 from .checks import check_gradients, check_parameters, check_rows, check_state, step_device
 from .hooks import hooked
@@ -19,15 +21,20 @@ from .last_step import LastStep
 from .reference import working_dtype
 from .runtime import Runtime
 from .scaling import NO_SCALING, Clip, Scaling, check_whole, checked_max_norm, clip_coefficient, total_norm_of
+from .values import truth_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
-
+LossT = TypeVar("LossT")
 
 _PLAIN = (bool, int, float, str, type(None))  # values that do not change in place
 
 
 class Optimizer(torch.optim.Optimizer):
-    """What all onepass optimizers share. A subclass gives its `rule` and the defaults of its arguments.
+    """The base class of all onepass optimizers, for annotations and isinstance. A subclass gives its `rule` and the defaults
+    of its arguments.
 
     A step: the hyper-parameters of every group are checked, then every tensor, then missing state is made, and only
     then does anything get written. Tensors are looked at anew at every step, so a replaced `.data` or `.grad`, or a
@@ -36,24 +43,58 @@ class Optimizer(torch.optim.Optimizer):
 
     rule: ClassVar[Rule]
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if cls is Optimizer:
+            raise TypeError("onepass.Optimizer is the base class; use one of its subclasses, such as onepass.AdamW")
+        # Python refuses unknown keyword arguments too, but cannot say what to use.
+        refuse_unknown(cls, cls.rule, kwargs)
+        return super().__new__(cls)
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any]):
+        refuse_unsupported(self.rule, defaults, type(self).__name__)
         self._runtime = Runtime()
-        super().__init__(params, defaults)
+        super().__init__(params, {name: value for name, value in defaults.items() if name not in OF_TORCH})
         check_rows(self.rule, self.param_groups)
 
     # ------------------------------------------------------------------ param groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            hyper_of(self.rule, group, len(self.param_groups) - 1)
-            backends.check_name(group["backend"])
-            check_parameters(self.rule, self.param_groups)
-        except Exception:
-            self.param_groups.pop()
-            raise
+        """As in torch.optim, in a time that does not depend on how many groups there are."""
+        index = len(self.param_groups)
+        # torch.optim looks for the new parameters in all groups at every call. It is given a group without any, which
+        # says whether parameters have names; `_checked_members` looks for them.
+        last = [{**group, "params": []} for group in self.param_groups[-1:]]
+        stand_in = cast(torch.optim.Optimizer, SimpleNamespace(defaults=self.defaults, param_groups=last))
+        torch.optim.Optimizer.add_param_group(stand_in, param_group)
+        if "lr" not in param_group:
+            raise TypeError(
+                f"param group {index}: lr is missing, and {type(self).__name__} has no default; give it to the group, or "
+                "to the class for all groups"
+            )
+        self._hyper(param_group, index)
+        backends.check_name(param_group["backend"])
+        members = self._checked_members(param_group, index)
+        self.param_groups.append(param_group)
         self._runtime.forget()
+        self._runtime.members = members
+
+    def _checked_members(self, group: dict[str, Any], index: int) -> set[int]:
+        """Raises if a parameter of a new group cannot be stepped, or is in another group already; returns the identities of
+        the parameters of all groups."""
+        new, members = {id(p) for p in group["params"]}, self._runtime.members
+        if members is not None and members.isdisjoint(new):
+            check_parameters(self.rule, [group], first=index)
+        else:  # unknown, or groups were changed by hand
+            check_parameters(self.rule, [*self.param_groups, group])
+            members = {id(p) for other in self.param_groups for p in other["params"]}
+        members.update(new)
+        return members
+
+    def _hyper(self, group: dict[str, Any], index: int) -> Hyper:
+        """The checked hyper-parameters of one group."""
+        warn_unknown(type(self), self.rule, group, index, self.defaults.keys(), self._runtime.warned)
+        refuse_unsupported(self.rule, group, f"param group {index}")
+        return hyper_of(self.rule, group, index, self._runtime.counts_on_device)
 
     def _hypers(self) -> list[Hyper]:
         """The checked hyper-parameters of every group; a group that holds the very objects it held is not checked again."""
@@ -65,7 +106,7 @@ class Optimizer(torch.optim.Optimizer):
             if cached is not None and len(cached[0]) == len(group) and all(map(is_, cached[0], group.values())):
                 hypers.append(cached[1])
                 continue
-            hypers.append(hyper_of(self.rule, group, index, self._runtime.counts_on_device))
+            hypers.append(self._hyper(group, index))
             plain = all([_is_plain(value) for key, value in group.items() if key not in ("params", "param_names")])
             self._runtime.cached[index] = ([*group.values()], hypers[-1]) if plain else None
         return hypers
@@ -73,6 +114,12 @@ class Optimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------------ the step
 
     profile_hook_step = staticmethod(hooked)  # torch calls it on `step` of every subclass
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], LossT]) -> LossT: ...
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one step on every parameter that has a gradient.
@@ -190,6 +237,8 @@ class Optimizer(torch.optim.Optimizer):
         gradient was replaced or written to in between; writes through `.data` and by collectives cannot be seen.
         """
         limit = checked_max_norm(max_norm)
+        if truth_of(error_if_nonfinite) is None:
+            raise TypeError(f"error_if_nonfinite must be True or False, got {error_if_nonfinite!r}")
         check_whole(self.param_groups)
         clip = self._runtime.clip
         earlier = clip.coefficient_for(self.param_groups, may_be_new=True) if clip else None

@@ -19,8 +19,10 @@ class Runtime:
     """One object for as long as there is its optimizer, changed in place: a wrapper that borrows the optimizer's methods, as
     Lightning's does, has attributes of its own, and shares this.
 
-    runners, cached, layout: derived from groups and state; dropped by `forget`, and derived anew by the next step. cached:
-        of each group, its values and what was made of them. layout: identity and backend of the groups.
+    runners, cached, layout, members: derived from groups and state; dropped by `forget`, and derived anew when they are
+        needed. cached: of each group, its values and what was made of them. layout: identity and backend of the groups.
+        members: identities of the parameters of all groups, None if unknown. They are stale once groups were changed by
+        hand, so a parameter that is found there has to be looked for in the groups.
     stepped: the runners of the last step that was taken.
     loading: the state dict that is being loaded.
     captured: what CUDA graphs that were captured of steps still point to.
@@ -28,6 +30,7 @@ class Runtime:
         was scaled on a device, as only the device knows whether it was taken.
     clip: what `clip_grad_norm_` has left for the coming step.
     unstepped: parameters whose state was made for a step that has not been taken yet.
+    warned: keys of param groups that were warned of.
     """
 
     runners: list[Runner] = field(default_factory=list)
@@ -39,6 +42,8 @@ class Runtime:
     counts_on_device: bool = False
     clip: Clip | None = None
     unstepped: set[Tensor] = field(default_factory=set)
+    members: set[int] | None = None
+    warned: set[str] = field(default_factory=set)
 
     def forget(self) -> None:
-        self.runners, self.cached, self.layout = [], [], []
+        self.runners, self.cached, self.layout, self.members = [], [], [], None

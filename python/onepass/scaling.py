@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import Group, each_parameter, of_fsdp
+from .values import holds_truth
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def clip_coefficient(max_norm: float, total_norm: Tensor, earlier: Tensor | None
 
 def checked_max_norm(max_norm: Any) -> float:
     """Raises TypeError or ValueError unless `max_norm` is a number that is at least 0."""
-    if isinstance(max_norm, bool | str):
+    if isinstance(max_norm, bool | str) or holds_truth(max_norm):
         raise TypeError(f"max_norm must be a number, got {max_norm!r}")
     try:
         number = float(max_norm)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from .hyper import Rule
+from .backends import Backend
+from .docstrings import COMMON, documented
+from .hyper import Decay, Rule
 from .optimizer import Optimizer, ParamsT
 
 
+@documented(COMMON)
 class SGD(Optimizer):
     """SGD with momentum and coupled weight decay.
 
@@ -20,20 +23,13 @@ class SGD(Optimizer):
     With momentum 0 there is no buffer and u = g. The same as torch.optim.SGD.
 
     Args:
-        params: tensors of float16, bfloat16, float32 or float64, any dense layout, or param groups (dicts).
+        params: tensors of float16, bfloat16, float32 or float64, any dense layout; pairs of a name and a tensor
+            (`model.named_parameters()`), which messages then name; or param groups (dicts).
         lr: learning rate, a number or a tensor of one number.
         momentum: at least 0.
         dampening: of the gradient that enters the buffer.
         weight_decay: wd, at least 0; not multiplied by lr.
         nesterov: takes a momentum above 0 and a dampening of 0.
-        maximize: ascend instead of descend.
-        decouple_lr: changes nothing here, as the decay is not multiplied by lr.
-        capturable: keep step counts on the device and read lr, weight_decay, betas and momentum there where they are
-            tensors on it, so that a step captured into a CUDA graph replays with their values of the day.
-        backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
-
-    The buffer is float32, and float64 for float64 parameters. Raises ValueError, TypeError or RuntimeError, naming
-    the group and the argument or parameter, on anything it cannot step; nothing has been written then.
     """
 
     rule = Rule(family="sgd", moments=("momentum_buffer",), decay="l2", counted=False, lazy_buffer=True)
@@ -42,30 +38,39 @@ class SGD(Optimizer):
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-3,
-        momentum: float = 0,
+        momentum: float | Tensor = 0,
         dampening: float = 0,
-        weight_decay: float = 0,
+        weight_decay: float | Tensor = 0,
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         capturable: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ):
-        defaults: dict[str, Any] = dict(
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-            maximize=maximize,
-            decouple_lr=decouple_lr,
-            capturable=capturable,
-            backend=backend,
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                momentum=momentum,
+                dampening=dampening,
+                weight_decay=weight_decay,
+                nesterov=nesterov,
+                maximize=maximize,
+                foreach=foreach,
+                fused=fused,
+                differentiable=differentiable,
+                decouple_lr=decouple_lr,
+                capturable=capturable,
+                backend=backend,
+            ),
         )
-        super().__init__(params, defaults)
 
 
+@documented(COMMON)
 class SGDP(Optimizer):
     """SGD with decoupled or proximal weight decay and AdamP's projection.
 
@@ -79,8 +84,9 @@ class SGDP(Optimizer):
     buffer alone. The adamp package, without nesterov, projects the buffer as well: project_momentum=True.
 
     Args:
-        params: tensors of float16, bfloat16, float32 or float64, any dense layout, or param groups (dicts).
-        lr: learning rate, a number or a tensor of one number.
+        params: tensors of float16, bfloat16, float32 or float64, any dense layout; pairs of a name and a tensor
+            (`model.named_parameters()`), which messages then name; or param groups (dicts).
+        lr: learning rate, a number or a tensor of one number. It may be left out if every group has its own.
         momentum: at least 0, and below 1 with a weight decay.
         dampening: of the gradient that enters the buffer.
         weight_decay: wd, at least 0.
@@ -90,15 +96,7 @@ class SGDP(Optimizer):
         wd_ratio: what the decay of a projected parameter is multiplied by.
         decay: "decoupled" or "proximal".
         project_momentum: project the buffer too, as the adamp package does.
-        maximize: ascend instead of descend.
-        decouple_lr: the decay is (lr/initial_lr)*wd/(1-momentum).
         speculate: see `onepass.AdamP`.
-        capturable: keep step counts on the device and read lr, weight_decay, betas and momentum there where they are
-            tensors on it, so that a step captured into a CUDA graph replays with their values of the day.
-        backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
-
-    The buffer is float32, and float64 for float64 parameters. Raises ValueError, TypeError or RuntimeError, naming
-    the group and the argument or parameter, on anything it cannot step; nothing has been written then.
     """
 
     rule = Rule(family="sgd", moments=("momentum",), decay="group", projected=True, counted=False)
@@ -106,25 +104,27 @@ class SGDP(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor,
-        momentum: float = 0,
+        lr: float | Tensor | None = None,
+        momentum: float | Tensor = 0,
         dampening: float = 0,
-        weight_decay: float = 0,
+        weight_decay: float | Tensor = 0,
         nesterov: bool = False,
         eps: float = 1e-8,
         delta: float = 0.1,
         wd_ratio: float = 0.1,
         *,
-        decay: str = "decoupled",
+        decay: Decay = "decoupled",
         project_momentum: bool = False,
         maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         speculate: bool = True,
         capturable: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ):
         defaults: dict[str, Any] = dict(
-            lr=lr,
             momentum=momentum,
             dampening=dampening,
             weight_decay=weight_decay,
@@ -135,9 +135,14 @@ class SGDP(Optimizer):
             decay=decay,
             project_momentum=project_momentum,
             maximize=maximize,
+            foreach=foreach,
+            fused=fused,
+            differentiable=differentiable,
             decouple_lr=decouple_lr,
             speculate=speculate,
             capturable=capturable,
             backend=backend,
         )
+        if lr is not None:
+            defaults["lr"] = lr
         super().__init__(params, defaults)

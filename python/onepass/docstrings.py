@@ -1,0 +1,49 @@
+"""The arguments that several classes take, documented once and added to the docstring of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T", bound=type)
+
+ADAM = """
+
+    Args:
+        params: tensors of float16, bfloat16, float32 or float64, any dense layout; pairs of a name and a tensor
+            (`model.named_parameters()`), which messages then name; or param groups (dicts).
+        lr: learning rate, a number or a tensor of one number.
+        betas: decay rates of m and v, each in [0, 1).
+        eps: added to the denominator, after the bias correction. With 0, a coordinate whose v is 0 is left alone.
+        weight_decay: wd, at least 0."""
+
+AMSGRAD = """
+        amsgrad: False; the maximum of v is not implemented."""
+
+DECOUPLED = """
+        decoupled_weight_decay: False; True is `onepass.AdamW`."""
+
+COMMON = """
+        maximize: ascend instead of descend.
+        foreach, fused: None, True or False, as torch takes them; they change nothing, since every step is fused.
+        differentiable: False; a step that autograd records is not implemented.
+        decouple_lr: the convention of wd of arXiv 2202.00089: the decay is multiplied by lr/initial_lr instead of lr,
+            initial_lr being the group's lr when it was added. A wd of this convention is initial_lr times one of
+            torch's. It changes nothing where the decay enters the gradient (Adam, SGD).
+        capturable: keep step counts on the device and read lr, weight_decay, betas and momentum there where they are
+            tensors on it, so that replaying a captured CUDA graph uses their current values.
+        backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
+
+    Moments are float32, and float64 for float64 parameters. Raises TypeError on an argument that the class does not have,
+    and ValueError, TypeError or RuntimeError, naming the group and the argument or parameter, on anything it cannot
+    step, before anything is written. Warns of keys of param groups that it does not read."""
+
+
+def documented(*sections: str) -> Callable[[T], T]:
+    """Adds sections to the docstring of a class, which ends with its own arguments."""
+
+    def add(cls: T) -> T:
+        cls.__doc__ = f"{(cls.__doc__ or '').rstrip()}{''.join(sections)}\n"
+        return cls
+
+    return add
