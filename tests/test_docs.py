@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import onepass
+from onepass.arguments import OF_TOOLS
 from records import RECORDS
 
 ROOT = Path(__file__).parents[1]
@@ -105,3 +107,15 @@ def test_every_optimizer_has_a_page(name: str) -> None:
     assert {a: ast.literal_eval(d) for a, d in told.items() if d != "required"} == {
         argument: value for argument, value in defaults.items() if argument in told and told[argument] != "required"
     }
+
+
+def test_arguments_that_every_class_takes() -> None:
+    """The table of them, and the keys that other tools put into param groups."""
+    _, _, section = text_of(ROOT / "docs" / "migration.md").partition("## Arguments that every class takes\n")
+    rows = re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", section.partition("\n## From")[0], flags=re.MULTILINE)
+    told = {name: ast.literal_eval(default) for names, default in rows for name in re.findall(r"`(\w+)`", names)}
+    classes = [inspect.signature(record.make).parameters.values() for record in RECORDS.values()]
+    takes = [{p.name: p.default for p in each if p.kind is p.KEYWORD_ONLY} for each in classes]
+    common = set.intersection(*(set(each) for each in takes))
+    assert told == {name: takes[0][name] for name in common}
+    assert all(f"`{key}`" in section for key in OF_TOOLS)

@@ -24,7 +24,7 @@ def groups(n: int = GROUPS, **options: Any) -> list[dict[str, Any]]:
 
 
 class Watched(list):
-    """Parameters of a group, and how often they were gone through."""
+    """Groups, or parameters of a group, and how often they were gone through."""
 
     times = 0
 
@@ -64,8 +64,10 @@ def test_adding_a_group_does_not_go_through_the_others(name: str) -> None:
     opt = RECORDS[name].make(groups(), lr=0.1)
     for group in opt.param_groups:
         group["params"] = Watched(group["params"])
+    opt.param_groups = Watched(opt.param_groups)
     for group in groups():
         opt.add_param_group(group)
+    assert opt.param_groups.times == 0
     assert [group["params"].times for group in opt.param_groups[:GROUPS]] == [0] * GROUPS
 
 
@@ -94,10 +96,11 @@ def _unpickled(opt: Any) -> Any:
 def test_a_parameter_of_an_earlier_group(at: int, through: Any) -> None:
     opt = through(onepass.AdamW(groups()))
     p = opt.param_groups[at]["params"][0]
-    with pytest.raises(ValueError, match=rf"^parameter 1 of group {GROUPS}, shape \(2, 3\): is there twice"):
-        opt.add_param_group({"params": [nn.Parameter(torch.ones(1)), p]})
-    assert len(opt.param_groups) == GROUPS
-    opt.add_param_group(*groups(1))
+    for number in (GROUPS, GROUPS + 1):
+        with pytest.raises(ValueError, match=rf"^parameter 1 of group {number}, shape \(2, 3\): is there twice"):
+            opt.add_param_group({"params": [nn.Parameter(torch.ones(1)), p]})
+        assert len(opt.param_groups) == number
+        opt.add_param_group(*groups(1))
 
 
 def test_a_parameter_that_was_in_a_group() -> None:

@@ -24,6 +24,9 @@ NO_CHOICE = ("foreach", "fused")
 # Taken, checked and kept out of the param groups, where torch.optim fills in its own defaults when it loads them.
 OF_TORCH = ("amsgrad", "differentiable", "decoupled_weight_decay", *NO_CHOICE)
 
+# Keys that timm, MMEngine, Megatron and others put into groups, and read themselves.
+OF_TOOLS = ("lr_scale", "lr_mult", "wd_mult", "decay_mult", "use_fallback", "name", "group_name", "layer_id")
+
 KNOWN_KEYS = frozenset(
     {
         *("params", "param_names", "lr", "maximize", "capturable"),
@@ -31,8 +34,7 @@ KNOWN_KEYS = frozenset(
         *ONE_VALUE,
         # of torch's schedulers
         *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"),
-        # of timm, MMEngine, Megatron and others, whose own schedulers read them
-        *("lr_scale", "lr_mult", "wd_mult", "decay_mult", "use_fallback", "name", "group_name", "layer_id"),
+        *OF_TOOLS,
     }
 )
 
