@@ -128,5 +128,5 @@ def warn_unknown(
 def _advice(rule: Rule, name: str, known: list[str]) -> str:
     if name in ADVICE[rule.family]:
         return ADVICE[rule.family][name]
-    nearest = get_close_matches(str(name), known, 1)
+    nearest = get_close_matches(str(name), known, 1, cutoff=0.5)
     return f"did you mean {nearest[0]!r}?" if nearest else f"it takes {', '.join(known)}"

@@ -95,7 +95,7 @@ class SGDP(Optimizer):
         delta: threshold of the cosine, times sqrt(row length).
         wd_ratio: what the decay of a projected parameter is multiplied by.
         decay: "decoupled" or "proximal".
-        project_momentum: project the buffer too, as the adamp package does.
+        project_momentum: project the buffer too, as the adamp package does; no effect with nesterov, as there.
         speculate: see `onepass.AdamP`.
     """
 
