@@ -15,7 +15,8 @@ import onepass
 from compare import assert_same_state
 from drive import parameters, train
 from onepass.arguments import ADVICE, KNOWN_KEYS, ONE_VALUE
-from records import PROJECTED, RECORDS, Record, each_optimizer
+from onepass.hyper import hyper_of
+from records import PROJECTED, RECORDS, Record, each_optimizer, each_variant
 from schedules import CYCLES, SCHEDULERS, advance
 
 P = [torch.zeros(2, 3)]
@@ -209,6 +210,33 @@ def test_keys_of_other_classes_change_nothing(name: str) -> None:
         opt = record.make([{"params": parameters(), **foreign}], **record.typical)
     assert_same_state(train(opt, range(3)), train(record.make(parameters(), **record.typical), range(3)))
     assert len(caught) == len(foreign)
+
+
+class Recorded(dict):
+    """A param group, and which of its keys were read."""
+
+    def __init__(self, group: dict[str, Any]):
+        super().__init__(group)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+
+@each_variant
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_rule_reads_its_arguments_and_no_others(record: Record, arguments: dict[str, Any], on_device: bool) -> None:
+    """No default is ignored, and no key is read that is not one."""
+    opt = record.make(parameters(), **arguments)
+    group = Recorded({**opt.param_groups[0], "initial_lr": 0.5})
+    hyper_of(record.make.rule, group, 0, on_device)
+    besides = {"initial_lr"} if arguments.get("decouple_lr") else set()
+    assert group.read - {"params"} == (opt.defaults.keys() - {"backend"}) | besides
 
 
 # ------------------------------------------------------------------ flags

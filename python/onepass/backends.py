@@ -120,8 +120,8 @@ def check_name(name: Any) -> None:
 def resolve(name: str, device: torch.device) -> str:
     """The backend that `name` stands for on `device`."""
     if name == "auto":
-        has_kernels = device.type in ("cpu", "cuda")
-        reason = backends()[device.type] if has_kernels else f"onepass has no kernels for {device.type} tensors."
+        compiled = {"cpu": native, "cuda": cuda}.get(device.type)
+        reason = compiled.unavailable() if compiled else f"onepass has no kernels for {device.type} tensors."
         if reason is None:
             return device.type
         if device.type == "cuda":  # which is what torch calls AMD's too
