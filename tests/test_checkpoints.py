@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 
 import onepass
 from compare import Snapshot, assert_same_bits, assert_same_state
-from drive import feed, parameters, parameters_of, through_a_file, train
+from drive import parameters, parameters_of, through_a_file, train
 from oracles import Arguments
 from records import RECORDS, Record, each_backend, each_optimizer
 from tensors import values
@@ -211,20 +211,3 @@ def test_other_groups(sizes: tuple[int, ...], words: str) -> None:
         opt.load_state_dict(other.state_dict())
     before.assert_unchanged()
     train(opt, [2])
-
-
-@each_backend
-@each_optimizer
-def test_parameters_in_another_order(backend: str, record: Record) -> None:
-    """Shapes that do not fit are found before the next step writes anything."""
-
-    def make(*shapes: tuple[int, ...]) -> Any:
-        return record.make(parameters(shapes=shapes), backend=backend, **record.typical)
-
-    opt, other = make((3, 4), (5,)), train(make((5,), (3, 4)), range(2))
-    opt.load_state_dict(through_a_file(other.state_dict()))
-    feed(opt, 0)
-    before = Snapshot(opt)
-    with pytest.raises(ValueError, match=r"parameter 0 of group 0, shape \(3, 4\): its state '.*load_state_dict"):
-        opt.step()
-    before.assert_unchanged()

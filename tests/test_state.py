@@ -257,36 +257,3 @@ def test_a_checkpoint_of_other_groups_is_refused(backend: str, record: Record) -
 def test_a_backend_is_compiled() -> None:
     """The tests of the predictor run on COMPILED; without one they would be no tests."""
     assert COMPILED
-
-
-def _without(key: str) -> Any:
-    return lambda own: {name: value for name, value in own.items() if name != key}
-
-
-WRONG: dict[str, tuple[Any, str]] = {
-    "no count": (_without("step"), r"parameter 3 must have 'exp_avg', 'exp_avg_sq', 'step', got .* without 'step'"),
-    "no moment": (_without("exp_avg"), r"parameter 3 must have .* without 'exp_avg'"),
-    "another optimizer": (
-        lambda own: {"step": own["step"], "square_avg": own["exp_avg_sq"]},
-        r"got 'step', 'square_avg'",
-    ),
-    "no number": (lambda own: {**own, "step": "x"}, r"'step' of parameter 3 must be one number, got 'x'"),
-    "two numbers": (lambda own: {**own, "step": torch.ones(2)}, r"'step' of parameter 3 must be one number"),
-    "integers": (lambda own: {**own, "exp_avg": own["exp_avg"].long()}, r"'exp_avg' of parameter 3 .* got torch.int64"),
-}
-
-
-@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
-@pytest.mark.parametrize("name", ["AdamW", "AdamP"])
-def test_state_of_another_kind_is_refused(name: str, change: Any, message: str) -> None:
-    """Before anything has changed."""
-    record = RECORDS[name]
-    opt = train(record.make(parameters(), **record.typical), range(2))
-    saved = opt.state_dict()
-    saved["state"] = {**saved["state"], 3: change(saved["state"][3])}
-    saved["param_groups"] = [{**group, "lr": 7.0} for group in saved["param_groups"]]
-    before = Snapshot(opt)
-    with pytest.raises(ValueError, match=message):
-        opt.load_state_dict(saved)
-    before.assert_unchanged()
-    assert opt.param_groups[0]["lr"] == record.typical["lr"]

@@ -1,63 +1,181 @@
-"""What a state dict holds, checked before it is loaded, and put in with the dtypes it was saved with."""
+"""What a state dict holds: checked before anything is changed, and loaded with the dtypes that the arithmetic runs in."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_map_only
 
-from .checks import step_device
-from .hyper import Rule
+from .checkpoint_groups import check_arguments, merged
+from .checks import Group, step_device
+from .hyper import Rule, hyper_of
 from .reference import working_dtype
 
-if TYPE_CHECKING:
-    from .optimizer import Optimizer
+State = defaultdict[Any, Any]
+
+# State keys of optimizers. A state without any of them has entries of a hook only, and says nothing of steps.
+OF_OPTIMIZERS = frozenset(
+    (
+        *("step", "exp_avg", "exp_avg_sq", "momentum", "momentum_buffer"),
+        *("square_avg", "sum", "acc_delta", "exp_inf", "prev", "exp_avg_var", "exp_avg_diff", "state1", "state2"),
+    )
+)
 
 
-def check_loaded(rule: Rule, loaded: dict[Any, dict[str, Any]]) -> None:
-    """Raises if the state that a state dict holds of some parameter is not that of an optimizer with this rule."""
+class Loading(NamedTuple):
+    """A state dict as it is to be loaded: its groups, and state by parameter, in tensors of this optimizer's own."""
+
+    groups: list[Group]
+    state: State
+
+
+def prepare(
+    rule: Rule,
+    name: str,
+    groups: list[Group],
+    defaults: dict[str, Any],
+    counts_on_device: bool,
+    state_dict: dict[str, Any],
+) -> Loading | None:
+    """Checks a state dict for the class `name`, whose param groups are `groups`, and copies its state.
+
+    None if its groups do not have the sizes of `groups`, which torch's base class then refuses.
+    Raises ValueError or TypeError naming the group or parameter. Nothing has been changed, here and afterwards.
+    """
+    saved = state_dict["param_groups"]
+    if [len(group["params"]) for group in saved] != [len(group["params"]) for group in groups]:
+        return None
+    check_arguments(rule, name, defaults, saved)
+    loaded = [merged(theirs, mine, defaults) for theirs, mine in zip(saved, groups, strict=True)]
+    for index, (group, mine) in enumerate(zip(loaded, groups, strict=True)):
+        _check_values(rule, {**group, "params": mine["params"]}, index, counts_on_device)
+    owners = dict(_owners(saved, groups))
+    for number, own in state_dict["state"].items():
+        if number in owners:
+            _check_state(rule, owners[number], own)
+    return Loading(loaded, _copied(rule, owners, counts_on_device, state_dict["state"]))
+
+
+class _Owner(NamedTuple):
+    parameter: Tensor
+    group: Group
+    words: str
+
+
+def _owners(saved: list[Group], groups: list[Group]) -> Iterator[tuple[Any, _Owner]]:
+    """Every parameter by the number that the state dict gives it, with the words that name it in a message."""
+    numbers = chain.from_iterable(group["params"] for group in saved)
+    for group in groups:
+        names = group.get("param_names") or [None] * len(group["params"])
+        for p, name in zip(group["params"], names, strict=True):
+            number = next(numbers)
+            yield number, _Owner(p, group, f"parameter {number}" + ("" if name is None else f" ({name!r})"))
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _check_values(rule: Rule, group: Group, index: int, counts_on_device: bool) -> None:
+    """Raises if a group could not be stepped. It may be completed, so this is for a copy."""
+    try:
+        hyper_of(rule, group, index, counts_on_device)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the state dict's {error}") from error
+
+
+def _check_state(rule: Rule, owner: _Owner, own: Any) -> None:
+    """Raises if `own` is not the state that an optimizer with this rule has of a parameter."""
+    if not isinstance(own, dict):
+        raise TypeError(f"the state dict's state of {owner.words} must be a dict, got {own!r}")
     required = [*rule.moments, *(["step"] if rule.counted else [])]
-    for number, own in loaded.items():
-        held = [key for key in required if own.get(key) is not None]
-        if len(held) != len(required) and (held or (not rule.lazy_buffer and own)):
-            missing = [key for key in required if key not in held]
-            raise ValueError(
-                f"the state dict's state of parameter {number} must have {', '.join(map(repr, required))}, got "
-                f"{', '.join(map(repr, own))}, without {', '.join(map(repr, missing))}; load one of this optimizer, of "
-                "torch.optim's or of adamp's, or put there what is missing"
-            )
-        for key in rule.moments:
-            moment = own.get(key)
-            if isinstance(moment, Tensor) and not moment.is_floating_point():
-                raise ValueError(
-                    f"the state dict's {key!r} of parameter {number} must be of a floating-point dtype, got {moment.dtype}"
-                )
-        count = own.get("step")
-        if rule.counted and count is not None and not _is_count(count):
-            raise ValueError(f"the state dict's 'step' of parameter {number} must be one number, got {count!r}")
+    held = [key for key in required if own.get(key) is not None]
+    # torch.optim.SGD has a momentum_buffer of None before there is one.
+    present = [key for key in OF_OPTIMIZERS & own.keys() if own[key] is not None or not rule.lazy_buffer]
+    if len(held) < len(required) and any(key != "step" or rule.counted for key in present):
+        missing = [key for key in required if key not in held]
+        raise ValueError(
+            f"the state dict's state of {owner.words} must have {', '.join(map(repr, required))}, got "
+            f"{', '.join(map(repr, own))}, without {', '.join(map(repr, missing))}; load one of this optimizer, of "
+            "torch.optim's or of adamp's, or put there what is missing"
+        )
+    for key in rule.moments:
+        if own.get(key) is not None:
+            _check_moment(owner, key, own[key])
+    if rule.counted and own.get("step") is not None:
+        _check_number(owner, "step", own["step"], "a finite number, at least 0", lambda x: 0 <= x < math.inf)
+    if _is_gated(rule, owner.parameter) and own.get("gate_counter") is not None:
+        _check_number(owner, "gate_counter", own["gate_counter"], "0, 1, 2 or 3", lambda x: x in (0, 1, 2, 3))
 
 
-def _is_count(x: Any) -> bool:
-    return isinstance(x, int | float) or (isinstance(x, Tensor) and x.numel() == 1 and not x.is_complex())
+def _check_moment(owner: _Owner, key: str, moment: Any) -> None:
+    what, p = f"the state dict's {key!r} of {owner.words}", owner.parameter
+    if not isinstance(moment, Tensor):
+        raise ValueError(f"{what} must be a tensor, got {moment!r}")
+    if not moment.is_floating_point():
+        raise ValueError(f"{what} must be of a floating-point dtype, got {moment.dtype}")
+    if moment.layout != torch.strided or is_traceable_wrapper_subclass(moment):
+        raise ValueError(
+            f"{what} must be a plain dense tensor, got a {type(moment).__name__} of layout {moment.layout}"
+        )
+    if moment.shape != p.shape:
+        raise ValueError(
+            f"{what} has shape {tuple(moment.shape)}, but the parameter has shape {tuple(p.shape)}: is it of another "
+            "model? Load the state dict of an optimizer of the same parameters in the same order"
+        )
+    if key == "exp_avg_sq" and not moment.is_meta and bool((moment < 0).any()):
+        raise ValueError(f"{what} must have no element below 0, as it averages squares, got {float(moment.min())}")
+
+
+def _check_number(owner: _Owner, key: str, value: Any, allowed: str, accepts: Callable[[float], bool]) -> None:
+    what = f"the state dict's {key!r} of {owner.words}"
+    if isinstance(value, Tensor):
+        real = value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool and not value.is_meta
+    else:
+        real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real:
+        raise ValueError(f"{what} must be one number, got {value!r}")
+    if not accepts(float(value)):
+        raise ValueError(f"{what} must be {allowed}, got {float(value)}")
+
+
+def _is_gated(rule: Rule, p: Tensor) -> bool:
+    return rule.projected and p.dim() > 1
+
+
+# ---------------------------------------------------------------- copies
 
 
 @torch.no_grad()
-def restore(opt: Optimizer, loaded: dict[str, Any], counts_on_device: bool) -> None:
-    """Puts the loaded state in again, from the tensors as they were saved: torch's base class has cast them."""
-    ids = chain.from_iterable(group["params"] for group in loaded["param_groups"])
-    params = [(p, group) for group in opt.param_groups for p in group["params"]]
-    for saved_id, (p, group) in zip(ids, params, strict=True):
-        for key, value in loaded["state"].get(saved_id, {}).items():
-            if key == "step":
+def _copied(rule: Rule, owners: dict[Any, _Owner], counts_on_device: bool, state: dict[Any, Any]) -> State:
+    """The state by parameter instead of number, in new tensors; entries of no parameter are taken over, as torch does."""
+    copied: State = defaultdict(dict)
+    for number, own in state.items():
+        if number not in owners:
+            copied[number] = own
+            continue
+        p, group, _ = owners[number]
+        mine = copied[p] = {}
+        for key, value in own.items():
+            if value is not None and key == "step" and rule.counted:
                 device = step_device(p, group, counts_on_device)
-                value = torch.tensor(float(value), dtype=torch.float32, device=device)
-            elif key == "gate_counter":
-                value = torch.as_tensor(value).to(device=p.device, dtype=torch.uint8, copy=True)
-            elif key in opt.rule.moments and isinstance(value, Tensor):
-                moment = torch.empty_like(p, dtype=working_dtype(p.dtype), requires_grad=False)
-                value = moment.copy_(value) if value.shape == p.shape else value
+                mine[key] = torch.tensor(float(value), dtype=torch.float32, device=device)
+            elif value is not None and key == "gate_counter" and _is_gated(rule, p):
+                mine[key] = torch.tensor(int(value), dtype=torch.uint8, device=p.device)
+            elif value is not None and key in rule.moments:
+                # torch's base class would cast it to the dtype of the parameter.
+                mine[key] = torch.empty_like(p, dtype=working_dtype(p.dtype), requires_grad=False).copy_(value)
             else:
-                continue
-            opt.state[p][key] = value
+                mine[key] = _beside(p, value)
+    return copied
+
+
+def _beside(p: Tensor, value: Any) -> Any:
+    """`value`, an entry of a hook or the like, with copies of its tensors on the device of `p`."""
+    return tree_map_only(Tensor, lambda t: t.detach().to(p.device, copy=True), value)

@@ -168,17 +168,18 @@ def check_state(rule: Rule, groups: Sequence[Group], state: Any, counts_on_devic
                     f"{name}: its state {key!r} must be a dense {dtype} tensor of the parameter's shape on {p.device}, "
                     f"got {given}; {_state_advice(p, moment)}"
                 )
-        devices = {"step": step_device(p, group, counts_on_device), "gate_counter": p.device}
-        for key, dtype in (("step", torch.float32), ("gate_counter", torch.uint8)):
+        numbers = []
+        if rule.counted:
+            numbers.append(("step", torch.float32, step_device(p, group, counts_on_device)))
+        if rule.projected and p.dim() > 1:
+            numbers.append(("gate_counter", torch.uint8, p.device))
+        for key, dtype, device in numbers:
             value = own.get(key)
             if value is not None and not (
-                isinstance(value, Tensor)
-                and value.dtype == dtype
-                and value.numel() == 1
-                and value.device == devices[key]
+                isinstance(value, Tensor) and value.dtype == dtype and value.numel() == 1 and value.device == device
             ):
                 raise ValueError(
-                    f"{name}: its state {key!r} must be a tensor of one {dtype} number on {devices[key]}, got {value!r}; "
+                    f"{name}: its state {key!r} must be a tensor of one {dtype} number on {device}, got {value!r}; "
                     "load it with load_state_dict"
                 )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import backends
 from .arguments import OF_TORCH, refuse_unknown, refuse_unsupported, warn_unknown
-from .checkpoints import check_loaded, restore
+from .checkpoints import prepare
 from .checks import check_gradients, check_parameters, check_rows, check_state, step_device
 from .hooks import hooked
 from .hyper import Hyper, Rule, has_buffer, hyper_of
@@ -319,25 +319,18 @@ class Optimizer(torch.optim.Optimizer):
         if not hasattr(self, "_runtime"):
             self._runtime = Runtime()
         runtime = self._runtime
-        loading = runtime.loading
         state = dict(state)
         runtime.counts_on_device = state.pop("counts_on_device", runtime.counts_on_device)
-        # These are this optimizer's choice, not the checkpoint's: it may have been written on another machine.
-        own = ("backend", "capturable")
-        before = self.param_groups if loading is not None else []
+        if runtime.loading is not None:
+            state["state"] = runtime.loading.state
+        defaults = dict(state.get("defaults") or self.defaults)
         super().__setstate__(state)
+        self.defaults = defaults  # torch adds an argument of its own
         runtime.forget()
         runtime.unstepped = set()
-        for group, mine in zip(self.param_groups, before, strict=False):
-            group.update({name: mine[name] for name in own})
-            group.setdefault("decouple_lr", False)  # the convention of who does not know the word, torch and adamp
-            for name in self.defaults.keys() & mine.keys():
-                group.setdefault(name, mine[name])
         for group in self.param_groups:
-            for name, value in self.defaults.items():
+            for name, value in defaults.items():
                 group.setdefault(name, value)
-        if loading is not None:
-            restore(self, loading, runtime.counts_on_device)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class, of the torch.optim class of the same name, or of the adamp package's.
@@ -349,15 +342,22 @@ class Optimizer(torch.optim.Optimizer):
         capturable. What it does not hold stays, but for decouple_lr: a state dict of torch's or adamp's has its
         weight_decay in torch's convention, and so decouple_lr becomes False.
 
-        Raises ValueError, before anything has changed, if a parameter's state is not that of such an optimizer.
+        Raises ValueError or TypeError, before anything has changed, if the state dict asks for what this class does not
+        do (`amsgrad=True`, say, or the decay of Adam in AdamW), if a state is not of the parameter's shape, or if the
+        state or the arguments are not those of such an optimizer.
         """
 
-        def keep(_: Any, final: dict[str, Any]) -> None:
-            check_loaded(self.rule, final["state"])
-            self._runtime.loading = final
+        def prepared(_: Any, final: dict[str, Any]) -> dict[str, Any] | None:
+            runtime = self._runtime
+            runtime.loading = prepare(
+                self.rule, type(self).__name__, self.param_groups, self.defaults, runtime.counts_on_device, final
+            )
+            if runtime.loading is None:
+                return None
+            return {**final, "state": {}, "param_groups": runtime.loading.groups}
 
         # Registered last, so that it sees what every other pre-hook has made of the state dict.
-        handle = self.register_load_state_dict_pre_hook(keep)
+        handle = self.register_load_state_dict_pre_hook(prepared)
         try:
             super().load_state_dict(state_dict)
         finally:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .checkpoints import Loading
 from .hyper import Hyper
 from .scaling import Clip
 
@@ -24,7 +25,7 @@ class Runtime:
         members: identities of the parameters of all groups, None if unknown. They are stale once groups were changed by
         hand, so a parameter that is found there has to be looked for in the groups.
     stepped: the runners of the last step that was taken.
-    loading: the state dict that is being loaded.
+    loading: what a state dict that is being loaded is to bring.
     captured: what CUDA graphs that were captured of steps still point to.
     counts_on_device: whether step counts lie beside the parameters in groups that are not capturable too: once a step
         was scaled on a device, as only the device knows whether it was taken.
@@ -37,7 +38,7 @@ class Runtime:
     cached: list[tuple[list[Any], Hyper] | None] = field(default_factory=list)
     layout: list[tuple[int, str]] = field(default_factory=list)
     stepped: list[Runner] = field(default_factory=list)
-    loading: dict[str, Any] | None = None
+    loading: Loading | None = None
     captured: list[Tensor] = field(default_factory=list)
     counts_on_device: bool = False
     clip: Clip | None = None

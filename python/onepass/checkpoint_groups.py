@@ -1,0 +1,106 @@
+"""The param groups of a state dict: what they ask for is done or refused, and what means nothing here is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from .hyper import Rule
+
+# Arguments of the optimizer that loads, never of the checkpoint, which may have been written on another machine.
+OWN = ("backend", "capturable")
+
+# Arguments of other optimizers that have no influence on the result of a step.
+HARMLESS = ("foreach", "fused", "max_lr_snapshot")
+
+_ANY = object()  # no value of the argument leaves the step as it is
+
+
+class Argument(NamedTuple):
+    """An argument of another optimizer that changes its step.
+
+    neutral: the value with which it does not. use: the class that has the argument.
+    """
+
+    neutral: Any
+    use: str
+
+
+_TIMM = "the class of timm.optim"
+_OTHERS = "the class of pytorch_optimizer"
+REFUSED = {
+    "amsgrad": Argument(False, "torch.optim.Adam or torch.optim.AdamW"),
+    "differentiable": Argument(False, "the class of torch.optim"),
+    "momentum_decay": Argument(_ANY, "torch.optim.NAdam"),
+    "caution": Argument(False, _TIMM),
+    "corrected_weight_decay": Argument(False, _TIMM),
+    "clipping_threshold": Argument(None, _TIMM),
+    "schedule_decay": Argument(_ANY, _TIMM),
+    "clip_exp": Argument(_ANY, "timm.optim.Adopt"),
+    "bias_correction": Argument(True, "apex.optimizers.FusedAdam"),
+    "correct_bias": Argument(True, "the class of transformers"),
+    "fixed_decay": Argument(False, _OTHERS),
+    "use_gc": Argument(False, _OTHERS),
+    "adanorm": Argument(False, _OTHERS),
+    "adam_debias": Argument(False, _OTHERS),
+    "ams_bound": Argument(False, _OTHERS),
+    "cautious": Argument(False, _OTHERS),
+    "stable_adamw": Argument(False, _OTHERS),
+    # Of our own classes, loaded into one that does not have them.
+    "nesterov": Argument(False, "onepass.AdamP"),
+    "delta": Argument(_ANY, "onepass.AdamP or onepass.SGDP"),
+    "wd_ratio": Argument(_ANY, "onepass.AdamP or onepass.SGDP"),
+    "momentum": Argument(0, "onepass.SGD or onepass.SGDP"),
+    "dampening": Argument(0, "onepass.SGD or onepass.SGDP"),
+    "betas": Argument(_ANY, "onepass.AdamW or another class of the Adam family"),
+}
+
+# Whether the weight decay stays out of the gradient: torch's name of the argument, timm's and pytorch_optimizer's.
+DECOUPLED = ("decoupled_weight_decay", "decoupled", "weight_decouple")
+
+FOREIGN = frozenset([*HARMLESS, *REFUSED, *DECOUPLED])
+
+
+def check_arguments(rule: Rule, name: str, known: Iterable[str], groups: list[dict[str, Any]]) -> None:
+    """Raises ValueError if a group of a state dict asks for what the class `name` does not do.
+
+    known: the arguments of that class.
+    """
+    for index, group in enumerate(groups):
+        for key in FOREIGN.intersection(group).difference(known):
+            value = group[key]
+            where = f"the state dict's param group {index} has {key}={value!r}"
+            if key in DECOUPLED:
+                _check_decay(rule, name, key, bool(value), where)
+            elif key in REFUSED and not _is_neutral(value, REFUSED[key].neutral):
+                neutral, use = REFUSED[key]
+                instead = f"delete {key}" if neutral is _ANY else f"set {key}={neutral!r}"
+                raise ValueError(
+                    f"{where}, which onepass.{name} does not have; use {use}, or {instead} in the state dict to go on "
+                    "without it"
+                )
+
+
+def _check_decay(rule: Rule, name: str, key: str, decoupled: bool, where: str) -> None:
+    in_gradient = rule.decay in ("l2", "proximal_l2")
+    if decoupled == in_gradient:
+        use = "onepass.AdamW" if decoupled else "onepass.Adam"
+        raise ValueError(
+            f"{where}, but the weight decay of onepass.{name} is {'not ' * decoupled}decoupled from the gradient; use "
+            f"{use}, or set {key}={not decoupled} in the state dict to go on with the decay of {name}"
+        )
+
+
+def _is_neutral(value: Any, neutral: Any) -> bool:
+    return value is None or (neutral is not _ANY and bool(value == neutral))
+
+
+def merged(saved: dict[str, Any], mine: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The group to load: `saved`, completed by this optimizer's group `mine` and the defaults of its class.
+
+    A group without decouple_lr is of torch's or adamp's optimizers, whose convention is `decouple_lr=False`.
+    """
+    kept = {key: value for key, value in saved.items() if key not in FOREIGN or key in mine or key in defaults}
+    kept.update({key: mine[key] for key in OWN})
+    kept.setdefault("decouple_lr", False)
+    return {**kept, **{key: mine.get(key, value) for key, value in defaults.items() if key not in kept}}

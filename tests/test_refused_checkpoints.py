@@ -1,0 +1,271 @@
+"""State dicts that ask for what an optimizer does not do, or that are not its own: refused at load, with nothing changed.
+
+And those that are loaded: no key is added, by a state dict of others neither.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import adamp
+import pytest
+import torch
+from torch import Tensor
+
+import onepass
+from compare import assert_same_bits
+from drive import parameters, through_a_file, train
+from onepass.checkpoint_groups import FOREIGN, HARMLESS, REFUSED
+from oracles import Arguments, _timm
+from records import RECORDS, Record, each_optimizer
+from tensors import values
+
+StateDict = dict[str, Any]
+LAST = 5  # the last of the parameters: those before it would have been loaded already
+
+
+def stepped(record: Record, **arguments: Any) -> Any:
+    return train(record.make(parameters(), backend="cpu", **{**record.typical, **arguments}), range(2))
+
+
+def refused(opt: Any, state_dict: StateDict, *words: str) -> None:
+    """Loads, expects a refusal that has these words, and that the optimizer and the state dict are what they were."""
+
+    def holding() -> Any:
+        groups = [(id(group), dict(group)) for group in opt.param_groups]
+        state = [(id(key), id(own), dict(own)) for key, own in opt.state.items()]
+        runtime = {name: value for name, value in vars(opt._runtime).items() if name != "loading"}
+        return copy.copy(vars(opt)), dict(opt.defaults), groups, state, runtime
+
+    def flat(tree: Any) -> list[Any]:
+        return torch.utils._pytree.tree_leaves(tree)
+
+    def marks() -> list[tuple[int, int]]:
+        return [(id(leaf), leaf._version if isinstance(leaf, Tensor) else 0) for leaf in flat(state_dict)]
+
+    before, given = holding(), marks()
+    bits = {id(leaf): leaf.detach().clone() for leaf in flat(before) if isinstance(leaf, Tensor)}
+    with pytest.raises((ValueError, TypeError)) as caught:
+        opt.load_state_dict(state_dict)
+    for word in words:
+        assert word in str(caught.value)
+    after = holding()
+    assert len(flat(after)) == len(flat(before))
+    for leaf, was in zip(flat(after), flat(before), strict=True):
+        assert leaf is was or (type(leaf) is int and leaf == was)  # an int may be an id
+    for leaf in flat(after):
+        if isinstance(leaf, Tensor):
+            assert_same_bits(leaf, bits[id(leaf)], "tensor")
+    assert opt._runtime.loading is None and not opt._optimizer_load_state_dict_pre_hooks
+    assert marks() == given
+
+
+# ------------------------------------------------------------------ arguments
+
+Make = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+ASKED: dict[str, tuple[Make, str, tuple[str, ...]]] = {
+    "decoupled in Adam": (
+        lambda ps: torch.optim.Adam(ps, weight_decay=0.1, decoupled_weight_decay=True),
+        "Adam",
+        ("decoupled_weight_decay=True", "use onepass.AdamW"),
+    ),
+    "l2 in AdamW": (
+        lambda ps: torch.optim.Adam(ps, weight_decay=0.1),
+        "AdamW",
+        ("decoupled_weight_decay=False", "use onepass.Adam,"),
+    ),
+    "l2 in AdamP": (lambda ps: torch.optim.Adam(ps), "AdamP", ("decoupled_weight_decay=False", "use onepass.Adam,")),
+    "amsgrad": (lambda ps: torch.optim.AdamW(ps, amsgrad=True), "AdamW", ("amsgrad=True", "torch.optim.AdamW")),
+    "differentiable": (
+        lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, differentiable=True),
+        "SGD",
+        ("differentiable=True", "of torch.optim"),
+    ),
+    "caution of AdamP": (lambda ps: _timm("adamp", "AdamP")(ps, caution=True), "AdamP", ("caution=True", "timm.optim")),
+    "caution of SGDP": (
+        lambda ps: _timm("sgdp", "SGDP")(ps, lr=0.1, caution=True),
+        "SGDP",
+        ("caution=True", "timm.optim"),
+    ),
+    "corrected decay": (
+        lambda ps: _timm("adamw", "AdamWLegacy")(ps, corrected_weight_decay=True),
+        "AdamW",
+        ("corrected_weight_decay=True", "timm.optim"),
+    ),
+    "NAdam": (lambda ps: torch.optim.NAdam(ps), "Adam", ("momentum_decay=0.004", "torch.optim.NAdam")),
+    "nesterov": (lambda ps: adamp.AdamP(ps, nesterov=True), "AdamProx", ("which onepass.AdamProx does not have",)),
+    "projection": (lambda ps: adamp.AdamP(ps), "AdamW", ("=0.1", "use onepass.AdamP")),
+    "SGDP in SGD": (lambda ps: adamp.SGDP(ps, lr=0.1, momentum=0.9), "SGD", ("=0.1", "onepass.SGDP")),
+}
+
+
+@pytest.mark.parametrize("has_stepped", [False, True], ids=["new", "stepped"])
+@pytest.mark.parametrize(("make", "name", "words"), ASKED.values(), ids=ASKED)
+def test_arguments_that_change_the_step(make: Make, name: str, words: tuple[str, ...], has_stepped: bool) -> None:
+    """Before its first step a state dict has no state that could be looked at."""
+    theirs = make(parameters())
+    if has_stepped and not theirs.param_groups[0].get("differentiable"):  # whose step is not for leaves
+        train(theirs, range(2))
+    refused(stepped(RECORDS[name]), theirs.state_dict(), "the state dict's param group 0 has", *words)
+
+
+@each_optimizer
+def test_every_argument_of_others(record: Record) -> None:
+    """In the last group, behind one that can be loaded."""
+    groups = [{"params": [values((3, 4), torch.float32, i)]} for i in range(2)]
+    opt = train(record.make(groups, backend="cpu", **record.typical), range(2))
+    for key, (neutral, use) in REFUSED.items():
+        if key in opt.defaults:
+            continue
+        saved = opt.state_dict()
+        saved["param_groups"][1][key] = not neutral if isinstance(neutral, bool) else 0.25
+        refused(opt, saved, f"group 1 has {key}=", f"onepass.{record.name} does not have", use, "to go on without it")
+    for bad, words in ({"lr": -1.0}, "lr must be at least 0"), ({"weight_decay": "x"}, "weight_decay must be a number"):
+        saved = opt.state_dict()
+        saved["param_groups"][1].update(bad)
+        refused(opt, saved, f"the state dict's param group 1: {words}")
+
+
+@each_optimizer
+def test_what_the_refusal_advises(record: Record) -> None:
+    """Without what was refused, the same state dict is loaded, and nothing of others' arguments is left in the groups."""
+    opt = stepped(record)
+    saved, keys = opt.state_dict(), list(opt.param_groups[0])
+    decoupled = record.name not in ("Adam", "AdamProxL2", "SGD")
+    also = {key: True for key in HARMLESS} | {key: neutral for key, (neutral, _) in REFUSED.items()}
+    also |= dict.fromkeys(("decoupled_weight_decay", "weight_decouple"), decoupled)
+    also = {key: value for key, value in also.items() if key not in keys and type(value) is not object}
+    saved["param_groups"][0].update(also, name="of the user", lr_scale=0.5)
+    opt.load_state_dict(saved)
+    assert sorted(opt.param_groups[0]) == sorted([*keys, "name", "lr_scale"])
+    assert FOREIGN.issuperset(also)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda ps: torch.optim.Adam(ps, fused=True), "Adam"),
+        (lambda ps: torch.optim.AdamW(ps, foreach=True), "AdamW"),
+        (lambda ps: torch.optim.AdamW(ps), "AdamProx"),
+        (lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9), "SGD"),
+        (lambda ps: torch.optim.SGD(ps, lr=0.1), "SGD"),
+        (lambda ps: adamp.AdamP(ps), "AdamP"),
+        (lambda ps: adamp.SGDP(ps, lr=0.1, momentum=0.9), "SGDP"),
+        (lambda ps: _timm("adamp", "AdamP")(ps), "AdamP"),
+        (lambda ps: _timm("adamw", "AdamWLegacy")(ps), "AdamW"),
+    ],
+)
+def test_state_dicts_of_others_add_no_key(make: Make, name: str) -> None:
+    opt = stepped(RECORDS[name])
+    keys = sorted(opt.param_groups[0])
+    opt.load_state_dict(through_a_file(train(make(parameters()), range(2)).state_dict()))
+    assert sorted(opt.param_groups[0]) == keys
+    train(opt, [2])
+
+
+# ------------------------------------------------------------------ keys
+
+
+@each_optimizer
+@pytest.mark.parametrize("arguments", [{}, {"decouple_lr": True}], ids=["plain", "decouple_lr"])
+def test_a_resumed_state_dict_is_the_unbroken_one(record: Record, arguments: Arguments) -> None:
+    """The keys and their order too; so are those of copies."""
+    opt = stepped(record, **arguments)
+    other = record.make(parameters(), backend="cpu", **{**record.typical, **arguments})
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    twins = [other, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))]
+    assert [list(twin.defaults.items()) for twin in twins] == [list(opt.defaults.items())] * 3
+    want = opt.state_dict()
+    for twin in twins:
+        got = twin.state_dict()
+        assert repr(got["param_groups"]) == repr(want["param_groups"])
+        assert [[*own] for own in got["state"].values()] == [[*own] for own in want["state"].values()]
+        assert list(got["state"]) == list(want["state"])
+        twin.add_param_group({"params": [torch.ones(2)]})
+        assert set(twin.param_groups[1]) - {"params"} <= {*opt.defaults, "initial_lr"}
+
+
+# ------------------------------------------------------------------ state
+
+
+def _with(key: str, value: Any) -> Callable[[StateDict], StateDict]:
+    return lambda own: {**own, key: value(own[key]) if callable(value) else value}
+
+
+def _without(key: str) -> Callable[[StateDict], StateDict]:
+    return lambda own: {name: value for name, value in own.items() if name != key}
+
+
+def _negative(moment: Tensor) -> Tensor:
+    """In one element, the others NaN, which a minimum would return."""
+    out = torch.full_like(moment, torch.nan)
+    out.view(-1)[7] = -1e-30
+    return out
+
+
+inf, nan = float("inf"), float("nan")
+WRONG: dict[str, tuple[Callable[[StateDict], Any], tuple[str, ...]]] = {
+    "no count": (_without("step"), ("must have 'exp_avg', 'exp_avg_sq', 'step', got ", "without 'step'")),
+    "no moment": (_without("exp_avg"), ("without 'exp_avg'",)),
+    "another optimizer": (lambda own: {"square_avg": own["exp_avg_sq"]}, ("got 'square_avg'",)),
+    "its count": (lambda own: {"step": own["step"], "sum": own["exp_avg_sq"]}, ("got 'step', 'sum'",)),
+    "SGD's": (lambda own: {"momentum_buffer": None}, ("got 'momentum_buffer'",)),
+    "no state": (lambda own: [own], ("state of parameter 5", "must be a dict")),
+    "no number": (_with("step", "x"), ("'step' of parameter 5 must be one number, got 'x'",)),
+    "two numbers": (_with("step", torch.ones(2)), ("must be one number",)),
+    "a truth": (_with("step", torch.tensor(True)), ("must be one number",)),
+    "complex count": (_with("step", torch.tensor(1j)), ("must be one number",)),
+    **{f"{n} steps": (_with("step", torch.tensor(n)), ("at least 0, got", str(n))) for n in (-1.0, nan, inf)},
+    "-1 as a number": (_with("step", -1), ("'step' of parameter 5 must be a finite number, at least 0, got -1.0",)),
+    "integers": (_with("exp_avg", Tensor.long), ("'exp_avg' of parameter 5", "torch.int64")),
+    "complex moment": (_with("exp_avg_sq", lambda v: v + 0j), ("'exp_avg_sq'", "torch.complex64")),
+    "no tensor": (_with("exp_avg", 0.5), ("'exp_avg' of parameter 5 must be a tensor, got 0.5",)),
+    "sparse": (_with("exp_avg", Tensor.to_sparse), ("dense", "torch.sparse_coo")),
+    "negative": (_with("exp_avg_sq", _negative), ("'exp_avg_sq' of parameter 5", "below 0")),
+    "shape": (_with("exp_avg", lambda m: m[:7]), ("shape (7, 150)", "shape (20, 150)", "is it of another model?")),
+    "flat": (_with("exp_avg_sq", Tensor.flatten), ("shape (3000,)", "shape (20, 150)", "is it of another model?")),
+}
+GATE = {f"counter {x}": (_with("gate_counter", x), ("'gate_counter' of parameter 5",)) for x in (-1, 4, 1.5, nan, "x")}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        *[pytest.param("AdamW", *case, id=f"AdamW {name}") for name, case in WRONG.items()],
+        *[pytest.param("AdamP", *case, id=f"AdamP {name}") for name, case in GATE.items()],
+        pytest.param("SGD", _with("momentum_buffer", lambda b: b[:7]), ("is it of another model?",), id="SGD shape"),
+        pytest.param("SGD", lambda own: {"exp_avg": own["momentum_buffer"]}, ("got 'exp_avg'",), id="SGD Adam's"),
+    ],
+)
+def test_state_of_another_kind(name: str, change: Callable[[StateDict], Any], words: tuple[str, ...]) -> None:
+    opt = stepped(RECORDS[name])
+    saved = opt.state_dict()
+    saved["state"] = {**saved["state"], LAST: change(saved["state"][LAST])}
+    saved["param_groups"] = [{**group, "lr": 7.0} for group in saved["param_groups"]]
+    refused(opt, saved, *words)
+
+
+@each_optimizer
+def test_parameters_in_another_order(record: Record) -> None:
+    """As of another model. The message has the name of the parameter, where it was given."""
+    opt = record.make(zip("ab", parameters(shapes=[(3, 4), (5,)]), strict=True), backend="cpu", **record.typical)
+    other = train(record.make(parameters(shapes=[(3, 4), (6,)]), backend="cpu", **record.typical), range(2))
+    words = ("shape (6,)", "shape (5,)", "is it of another model?", "of parameter 1 ('b')")
+    refused(opt, through_a_file(other.state_dict()), *words)
+    train(opt, range(2))
+    refused(opt, other.state_dict(), *words)
+
+
+def test_numbers_that_are_none_are_loaded() -> None:
+    """A run that has diverged has them in its moments, which come back as they were."""
+    opt = stepped(RECORDS["AdamW"])
+    first = next(iter(opt.state.values()))
+    first["exp_avg"][0, 0], first["exp_avg_sq"][0, 0], first["exp_avg_sq"][0, 1] = nan, inf, -0.0
+    other = onepass.AdamW(parameters())
+    other.load_state_dict(through_a_file(opt.state_dict()))
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert_same_bits(next(iter(other.state.values()))[key], first[key], key)
