@@ -15,6 +15,7 @@ from . import backends
 from .arguments import OF_TORCH, refuse_unknown, refuse_unsupported, warn_unknown
 from .checkpoints import prepare
 from .checks import check_gradients, check_parameters, check_rows, check_state, step_device
+from .forks import one_thread_after_fork
 from .hooks import hooked
 from .hyper import Hyper, Rule, has_buffer, hyper_of
 from .last_step import LastStep
@@ -133,6 +134,11 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._step()
+        return loss
+
+    @one_thread_after_fork
+    def _step(self) -> None:
         runtime, scaling = self._runtime, self._scaling()
         hypers = self._make_ready(scaled=bool(scaling))
         for runner in runtime.runners:
@@ -142,7 +148,6 @@ class Optimizer(torch.optim.Optimizer):
             if runtime.unstepped:
                 runtime.unstepped = {p for p in runtime.unstepped if p.grad is None}
         runtime.clip = None
-        return loss
 
     def _make_ready(self, scaled: bool) -> list[Hyper]:
         """Looks at every group and tensor and has all runners ready for a step; returns the groups' hyper-parameters.
@@ -215,6 +220,7 @@ class Optimizer(torch.optim.Optimizer):
         return sys._getframe(1).f_globals.get("__name__") == torch.amp.GradScaler.__module__
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # nor is `step` traced: see hooks.py
+    @one_thread_after_fork
     def clip_grad_norm_(self, max_norm: float | Tensor, *, error_if_nonfinite: bool = False) -> Tensor:
         """Has the coming step clip the norm of all gradients of this optimizer, taken as one vector, to `max_norm`.
 
@@ -332,6 +338,7 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in defaults.items():
                 group.setdefault(name, value)
 
+    @one_thread_after_fork
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class, of the torch.optim class of the same name, or of the adamp package's.
 
