@@ -195,7 +195,7 @@ bool Binding::ready(const py::list& groups) {
     for (size_t i = 0; i < groups_[g].size(); ++i)
       if (PyList_GET_ITEM(params, i) != groups_[g][i]) return false;
   }
-  if (!unchanged(state_, state_entries_) || !read_live()) return false;
+  if (!same_state() || !read_live()) return false;
   for (size_t i = 0; i < sources_.size(); ++i) {
     static PyObject* const grad = PyUnicode_InternFromString("grad");
     gradients_[i] = py::reinterpret_steal<py::object>(PyObject_GetAttr(sources_[i].param, grad));
@@ -211,12 +211,33 @@ bool Binding::ready(const py::list& groups) {
   return true;
 }
 
+// Whether every parameter has the state dict that was bound. Entries of others, a hook's say, may come and go.
+bool Binding::same_state() {
+  if (unchanged(state_, state_entries_)) return true;
+  for (const Source& source : sources_)
+    if (PyDict_GetItemWithError(state_, source.param) != source.state) return PyErr_Clear(), false;
+  state_entries_ = entries_of(state_);
+  return true;
+}
+
+// The same of the entries of one parameter's state.
+bool Binding::same_entries(Source& source) const {
+  if (unchanged(source.state, source.entries)) return true;
+  for (size_t j = 0; j < moments_.size(); ++j)
+    if (PyDict_GetItemWithError(source.state, py::object(moments_[j]).ptr()) != source.moment[j])
+      return PyErr_Clear(), false;
+  if (PyDict_GetItemString(source.state, "step") != source.step) return false;
+  if (PyDict_GetItemString(source.state, "gate_counter") != source.gate_counter) return false;
+  source.entries = entries_of(source.state);
+  return true;
+}
+
 // Takes the addresses of a parameter that has a gradient, and of its state.
-bool Binding::read(const Source& source, Tensor& t, PyObject* gradient) const {
+bool Binding::read(Source& source, Tensor& t, PyObject* gradient) const {
   if (!read_operand(source.param, t, t.dtype, t.p) || !read_operand(gradient, t, t.dtype, t.g)) return false;
   const Family family = plan_.family(t.group);
   if (family == Family::plain_sgd) return true;
-  if (!source.state || !unchanged(source.state, source.entries)) return false;
+  if (!source.state || !same_entries(source)) return false;
   const Dtype work = t.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   for (int j = 0; j < (family == Family::adam ? 2 : 1); ++j)
     if (!source.moment[j] || !read_operand(source.moment[j], t, work, t.moment[j])) return false;

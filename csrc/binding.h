@@ -51,7 +51,9 @@ class Binding {
   void add(PyObject* param, int group, bool projected);
   void add_live(pybind11::handle live, const Hyper& fixed);
   void* number(PyObject* object, int bits, dlpack::Device device) const;
-  bool read(const Source& source, Tensor& t, PyObject* gradient) const;
+  bool same_state();
+  bool same_entries(Source& source) const;
+  bool read(Source& source, Tensor& t, PyObject* gradient) const;
   bool read_operand(PyObject* object, const Tensor& t, Dtype dtype, View& view) const;
   bool read_live();
   bool read_live(PyObject* object, LiveNumber& number) const;

@@ -83,9 +83,13 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         f"group {g} parameter {i} state {key}": value
         for g, group in enumerate(optimizer.param_groups)
         for i, p in enumerate(group["params"])
-        for key, value in (optimizer.state[p].items() if p in optimizer.state else ())
+        for key, value in _items(optimizer.state.get(p))
         if isinstance(value, Tensor)
     }
+
+
+def _items(own: Any) -> Any:
+    return own.items() if isinstance(own, dict) else ()
 
 
 def everything(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -213,6 +213,8 @@ CASES = [
     Case("moment that is none", "AdamP", _state("exp_avg_sq", lambda p: 1.0), ValueError, PARAMETER, ("'exp_avg_sq'", "got 1.0")),
     Case("moment that overlaps", "SGD", _state("momentum_buffer", lambda p: torch.zeros(6).expand(4, 6)), ValueError, PARAMETER,
          ("'momentum_buffer'", "dense")),
+    Case("state that is none", "SGD", lambda opt, group, p: opt.state.__setitem__(p, [1]), TypeError, PARAMETER,
+         ("its state must be a dict, got [1]", "delete it")),
     Case("step that is none", "Adam", _state("step", lambda p: 3), ValueError, PARAMETER, ("'step'", "float32", "got 3")),
     Case("step of two", "Adam", _state("step", lambda p: torch.ones(2)), ValueError, PARAMETER, ("'step'", "one")),
     Case("counter of another dtype", "AdamP", _state("gate_counter", lambda p: torch.ones(())), ValueError, PARAMETER,

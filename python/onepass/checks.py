@@ -152,6 +152,8 @@ def check_state(rule: Rule, groups: Sequence[Group], state: Any, counts_on_devic
     owners = [group for group in groups for _ in group["params"]]
     for (name, p), group in zip(each_parameter(groups), owners, strict=True):
         own = state.get(p, {})
+        if not isinstance(own, dict):
+            raise TypeError(f"{name}: its state must be a dict, got {own!r}; delete it from the optimizer's state")
         for key in rule.moments:
             moment = own.get(key)
             if moment is None:

@@ -36,6 +36,11 @@ class Rule:
     counted: bool = True
     lazy_buffer: bool = False
 
+    @property
+    def state_keys(self) -> tuple[str, ...]:
+        """The keys of a parameter's state; all others in it are not this optimizer's."""
+        return (*self.moments, *["step"] * self.counted, *["gate_counter"] * self.projected)
+
 
 @dataclass(frozen=True)
 class Live:

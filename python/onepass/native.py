@@ -62,7 +62,11 @@ class PlanRunner:
         rule = self.rule
         # The plan borrows these objects; held here, the garbage collector sees them.
         own = [state[p] for params in self.params for p in params if p in state]
-        self.kept = [state, own, [list(entries.values()) for entries in own]]
+        self.kept = [
+            state,
+            own,
+            [[entries.get(key) for key in ("step", "gate_counter", *rule.moments)] for entries in own],
+        ]
         self.known = []
         self.make_plan(
             self.params, state, list(rule.moments), rule.family == "sgd", rule.projected, rule.lazy_buffer, first

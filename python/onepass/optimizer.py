@@ -155,7 +155,7 @@ class Optimizer(torch.optim.Optimizer):
         scaled: whether the step has a `Scaling`.
         """
         hypers = self._hypers()
-        layout = [(id(group), group["backend"]) for group in self.param_groups]
+        layout = [id(self.state), *[(id(group), group["backend"]) for group in self.param_groups]]
         if layout != self._runtime.layout or not all(
             [runner.ready(self.param_groups, hypers) for runner in self._runtime.runners]
         ):
@@ -292,8 +292,9 @@ class Optimizer(torch.optim.Optimizer):
     def _move_counts(self) -> None:
         """Puts step counts beside their parameters."""
         self._runtime.counts_on_device, self._runtime.cached, self._runtime.layout = True, [], []
-        for p, own in self.state.items():
-            if isinstance(own.get("step"), Tensor):
+        for p in (p for group in self.param_groups for p in group["params"]):
+            own = self.state.get(p, {})
+            if self.rule.counted and own.get("step") is not None:
                 own["step"] = own["step"].to(p.device)
 
     # ------------------------------------------------------------------ checkpoints
@@ -308,7 +309,11 @@ class Optimizer(torch.optim.Optimizer):
         stepped."""
         if self._runtime.unstepped:
             for p in self._runtime.unstepped:
-                self.state.pop(p, None)
+                own = self.state.get(p, {})
+                for key in self.rule.state_keys:
+                    own.pop(key, None)
+                if not own:
+                    self.state.pop(p, None)
             self._runtime.unstepped = set()
             self._runtime.forget()
 

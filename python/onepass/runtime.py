@@ -21,9 +21,9 @@ class Runtime:
     Lightning's does, has attributes of its own, and shares this.
 
     runners, cached, layout, members: derived from groups and state; dropped by `forget`, and derived anew when they are
-        needed. cached: of each group, its values and what was made of them. layout: identity and backend of the groups.
-        members: identities of the parameters of all groups, None if unknown. They are stale once groups were changed by
-        hand, so a parameter that is found there has to be looked for in the groups.
+        needed. cached: of each group, its values and what was made of them. layout: identity of the state, identity and
+        backend of the groups. members: identities of the parameters of all groups, None if unknown. They are stale once
+        groups were changed by hand, so a parameter that is found there has to be looked for in the groups.
     stepped: the runners of the last step that was taken.
     loading: what a state dict that is being loaded is to bring.
     captured: what CUDA graphs that were captured of steps still point to.
@@ -36,7 +36,7 @@ class Runtime:
 
     runners: list[Runner] = field(default_factory=list)
     cached: list[tuple[list[Any], Hyper] | None] = field(default_factory=list)
-    layout: list[tuple[int, str]] = field(default_factory=list)
+    layout: list[Any] = field(default_factory=list)
     stepped: list[Runner] = field(default_factory=list)
     loading: Loading | None = None
     captured: list[Tensor] = field(default_factory=list)

@@ -102,7 +102,7 @@ class TritonRunner:
         h = self.hypers[e.group]
         moments = self.rule.moments if has_buffer(self.rule, h) else ()
         counted = self.rule.counted and self.rule.family == "adam"
-        own = self.state[e.p] if moments or counted or e.projected else {}
+        own = self.state.get(e.p, {})  # which makes no entry
         e.operands = [e.p, g, *[own[key] for key in moments]]
         e.step = own["step"] if counted else None
         e.counter = own["gate_counter"] if e.projected else None

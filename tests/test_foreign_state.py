@@ -1,0 +1,169 @@
+"""Entries of others in an optimizer's state, as a hook may leave them: no backend, copy or checkpoint minds them."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import torch
+
+from compare import assert_same_bits, assert_same_state
+from drive import feed, parameters, parameters_of, through_a_file, train
+from records import Record, each_backend, each_compiled, each_optimizer
+from tensors import values
+
+
+def foreign(record: Record) -> dict[str, Any]:
+    """Entries for the state of a parameter."""
+    own: dict[str, Any] = {"text": "abc", "ids": torch.arange(3), "wide": torch.ones(2, dtype=torch.float64)}
+    own["nested"] = {"pair": (torch.tensor(2.0), "x"), "none": None}
+    if not record.name.startswith("Adam"):
+        own["step"] = 3  # which is nobody's where steps are not counted
+    if not record.projected:
+        own["gate_counter"] = "mine"
+    return own
+
+
+def entries_of(opt: Any, record: Record) -> list[dict[str, Any]]:
+    return [{key: opt.state[p][key] for key in foreign(record)} for p in parameters_of(opt)]
+
+
+def burden(opt: Any, record: Record) -> None:
+    opt.state["a hook"] = 1
+    for p in parameters_of(opt):
+        opt.state[p].update(foreign(record))
+
+
+def without(opt: Any, record: Record) -> Any:
+    """The optimizer, without the entries of others."""
+    for key in [key for key in opt.state if not isinstance(key, torch.Tensor)]:
+        del opt.state[key]
+    for own in opt.state.values():
+        for key in foreign(record):
+            own.pop(key, None)
+    for p in [p for p, own in opt.state.items() if not own]:
+        del opt.state[p]
+    return opt
+
+
+@each_backend
+@each_optimizer
+def test_steps(backend: str, record: Record) -> None:
+    """Plain, clipped, scaled and skipped, with entries that are there before the state and change between steps."""
+    plain, opt = (record.make(parameters(), backend=backend, **record.typical) for _ in range(2))
+    burden(opt, record)
+    elsewhere = torch.ones(3)
+    opt.state[elsewhere] = {"step": torch.tensor(7.0), "exp_avg": "theirs"}
+
+    def another_count(*_: Any) -> None:
+        opt.state["a hook"] += 1
+        opt.state[parameters_of(opt)[0]]["text"] = [opt.state["a hook"]]
+
+    opt.register_step_post_hook(another_count)
+    for each in (plain, opt):
+        train(each, range(2))
+        feed(each, 2)
+        each.clip_grad_norm_(0.5)
+        each.step()
+        each.found_inf, each.grad_scale = torch.tensor(1.0), torch.tensor(2.0)
+        train(each, [3])
+        each.found_inf = torch.tensor(0.0)
+        train(each, [4])
+        del each.found_inf, each.grad_scale
+        train(each, [5])
+    assert opt.state["a hook"] == 7
+    assert opt.state[elsewhere]["step"] == 7 and opt.state[elsewhere]["exp_avg"] == "theirs"
+    del opt.state[elsewhere]
+    assert_same_state(without(opt, record), plain)
+
+
+@each_backend
+@each_optimizer
+@pytest.mark.parametrize("how", ["state dict", "deepcopy", "pickle"])
+def test_copies_have_them(backend: str, record: Record, how: str) -> None:
+    """torch's own optimizers make of a text in a state dict the text of a generator; bits and dtypes stay here."""
+    opt = record.make(parameters(torch.bfloat16), backend=backend, **record.typical)
+    burden(opt, record)
+    train(opt, range(2))
+    if how == "state dict":
+        other = record.make([p.detach().clone() for p in parameters_of(opt)], backend=backend, **record.typical)
+        other.load_state_dict(through_a_file(opt.state_dict()))
+    else:
+        other = copy.deepcopy(opt) if how == "deepcopy" else pickle.loads(pickle.dumps(opt))
+    assert other.state["a hook"] == 1
+    assert repr(entries_of(other, record)) == repr(entries_of(opt, record)) != repr([])
+    mine, theirs = (each.state[parameters_of(each)[0]]["wide"] for each in (opt, other))
+    mine.add_(1)
+    assert theirs.tolist() == [1.0, 1.0], "a copy of its own"
+    assert_same_state(without(train(other, [2]), record), without(train(opt, [2]), record))
+
+
+@each_backend
+@each_optimizer
+def test_entries_before_the_first_step(backend: str, record: Record) -> None:
+    """They are saved and loaded though there is no state beside them; what a clipping has made is not."""
+    opt, other = (record.make(parameters(), backend=backend, **record.typical) for _ in range(2))
+    burden(opt, record)
+    feed(opt, 0)
+    opt.clip_grad_norm_(1.0)
+    saved = opt.state_dict()
+    assert saved["state"].keys() == {"a hook", *range(len(parameters_of(opt)))}
+    assert [own.keys() for i, own in saved["state"].items() if i != "a hook"] == [foreign(record).keys()] * 6
+    other.load_state_dict(saved)
+    opt.zero_grad()
+    assert_same_state(without(train(other, [0]), record), without(train(opt, [0]), record))
+
+
+@each_compiled
+@each_optimizer
+def test_they_cost_nothing(backend: str, record: Record) -> None:
+    """Nothing is bound anew, which a CUDA graph would not allow, and what is replaced is freed."""
+    opt = train(record.make(parameters(), backend=backend, **record.typical), range(2))
+    (runner,) = opt._runtime.runners
+    p = parameters_of(opt)[0]
+    opt.state["a hook"], opt.state[p]["mine"] = 1, torch.ones(3)
+    old = weakref.ref(opt.state[p]["mine"])
+    train(opt, [2])
+    opt.state["a hook"], opt.state[p]["mine"] = 2, torch.ones(3)
+    train(opt, [3])
+    del opt.state["a hook"], opt.state[p]["mine"]
+    train(opt, [4])
+    gc.collect()
+    assert old() is None
+    assert opt._runtime.runners == [runner]
+
+
+# ------------------------------------------------------------------ the whole state
+
+
+@each_backend
+@each_optimizer
+def test_another_dict_for_the_state(backend: str, record: Record) -> None:
+    """`opt.state = defaultdict(dict)` is how a run is begun anew."""
+    opt = train(record.make(parameters(), backend=backend, **record.typical), range(3))
+    new = record.make([p.detach().clone() for p in parameters_of(opt)], backend=backend, **record.typical)
+    opt.state = defaultdict(dict)
+    assert_same_state(train(opt, range(3)), train(new, range(3)))
+
+
+@each_backend
+@each_optimizer
+def test_a_step_that_is_refused_makes_no_entry(backend: str, record: Record) -> None:
+    """A parameter whose first gradient comes later, and is refused."""
+    p, q = parameters(shapes=[(4, 6), (5, 3)])
+    opt = record.make([p, q], backend=backend, **record.typical)
+    p.grad = values(p.shape, p.dtype, 1)
+    opt.step()
+    q.grad = torch.ones(3).expand(5, 3)
+    before = {key: dict(own) for key, own in opt.state.items()}
+    with pytest.raises(ValueError, match="expanded"):
+        opt.step()
+    assert opt.state.keys() == before.keys() and q not in opt.state
+    q.grad = None
+    opt.step()
+    assert_same_bits(q, parameters(shapes=[(4, 6), (5, 3)])[1], "without a gradient")
