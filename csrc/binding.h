@@ -24,10 +24,12 @@ class Binding {
   // for the caller to find out.
   bool ready(const pybind11::list& groups);
 
+  // Releases the gradients, which `ready` has kept for the step.
+  void let_go();
+
  protected:
   // The parameters that were stepped; lets go of their gradients.
   pybind11::list stepped();
-  void let_go();  // of the gradients
   Scaling scaling_of(pybind11::handle clip, pybind11::handle grad_scale, pybind11::handle found_inf) const;
   pybind11::list tell(const std::vector<Verdict>& verdicts) const;
   pybind11::handle parameter(int tensor) const { return sources_[tensor].param; }
@@ -74,7 +76,8 @@ inline void add_plan(pybind11::module_& m) {
   namespace py = pybind11;
   py::class_<Binding>(m, "Plan", py::module_local())
       .def("set_hypers", &Binding::set_hypers, py::arg("hypers"))
-      .def("ready", &Binding::ready, py::arg("params"));
+      .def("ready", &Binding::ready, py::arg("params"))
+      .def("let_go", &Binding::let_go);
 }
 
 }  // namespace onepass

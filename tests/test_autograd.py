@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from compare import assert_same_bits
+from drive import feed, parameters, parameters_of
 from records import Record, each_backend, each_optimizer
 from tensors import values
 
@@ -47,6 +53,103 @@ def test_a_second_backward_through_changed_weights_is_refused(backend: str, reco
         opt.step()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+@each_backend
+@each_optimizer
+def test_versions(backend: str, record: Record) -> None:
+    """autograd knows by its version that a tensor was written to: just those that a step has stepped, and no gradient."""
+    base = values((8, 6), torch.float32, 1)
+    stepped = [values((4, 6), torch.float32, 2), values((3,), torch.bfloat16, 3), base[2:6]]
+    left = [values((4, 6), torch.float32, 4), values((0, 6), torch.float32, 5)]
+    opt = record.make([*stepped, *left], backend=backend, **record.typical)
+
+    def versions(tensors: list[Tensor]) -> list[int]:
+        return [t._version for t in tensors]
+
+    def moved(call: Callable[[], Any]) -> list[bool]:
+        """Of each that has a gradient, whether `call` has raised its version; of no other tensor."""
+        before, others = versions(stepped), versions(left)
+        gradients = [p.grad for p in stepped]
+        kept = [(versions([g])[0], g.clone()) for g in gradients]
+        call()
+        assert versions(left) == others
+        for p, g, (version, bits) in zip(stepped, gradients, kept, strict=True):
+            assert p.grad is g and g._version == version
+            assert_same_bits(g, bits, "gradient")
+        return [now > then for now, then in zip(versions(stepped), before, strict=True)]
+
+    def refused() -> None:
+        with pytest.raises(ValueError, match="expanded"):
+            opt.step()
+
+    for time in range(3):
+        for p in stepped:
+            p.grad = values(p.shape, p.dtype, time)
+        assert moved(lambda: opt.clip_grad_norm_(0.5)) == [False] * 3
+        whole = base._version
+        assert moved(opt.step) == [True] * 3
+        assert base._version > whole
+        stepped[0].grad = torch.ones(6).expand(4, 6)
+        assert moved(refused) == [False] * 3
+
+
+@each_backend
+@each_optimizer
+def test_backward_again_through_what_was_not_written(backend: str, record: Record) -> None:
+    """Through a weight without a gradient, after a step of others; through all, after a clipping or a refused step."""
+    w, frozen = (values((4, 6), torch.float32, i).requires_grad_() for i in range(2))
+    opt = record.make([w, frozen], backend=backend, **record.typical)
+    for _ in range(2):
+        loss, other = (w * w).sum(), (frozen * frozen).sum()
+        loss.backward(retain_graph=True)
+        opt.clip_grad_norm_(1.0)
+        loss.backward(retain_graph=True)
+        opt.zero_grad()
+        w.grad = torch.ones(6).expand(4, 6)
+        with pytest.raises(ValueError, match="expanded"):
+            opt.step()
+        w.grad = None
+        loss.backward()
+        opt.step()
+        other.backward()
+        opt.zero_grad()
+        assert all(p.requires_grad and p.is_leaf for p in (w, frozen))
+
+
+@each_backend
+@each_optimizer
+def test_gradients_are_freed(backend: str, record: Record) -> None:
+    """As soon as they are replaced, after every kind of step: a plain, a clipped, a skipped and a refused one."""
+    groups = [{"params": parameters()}, {"params": [values((4, 6), torch.float32, 1)]}]
+    opt = record.make(groups, backend=backend, **record.typical)
+
+    def held_after(call: Callable[[], Any]) -> int:
+        feed(opt, 0)
+        call()
+        kept = [weakref.ref(p.grad) for p in parameters_of(opt)]
+        opt.zero_grad()
+        return sum([gradient() is not None for gradient in kept])
+
+    def clip() -> None:
+        opt.clip_grad_norm_(0.5)
+
+    def clip_and_step() -> None:
+        clip()
+        opt.step()
+
+    def skip() -> None:
+        opt.found_inf = torch.tensor(1.0)
+        opt.step()
+        del opt.found_inf
+
+    def refuse() -> None:
+        groups[1]["params"][0].grad = torch.ones(6).expand(4, 6)
+        with pytest.raises(ValueError, match="expanded"):
+            opt.step()
+
+    calls = [opt.step, clip, clip_and_step, skip, refuse, opt.step, skip, refuse, clip]
+    assert [(call.__name__, held_after(call)) for call in calls] == [(call.__name__, 0) for call in calls]
 
 
 @each_backend

@@ -42,6 +42,9 @@ class Runner(Protocol):
     def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
         """Performs the step. Only after `ready` said true."""
 
+    def let_go(self) -> None:
+        """Releases the gradients that `ready` has looked at, if no step follows."""
+
     def verdicts(self) -> list[Seen]:
         """What the gates saw at the last step, copied without waiting for the device; empty if none did."""
 
@@ -82,6 +85,9 @@ class ReferenceRunner:
                     verdict = reference_step(self.rule, p, p.grad, own, h, id(p) in self.first)
                     if verdict is not None:
                         self.last[p] = verdict
+
+    def let_go(self) -> None:
+        pass  # it keeps none
 
     def verdicts(self) -> list[Seen]:
         return seen_on_host(self.last)

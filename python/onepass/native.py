@@ -82,6 +82,9 @@ class PlanRunner:
             self.known = mine
         return bool(self.plan.ready([groups[i]["params"] for i in self.indices]))
 
+    def let_go(self) -> None:
+        self.plan.let_go()
+
 
 class CpuRunner(PlanRunner):
     """The CPU backend. The kernels are in csrc/cpu/."""
@@ -96,7 +99,7 @@ class CpuRunner(PlanRunner):
 
     def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
         if scaling.skips:
-            return
+            return self.let_go()
         # autograd refuses a backward pass through weights that were written to: it knows by their version.
         increment_version(self.plan.run(torch.get_num_threads(), scaling.factor))
 

@@ -169,6 +169,8 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _prepare(self, hypers: list[Hyper]) -> None:
         """The slow path: checks everything, makes missing state, and gives every backend its groups."""
+        for runner in self._runtime.runners:
+            runner.let_go()
         check_parameters(self.rule, self.param_groups)
         check_rows(self.rule, self.param_groups)
         check_gradients(self.param_groups)
