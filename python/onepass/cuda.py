@@ -41,6 +41,7 @@ class CudaRunner(PlanRunner):
 
     name = "cuda"
     capturable = True
+    plan: native._C.CudaPlan
 
     def __init__(self, optimizer: Optimizer, indices: list[int]):
         super().__init__(optimizer, indices)
@@ -65,9 +66,9 @@ class CudaRunner(PlanRunner):
                 f"{native._C.cuda_archs}; rebuild it with ONEPASS_CUDA_ARCHS, or use backend='reference'"
             )
 
-    def make_plan(self, *arguments: Any) -> None:
+    def make_plan(self, **arguments: Any) -> None:
         with self.on_device():
-            plan = self.plan_class()(*arguments, self.device.index or 0)
+            plan = self.plan_class()(**arguments, device=self.device.index or 0)
         # Of torch's memory, so that its allocator knows of it; on the stream that the steps are launched on.
         memory = torch.empty(max(plan.memory_bytes, 1), dtype=torch.uint8, device=self.device)
         image = bytearray(plan.image(memory.data_ptr()))
@@ -75,7 +76,7 @@ class CudaRunner(PlanRunner):
             memory.copy_(torch.frombuffer(image, dtype=torch.uint8))
         self.plan, self.memory, self.stream = plan, memory, None
 
-    def plan_class(self) -> Any:
+    def plan_class(self) -> type[native._C.CudaPlan]:
         return native._C.CudaPlan
 
     def square_sum(self) -> Tensor:

@@ -50,7 +50,7 @@ class PlanRunner:
 
     name: str
     capturable = False
-    plan: Any
+    plan: _C.Plan
 
     def __init__(self, optimizer: Optimizer, indices: list[int]):
         self.rule = optimizer.rule
@@ -69,10 +69,16 @@ class PlanRunner:
         ]
         self.known = []
         self.make_plan(
-            self.params, state, list(rule.moments), rule.family == "sgd", rule.projected, rule.lazy_buffer, first
+            params=self.params,
+            state=state,
+            moments=list(rule.moments),
+            sgd=rule.family == "sgd",
+            projected=rule.projected,
+            lazy_buffer=rule.lazy_buffer,
+            first=first,
         )
 
-    def make_plan(self, *arguments: Any) -> None:
+    def make_plan(self, **arguments: Any) -> None:
         raise NotImplementedError
 
     def ready(self, groups: list[dict[str, Any]], hypers: list[Hyper]) -> bool:
@@ -80,7 +86,7 @@ class PlanRunner:
         if mine != self.known:
             self.plan.set_hypers(mine)
             self.known = mine
-        return bool(self.plan.ready([groups[i]["params"] for i in self.indices]))
+        return self.plan.ready([groups[i]["params"] for i in self.indices])
 
     def let_go(self) -> None:
         self.plan.let_go()
@@ -90,9 +96,10 @@ class CpuRunner(PlanRunner):
     """The CPU backend. The kernels are in csrc/cpu/."""
 
     name = "cpu"
+    plan: _C.CpuPlan
 
-    def make_plan(self, *arguments: Any) -> None:
-        self.plan = _C.CpuPlan(*arguments)
+    def make_plan(self, **arguments: Any) -> None:
+        self.plan = _C.CpuPlan(**arguments)
 
     def square_sum(self) -> Tensor:
         return torch.tensor(self.plan.square_sum(torch.get_num_threads()), dtype=torch.float64)
