@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import itertools
 import runpy
@@ -301,26 +302,76 @@ def test_a_parameter_that_was_not_projected() -> None:
 
 
 @each_backend
-def test_the_last_step_is_the_last_that_was_taken(backend: str) -> None:
-    """Not one that a gradient scaler has skipped, nor a clipping, nor a change of groups or state."""
-    p, q = values((4, 6), torch.float32, 0), values((4, 6), torch.float32, 1)
-    opt = onepass.AdamP([p], backend=backend)
-    p.grad = values((4, 6), torch.float32, 2)
+@each_projected
+def test_the_last_step_is_the_last_that_was_taken(record: Record, backend: str) -> None:
+    """Whatever happens until the next one: it is of the parameters and gradients of then."""
+    opt = make(record, backend)
+    p, q = params_of(opt)[0], values((4, 6), torch.float32, 1)
+    feed(opt, GATES)
     opt.clip_grad_norm_(1.0)
     assert len(opt.last_step()) == 0
     opt.step()
-    want = opt.last_step().flat()
+    want, params = opt.last_step().flat(), opt.last_step().params
 
-    p.grad = values((4, 6), torch.float32, 3)
+    def same() -> bool:
+        last = opt.last_step()
+        return last.flat() == want and all(a is b for a, b in zip(last.params, params, strict=True))
+
+    feed(opt, GATES[1:] + GATES[:1])
     opt.clip_grad_norm_(1.0)
-    assert opt.last_step().flat() == want
+    assert same(), "a clipping"
     opt.found_inf = torch.tensor(1.0)
     opt.step()
     del opt.found_inf
-    assert opt.last_step().flat() == want
+    assert same(), "a step that a gradient scaler has skipped"
+    p.grad = None
+    opt.zero_grad()
+    assert same() and p in opt.last_step(), "gradients that are gone"
+    p.grad = torch.ones(p.shape[1:]).expand_as(p)
+    with pytest.raises(ValueError, match="expanded"):
+        opt.step()
+    with pytest.raises(ValueError, match="expanded"):
+        opt.clip_grad_norm_(1.0)
+    assert same(), "a step that was refused"
+    p.grad = None
     opt.load_state_dict(opt.state_dict())
-    assert opt.last_step().flat() == want
+    assert same(), "another state"
     opt.add_param_group({"params": [q]})
-    assert opt.last_step().flat() == want
+    assert same(), "another group"
     opt.step()
-    assert opt.last_step().flat() != want
+    assert len(opt.last_step()) == 0, "a step of nothing"
+    q.grad = gradient("layer", q, 2)
+    opt.step()
+    assert [id(x) for x in opt.last_step()] == [id(q)] and opt.last_step()[q].gate == "layer"
+    opt.param_groups.pop()
+    assert next(iter(opt.last_step().flat())) == "removed0/gate"
+
+
+@each_projected
+def test_a_copy_has_taken_no_step(record: Record) -> None:
+    """Nor has an optimizer that a state dict was loaded into."""
+    opt, other = stepped(record, "cpu"), make(record, "cpu")
+    other.load_state_dict(opt.state_dict())
+    assert not other.last_step() and not copy.deepcopy(opt).last_step() and opt.last_step()
+
+
+@each_backend
+@each_projected
+def test_meta_tensors(record: Record, backend: str) -> None:
+    """There is nothing to be seen of them. They are stepped all the same, as torch's optimizers do, clipped too."""
+    p, meta = values((4, 6), torch.float32, 1), torch.empty(4, 6, device="meta")
+    opt = record.make([{"params": [meta], "backend": "reference"}], **{**record.typical, "backend": backend})
+    for _ in range(2):
+        meta.grad = torch.empty_like(meta)
+        opt.step()
+        assert not opt.last_step() and opt.last_step().flat() == {}
+    assert opt.clip_grad_norm_(1.0).is_meta
+    opt.step()
+    assert float(opt.state[meta].get("step", 3)) == 3
+    opt.add_param_group({"params": [p]})
+    p.grad = gradient("layer", p, 2)
+    opt.step()
+    assert opt.last_step().params == [p] and opt.last_step()[p].gate == "layer"
+    opt.load_state_dict(opt.state_dict())
+    opt.step()
+    assert opt.last_step().params == [p]

@@ -224,6 +224,8 @@ WRONG: dict[str, tuple[Callable[[StateDict], Any], tuple[str, ...]]] = {
     "integers": (_with("exp_avg", Tensor.long), ("'exp_avg' of parameter 5", "torch.int64")),
     "complex moment": (_with("exp_avg_sq", lambda v: v + 0j), ("'exp_avg_sq'", "torch.complex64")),
     "no tensor": (_with("exp_avg", 0.5), ("'exp_avg' of parameter 5 must be a tensor, got 0.5",)),
+    "meta": (_with("exp_avg", lambda m: m.to("meta")), ("'exp_avg' of parameter 5 is on the meta device",)),
+    "meta count": (_with("step", lambda t: t.to("meta")), ("must be one number",)),
     "sparse": (_with("exp_avg", Tensor.to_sparse), ("dense", "torch.sparse_coo")),
     "negative": (_with("exp_avg_sq", _negative), ("'exp_avg_sq' of parameter 5", "below 0")),
     "shape": (_with("exp_avg", lambda m: m[:7]), ("shape (7, 150)", "shape (20, 150)", "is it of another model?")),

@@ -48,7 +48,7 @@ def largest_difference(cls: Any, backend: str, device: str = "cpu") -> float:
         for ours, reference in zip(*runs, strict=True):
             difference = (ours.double() - reference.double()).abs().max() / reference.double().abs().max()
             units.append(float(difference) / torch.finfo(dtype).eps)
-    return float(torch.tensor(units).max())  # NaN if any is
+    return float(torch.tensor(units, device="cpu").max())  # NaN if any is
 
 
 def self_test() -> bool:

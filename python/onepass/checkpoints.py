@@ -124,6 +124,8 @@ def _check_moment(owner: _Owner, key: str, moment: Any) -> None:
         raise ValueError(
             f"{what} must be a plain dense tensor, got a {type(moment).__name__} of layout {moment.layout}"
         )
+    if moment.is_meta and not p.is_meta:
+        raise ValueError(f"{what} is on the meta device, so it has no values; save the state dict of a real optimizer")
     if moment.shape != p.shape:
         raise ValueError(
             f"{what} has shape {tuple(moment.shape)}, but the parameter has shape {tuple(p.shape)}: is it of another "
@@ -135,6 +137,8 @@ def _check_moment(owner: _Owner, key: str, moment: Any) -> None:
 
 def _check_number(owner: _Owner, key: str, value: Any, allowed: str, accepts: Callable[[float], bool]) -> None:
     what = f"the state dict's {key!r} of {owner.words}"
+    if isinstance(value, Tensor) and value.is_meta and owner.parameter.is_meta:
+        return
     if isinstance(value, Tensor):
         real = value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool and not value.is_meta
     else:
@@ -164,16 +168,20 @@ def _copied(rule: Rule, owners: dict[Any, _Owner], counts_on_device: bool, state
         mine = copied[p] = {}
         for key, value in own.items():
             if value is not None and key == "step" and rule.counted:
-                device = step_device(p, group, counts_on_device)
-                mine[key] = torch.tensor(float(value), dtype=torch.float32, device=device)
+                mine[key] = _number(value, torch.float32, step_device(p, group, counts_on_device))
             elif value is not None and key == "gate_counter" and _is_gated(rule, p):
-                mine[key] = torch.tensor(int(value), dtype=torch.uint8, device=p.device)
+                mine[key] = _number(value, torch.uint8, p.device)
             elif value is not None and key in rule.moments:
                 # torch's base class would cast it to the dtype of the parameter.
                 mine[key] = torch.empty_like(p, dtype=working_dtype(p.dtype), requires_grad=False).copy_(value)
             else:
                 mine[key] = _beside(p, value)
     return copied
+
+
+def _number(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    has_value = not (isinstance(value, Tensor) and value.is_meta)
+    return torch.tensor(float(value) if has_value else 0, dtype=dtype, device=device)
 
 
 def _beside(p: Tensor, value: Any) -> Any:

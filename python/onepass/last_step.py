@@ -91,7 +91,7 @@ class LastStep(Mapping[Tensor, Verdict]):
     def _together(self, name: str, dtype: torch.dtype) -> Tensor:
         parts: list[Tensor] = [getattr(part, name) for part in self._seen]
         if not parts:
-            return torch.empty(0, dtype=dtype)
+            return torch.empty(0, dtype=dtype, device="cpu")
         if len(parts) == 1:
             return parts[0]
         return torch.cat([part.to(self.params[0].device) for part in parts])
@@ -129,15 +129,16 @@ class LastStep(Mapping[Tensor, Verdict]):
         Each parameter has "/gate" (its position in GATES), "/cosine", "/p_norm", "/g_norm" and "/settled" (0.0 or 1.0).
         named_parameters: `model.named_parameters()`. A parameter that is not in it goes by the name under which it was
         given to the optimizer, with "group1." before it if another has that name too, or else by its place, as
-        "group0.param3".
+        "group0.param3". One that is in no group any more is "removed2", by its place in `params`.
         """
         names = self._names()
         names.update((p, name) for name, p in named_parameters or ())
         out = {}
-        for p, verdict in self.items():
-            out[f"{names[p]}/gate"] = float(GATES.index(verdict.gate))
-            for name in NUMBERS[1:]:
-                out[f"{names[p]}/{name}"] = float(getattr(verdict, name))
+        for place, (p, verdict) in enumerate(self.items()):
+            name = names.get(p, f"removed{place}")
+            out[f"{name}/gate"] = float(GATES.index(verdict.gate))
+            for number in NUMBERS[1:]:
+                out[f"{name}/{number}"] = float(getattr(verdict, number))
         return out
 
     def _names(self) -> dict[Tensor, str]:

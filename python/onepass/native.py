@@ -102,7 +102,7 @@ class CpuRunner(PlanRunner):
         self.plan = _C.CpuPlan(**arguments)
 
     def square_sum(self) -> Tensor:
-        return torch.tensor(self.plan.square_sum(torch.get_num_threads()), dtype=torch.float64)
+        return torch.tensor(self.plan.square_sum(torch.get_num_threads()), dtype=torch.float64, device="cpu")
 
     def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
         if scaling.skips:

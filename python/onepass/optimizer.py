@@ -255,7 +255,7 @@ class Optimizer(torch.optim.Optimizer):
         dtype = torch.float64 if any([p.dtype == torch.float64 for p in parameters]) else torch.float32
         with torch.no_grad():
             square_sums = [runner.square_sum() for runner in self._runtime.runners] or [
-                torch.zeros((), dtype=torch.float64)
+                torch.zeros((), dtype=torch.float64, device="cpu")
             ]
             total_norm = total_norm_of(square_sums, earlier, dtype)
             if error_if_nonfinite and not bool(total_norm.isfinite()):

@@ -61,7 +61,8 @@ def step(rule: Rule, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, f
     else:
         u, s = sgd_direction(rule, g, state, h, first), h.lr
 
-    if not rule.projected or p.dim() < 2 or p.numel() == 0:
+    # A gate takes values to decide, which meta tensors do not have.
+    if not rule.projected or p.dim() < 2 or p.numel() == 0 or p.is_meta:
         d, k = affine(h, s, projected=False, c=0.0)
         p.copy_(apply(x, u, d, k))
         return None
@@ -79,7 +80,7 @@ def step(rule: Rule, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, f
 def square_sum(gradients: list[Tensor]) -> Tensor:
     """The sum of squares over all gradients, in float64: the square of the norm that clipping looks at."""
     sums = [g.double().square().sum() for g in gradients]
-    return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64)
+    return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 def adam_direction(p: Tensor, g: Tensor, state: dict[str, Any], h: Hyper) -> tuple[Tensor, float]:

@@ -40,8 +40,9 @@ class Scaling:
 
     @property
     def factor(self) -> float:
-        """What gradients are multiplied by. Waits for the device that the tensors are on."""
-        factor = 1.0 if self.clip is None else float(self.clip)
+        """What gradients are multiplied by. Waits for the device that the tensors are on. Meta tensors have no values, and
+        neither does the norm of their gradients."""
+        factor = 1.0 if self.clip is None or self.clip.is_meta else float(self.clip)
         return factor if self.grad_scale is None else factor / float(self.grad_scale)
 
     @property

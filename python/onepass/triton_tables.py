@@ -134,7 +134,7 @@ class DeviceTables:
     # ------------------------------------------------------------------ tables
 
     def send(self, rows: Any, dtype: torch.dtype, width: int) -> Tensor:
-        return self.to_device(torch.tensor(rows, dtype=dtype, pin_memory=self.on_gpu).reshape(-1, width))
+        return self.to_device(torch.tensor(rows, dtype=dtype, device="cpu", pin_memory=self.on_gpu).reshape(-1, width))
 
     def to_device(self, host: Tensor) -> Tensor:
         return host.to(self.device, non_blocking=True)
@@ -149,7 +149,8 @@ class DeviceTables:
             return
         if capturing(self.device):
             raise RuntimeError(CAPTURING)
-        plan = plan_of(shapes, interpreted=not self.on_gpu)
+        with torch.device("cpu"):  # whatever the default device is
+            plan = plan_of(shapes, interpreted=not self.on_gpu)
         projected = [i for i, s in enumerate(shapes) if s.projected]
         integers = torch.int64
 
@@ -172,7 +173,7 @@ class DeviceTables:
             verdicts=empty(len(shapes), len(VERDICT)),
             fresh=self.fresh,
             square_sum=empty(1),
-            no_scaling=torch.tensor([1.0, 0.0], dtype=torch.float64).to(self.device, non_blocking=True),
+            no_scaling=self.to_device(torch.tensor([1.0, 0.0], dtype=torch.float64, device="cpu")),
         )
         self.kinds = [s.kind for s in shapes]
         self.structure, self.live_key, self.stale = shapes, None, True
@@ -263,14 +264,14 @@ class DeviceTables:
         missing = SPARES - len(self.spares)
         if missing and any(h.live for h in self.hypers):
             shape = (missing, len(self.entries), 16)
-            self.spares += torch.empty(shape, dtype=torch.int64, pin_memory=self.on_gpu).unbind()
+            self.spares += torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=self.on_gpu).unbind()
 
     def tables_of_a_graph(self) -> Any:
         """With a table of tensors that a replay sends again, from the same memory, and an ordinary step does not read."""
         if not self.spares:
             raise RuntimeError(CAPTURING)
         host = self.spares.pop()
-        host.copy_(torch.tensor(self.describe()))
+        host.copy_(torch.tensor(self.describe(), device="cpu"))
         tables = replace(self.sent, tensors=self.to_device(host))
         buffers = [buffer for e in self.entries for buffer in e.buffers.values()]
         self.keep([host, *buffers, *[t for t in (self.numbers, *vars(tables).values()) if isinstance(t, Tensor)]])
