@@ -191,9 +191,10 @@ bool Binding::ready(const py::list& groups) {
   if (groups.size() != groups_.size()) return false;
   for (size_t g = 0; g < groups_.size(); ++g) {
     PyObject* params = PyList_GET_ITEM(groups.ptr(), g);
-    if (!PyList_Check(params) || PyList_GET_SIZE(params) != static_cast<Py_ssize_t>(groups_[g].size())) return false;
+    if (!PyList_Check(params) && !PyTuple_Check(params)) return false;
+    if (PySequence_Fast_GET_SIZE(params) != static_cast<Py_ssize_t>(groups_[g].size())) return false;
     for (size_t i = 0; i < groups_[g].size(); ++i)
-      if (PyList_GET_ITEM(params, i) != groups_[g][i]) return false;
+      if (PySequence_Fast_GET_ITEM(params, i) != groups_[g][i]) return false;
   }
   if (!same_state() || !read_live()) return false;
   for (size_t i = 0; i < sources_.size(); ++i) {

@@ -167,3 +167,12 @@ def test_a_step_that_is_refused_makes_no_entry(backend: str, record: Record) -> 
     q.grad = None
     opt.step()
     assert_same_bits(q, parameters(shapes=[(4, 6), (5, 3)])[1], "without a gradient")
+
+
+@each_backend
+@each_optimizer
+def test_a_tuple_of_parameters(backend: str, record: Record) -> None:
+    """torch makes a list of them when a group is added, and whoever puts in a tuple later is served as well."""
+    opt, plain = (train(record.make(parameters(), backend=backend, **record.typical), range(2)) for _ in range(2))
+    opt.param_groups[0]["params"] = tuple(opt.param_groups[0]["params"])
+    assert_same_state(train(opt, [2]), train(plain, [2]))
