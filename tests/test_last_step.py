@@ -347,6 +347,46 @@ def test_the_last_step_is_the_last_that_was_taken(record: Record, backend: str) 
     assert next(iter(opt.last_step().flat())) == "removed0/gate"
 
 
+@pytest.mark.parametrize("backend", [name for name in COMPILED if name != "cpu"])
+@each_projected
+def test_steps_that_only_the_device_knows_of(record: Record, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skipped ones, of other parameters than the steps before, and one before any was taken. To ask the device is to wait,
+    so it is asked only where that makes a difference."""
+    monkeypatch.setattr(onepass.scaling.Scaling, "known_to_skip", False)
+    opt = make(record, backend)
+    params = params_of(opt)
+    reads, waits = Reads(monkeypatch), []
+
+    def after(gates: tuple[str, ...], skipped: float | None, missing: int | None = None) -> list[str]:
+        feed(opt, gates)
+        if missing is not None:
+            params[missing].grad = None
+        if skipped is not None:
+            opt.found_inf, opt.grad_scale = torch.tensor(skipped), torch.tensor(1.0)
+        opt.step()
+        if skipped is not None:
+            del opt.found_inf, opt.grad_scale
+        before = reads.count
+        last = opt.last_step()
+        waits.append(reads.count - before)
+        return [f"{next(i for i, p in enumerate(params) if p is q)} {verdict.gate}" for q, verdict in last.items()]
+
+    first, second = ("channel",) * 5, ("none",) * 5
+    assert after(first, 1.0) == after(second, 1.0, missing=0) == []
+    assert after(first, 0.0) == ["0 channel", "2 channel", "4 channel"]
+    assert after(second, 1.0) == ["0 channel", "2 channel", "4 channel"]
+    assert after(second, 1.0, missing=0) == ["0 channel", "2 channel", "4 channel"]
+    assert after(second, 0.0, missing=2) == ["0 none", "4 none"]
+    assert after(first, None) == ["0 channel", "2 channel", "4 channel"]
+    assert after(second, 0.0) == ["0 none", "2 none", "4 none"]
+    assert [bool(n) for n in waits] == [True, True, True, False, True, True, False, False]
+    for _ in range(20):
+        opt.found_inf = torch.tensor(0.0)
+        opt.step()
+    (taken,) = [runner.taken for runner in opt._runtime.runners]
+    assert len(taken.steps) == 1
+
+
 @each_projected
 def test_a_copy_has_taken_no_step(record: Record) -> None:
     """Nor has an optimizer that a state dict was loaded into."""

@@ -11,7 +11,7 @@ from torch.autograd.graph import increment_version
 
 from . import native
 from .hyper import Hyper
-from .last_step import Seen, rows_of
+from .last_step import Seen, Taken, rows_of
 from .native import PlanRunner
 from .scaling import Scaling
 
@@ -47,6 +47,7 @@ class CudaRunner(PlanRunner):
         super().__init__(optimizer, indices)
         self.device = self.params[0][0].device
         self.stream: int | None = None
+        self.taken: Taken | None = None  # what the last step has judged, if it may not have been taken
         self.captured = optimizer._runtime.captured
         self.check_device()
 
@@ -88,9 +89,16 @@ class CudaRunner(PlanRunner):
 
     def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
         here = scaling.to(self.device)
+        unsure = self.rule.projected and here.found_inf is not None
+        if unsure and self.taken is None:
+            self.taken = Taken(self.plan.judged())
         # autograd refuses a backward pass through weights that were written to: it knows by their version.
         with self.on_device():
             increment_version(self.plan.run(self.indices, here.clip, here.grad_scale, here.found_inf))
+        if not unsure:
+            self.taken = None
+        elif self.taken is not None and here.found_inf is not None:
+            self.taken.add(self.plan.judged(), here.found_inf)
         self.keep()
 
     def keep(self) -> None:
@@ -111,7 +119,7 @@ class CudaRunner(PlanRunner):
         self.memory.record_stream(torch.cuda.current_stream(self.device))
 
     def verdicts(self) -> list[Seen]:
-        judged = self.plan.judged()
+        judged = self.plan.judged() if self.taken is None else self.taken.last()
         if not judged:
             return []
         tensors, params = zip(*judged, strict=True)

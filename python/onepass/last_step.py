@@ -46,6 +46,35 @@ def rows_of(table: Tensor, rows: Iterable[int]) -> Tensor:
     return torch.stack([each[row] for row in rows])
 
 
+Judged = list[tuple[int, Tensor]]  # the tensors that a step has judged, by number in their plan, and their parameters
+
+
+class Taken:
+    """The tensors that the last step which was taken has judged.
+
+    Whether a scaled step was taken only its device knows. So the newest steps are kept, oldest first, each with the tensor
+    that tells (None if it was taken), and nobody asks as long as all of them have judged the same tensors.
+    """
+
+    LONGEST = 8
+
+    def __init__(self, judged: Judged):
+        self.steps: list[tuple[Tensor | None, Judged]] = [(None, judged)]
+
+    def add(self, judged: Judged, found_inf: Tensor) -> None:
+        self.steps = [*self.steps, (found_inf, judged)][-self.LONGEST :]
+        numbers = [[number for number, _ in each] for _, each in self.steps]
+        if numbers.count(numbers[0]) == len(numbers):
+            self.steps = [(None, judged)]
+
+    def last(self) -> Judged:
+        """Waits for the device if the steps differ."""
+        while self.steps and self.steps[-1][0] is not None and float(self.steps[-1][0]) != 0:
+            self.steps.pop()
+        self.steps = [(None, self.steps[-1][1] if self.steps else [])]
+        return self.steps[0][1]
+
+
 class LastStep(Mapping[Tensor, Verdict]):
     """What the gates of AdamP and SGDP saw at a step: a snapshot, which later steps do not change.
 

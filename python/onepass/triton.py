@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 
 from . import triton_tables
 from .hyper import Hyper, has_buffer
-from .last_step import Seen, rows_of
+from .last_step import Judged, Seen, Taken, rows_of
 from .scaling import Scaling
 from .triton_entry import Entry, facts_of
 from .triton_tables import CAPTURING, DeviceTables
@@ -63,7 +63,7 @@ class TritonRunner:
             raise RuntimeError(CAPTURING)
         self.captured = optimizer._runtime.captured
         self.launches: list[str] = []  # of the last step
-        self.told: list[tuple[Tensor, int]] = []
+        self.taken = Taken([])
         self.stream: Any = None
         self.hypers: list[Hyper] = []
         self.changed = True  # whether any tensor is not as it was at the last step
@@ -151,7 +151,11 @@ class TritonRunner:
         for e in active:
             if e.fresh and not self.tables.live(e):
                 e.fresh, e.facts = False, []  # the table is to be sent again
-        self.told = [(e.p, i) for i, e in enumerate(self.entries) if e.operands and e.projected]
+        judged: Judged = [(i, e.p) for i, e in enumerate(self.entries) if e.operands and e.projected]
+        if scaling.found_inf is None:
+            self.taken = Taken(judged)
+        else:
+            self.taken.add(judged, scaling.found_inf)
         # autograd refuses a backward pass through weights that were written to: it knows by their version.
         increment_version([e.p for e in active])
         self.let_go()
@@ -196,9 +200,10 @@ class TritonRunner:
     def verdicts(self) -> list[Seen]:
         from .triton_kernels.plan import VERDICT
 
-        if not self.told:
+        judged = self.taken.last()
+        if not judged:
             return []
-        params, rows = zip(*self.told, strict=True)
+        rows, params = zip(*judged, strict=True)
         with self.on_device():
             v = dict(zip(VERDICT, rows_of(self.tables.sent.verdicts, rows).unbind(1), strict=True))
             return [Seen(list(params), v["gate"].int(), v["cosine"], v["pp"].sqrt(), v["gg"].sqrt(), v["settled"] != 0)]

@@ -170,7 +170,8 @@ class DeviceTables:
             fixed=empty(0),
             count=plan.entries.size(1),
             reports=empty(len(REPORT), plan.entries.size(1)),
-            verdicts=empty(len(shapes), len(VERDICT)),
+            # Those of the last step, which the coming one may not replace: it may be skipped.
+            verdicts=empty(len(shapes), len(VERDICT)) if self.sent is None else self.sent.verdicts,
             fresh=self.fresh,
             square_sum=empty(1),
             no_scaling=self.to_device(torch.tensor([1.0, 0.0], dtype=torch.float64, device="cpu")),
