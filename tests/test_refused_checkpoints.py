@@ -17,8 +17,8 @@ from torch import Tensor
 
 import onepass
 from compare import assert_same_bits
-from drive import parameters, through_a_file, train
-from onepass.checkpoint_groups import FOREIGN, HARMLESS, REFUSED
+from drive import parameters, parameters_of, through_a_file, train, train_both
+from onepass.checkpoint_groups import FOREIGN, HARMLESS, OF_SOME, REFUSED
 from oracles import Arguments, _timm
 from records import RECORDS, Record, each_optimizer
 from tensors import values
@@ -118,7 +118,7 @@ def test_every_argument_of_others(record: Record) -> None:
     """In the last group, behind one that can be loaded."""
     groups = [{"params": [values((3, 4), torch.float32, i)]} for i in range(2)]
     opt = train(record.make(groups, backend="cpu", **record.typical), range(2))
-    for key, (neutral, use) in REFUSED.items():
+    for key, (neutral, use) in {**REFUSED, **OF_SOME}.items():
         if key in opt.defaults:
             continue
         saved = opt.state_dict()
@@ -138,6 +138,8 @@ def test_what_the_refusal_advises(record: Record) -> None:
     decoupled = record.name not in ("Adam", "AdamProxL2", "SGD")
     also = {key: True for key in HARMLESS} | {key: neutral for key, (neutral, _) in REFUSED.items()}
     also |= dict.fromkeys(("decoupled_weight_decay", "weight_decouple"), decoupled)
+    if not decoupled:
+        del also["corrected_weight_decay"]  # which only classes with a decoupled decay have
     also = {key: value for key, value in also.items() if key not in keys and type(value) is not object}
     saved["param_groups"][0].update(also, name="of the user", lr_scale=0.5)
     opt.load_state_dict(saved)
@@ -271,3 +273,74 @@ def test_numbers_that_are_none_are_loaded() -> None:
     other.load_state_dict(through_a_file(opt.state_dict()))
     for key in ("exp_avg", "exp_avg_sq"):
         assert_same_bits(next(iter(other.state.values()))[key], first[key], key)
+
+
+# ------------------------------------------------------------------ honoured or refused
+
+THEIRS: list[tuple[str, str, Arguments]] = [
+    ("torch", "Adam", {}),
+    *[("torch", cls, {"weight_decay": 0.3, **more}) for cls in ("Adam", "AdamW") for more in (
+        {}, {"maximize": True}, {"amsgrad": True}, {"fused": True}, {"foreach": True}, {"betas": (0.5, 0.9)},
+        {"decoupled_weight_decay": True}, {"eps": 0.1}, {"capturable": False},
+    ) if not (cls == "AdamW" and "decoupled_weight_decay" in more)],
+    *[("torch", "SGD", {"lr": 0.1, "weight_decay": 0.3, **more}) for more in (
+        {}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "dampening": 0.5, "maximize": True},
+        {"momentum": 0.9, "fused": True},
+    )],
+    *[("torch", cls, {}) for cls in ("NAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Rprop", "ASGD")],
+    *[(package, "AdamP", {"weight_decay": 0.3, **more}) for package in ("adamp", "timm") for more in (
+        {}, {"nesterov": True}, {"delta": 5.0, "wd_ratio": 0.5}, *[{"caution": True}] * (package == "timm"),
+    )],
+    *[("timm", "SGDP", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.3, **more}) for more in (
+        {}, {"nesterov": True}, {"dampening": 0.5, "delta": 5.0}, {"caution": True},
+    )],
+    *[("timm", "AdamWLegacy", {"weight_decay": 0.3, **more}) for more in (
+        {}, {"caution": True}, {"corrected_weight_decay": True}, {"amsgrad": True}, {"maximize": True},
+    )],
+    ("timm", "Adopt", {}), ("timm", "LaProp", {}), ("timm", "Lion", {}), ("timm", "Lamb", {}), ("timm", "MADGRAD", {}),
+]  # fmt: skip
+
+
+def class_of(package: str, name: str) -> Any:
+    files = {"AdamWLegacy": "adamw"}
+    if package == "timm":
+        return _timm(files.get(name, name.lower()), name)
+    return getattr({"torch": torch.optim, "adamp": adamp}[package], name)
+
+
+# Of which classes state dicts are honoured. AdamProx, AdamProxL2 and AdamP have no counterpart in torch: there, to load that
+# of Adam or AdamW is to go over to another rule, with the same meaning of the decay.
+SAME = {
+    "Adam": {"Adam"},
+    "AdamW": {"Adam", "AdamW", "AdamWLegacy"},
+    "AdamP": {"AdamP"},
+    "SGD": {"SGD"},
+    "SGDP": {"SGDP"},
+}
+
+
+@pytest.mark.parametrize("record", [RECORDS[name] for name in SAME], ids=SAME)
+def test_every_state_dict_is_honoured_or_refused(record: Record) -> None:
+    """Of the optimizers of torch, adamp and timm: after loading, our next step is theirs, or nothing was loaded."""
+    honoured = []
+    for package, name, arguments in THEIRS:
+        ours = record.make(parameters(torch.float64), lr=7.0, backend="cpu")
+        theirs = class_of(package, name)(parameters(torch.float64), **arguments)
+        train(theirs, range(2))
+        saved = theirs.state_dict()
+        with torch.no_grad():
+            for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
+                p.copy_(q)
+        try:
+            ours.load_state_dict(saved)
+        except (TypeError, ValueError):
+            continue
+        if (record.name, name) in (("AdamP", "Adam"), ("AdamP", "AdamW"), ("AdamP", "AdamWLegacy")):
+            continue
+        train_both(theirs, ours, [2])
+        for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
+            torch.testing.assert_close(
+                p, q, rtol=1e-12, atol=1e-12, msg=f"{package} {name} {arguments}: {tuple(p.shape)}"
+            )
+        honoured.append(name)
+    assert honoured and set(honoured) <= SAME[record.name]

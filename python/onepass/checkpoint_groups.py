@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .hyper import Rule
@@ -46,48 +45,66 @@ REFUSED = {
     "ams_bound": Argument(False, _OTHERS),
     "cautious": Argument(False, _OTHERS),
     "stable_adamw": Argument(False, _OTHERS),
-    # Of our own classes, loaded into one that does not have them.
+}
+
+# Of our own classes, loaded into one that does not have them.
+OF_SOME = {
     "nesterov": Argument(False, "onepass.AdamP"),
     "delta": Argument(_ANY, "onepass.AdamP or onepass.SGDP"),
     "wd_ratio": Argument(_ANY, "onepass.AdamP or onepass.SGDP"),
-    "momentum": Argument(0, "onepass.SGD or onepass.SGDP"),
-    "dampening": Argument(0, "onepass.SGD or onepass.SGDP"),
+    "momentum": Argument(_ANY, "onepass.SGD or onepass.SGDP"),
+    "dampening": Argument(_ANY, "onepass.SGD or onepass.SGDP"),
     "betas": Argument(_ANY, "onepass.AdamW or another class of the Adam family"),
 }
 
 # Whether the weight decay stays out of the gradient: torch's name of the argument, timm's and pytorch_optimizer's.
 DECOUPLED = ("decoupled_weight_decay", "decoupled", "weight_decouple")
 
-FOREIGN = frozenset([*HARMLESS, *REFUSED, *DECOUPLED])
+FOREIGN = frozenset([*HARMLESS, *REFUSED, *OF_SOME, *DECOUPLED])
 
 
-def check_arguments(rule: Rule, name: str, known: Iterable[str], groups: list[dict[str, Any]]) -> None:
+def check_arguments(rule: Rule, name: str, groups: list[dict[str, Any]], mine: list[dict[str, Any]]) -> None:
     """Raises ValueError if a group of a state dict asks for what the class `name` does not do.
 
-    known: the arguments of that class.
+    mine: the groups to be replaced. An argument of some of our classes that the user has put there is the user's own.
     """
-    for index, group in enumerate(groups):
-        for key in FOREIGN.intersection(group).difference(known):
-            value = group[key]
-            where = f"the state dict's param group {index} has {key}={value!r}"
+    for index, (group, own) in enumerate(zip(groups, mine, strict=True)):
+        refused = REFUSED | {key: argument for key, argument in OF_SOME.items() if key not in own}
+        where = f"the state dict's param group {index} has"
+        for key, value in group.items():
             if key in DECOUPLED:
-                _check_decay(rule, name, key, bool(value), where)
-            elif key in REFUSED and not _is_neutral(value, REFUSED[key].neutral):
-                neutral, use = REFUSED[key]
+                _check_decay(rule, name, f"{key}={value!r}", bool(value), where)
+            elif key in refused and not _is_neutral(value, refused[key].neutral):
+                neutral, use = refused[key]
                 instead = f"delete {key}" if neutral is _ANY else f"set {key}={neutral!r}"
                 raise ValueError(
-                    f"{where}, which onepass.{name} does not have; use {use}, or {instead} in the state dict to go on "
+                    f"{where} {key}={value!r}, which onepass.{name} does not have; use {use}, or {instead} in the state dict to go on "
                     "without it"
+                )
+        if "corrected_weight_decay" in group:  # timm's classes that have it decouple the decay
+            _check_decay(rule, name, "corrected_weight_decay, whose decay is decoupled", True, where)
+        for key in _required(rule):
+            if key not in group:
+                raise ValueError(
+                    f"{where} no {key!r}, so it is of another optimizer; use the class that it is of, or put {key!r} "
+                    f"there to go on with onepass.{name}"
                 )
 
 
-def _check_decay(rule: Rule, name: str, key: str, decoupled: bool, where: str) -> None:
+def _required(rule: Rule) -> tuple[str, ...]:
+    """Arguments that no optimizer with such a rule is without. SGD, whose decay is l2, has no delta."""
+    if rule.family == "adam":
+        return ("betas",)
+    return ("momentum", "delta") if rule.projected else ("momentum",)
+
+
+def _check_decay(rule: Rule, name: str, what: str, decoupled: bool, where: str) -> None:
     in_gradient = rule.decay in ("l2", "proximal_l2")
     if decoupled == in_gradient:
         use = "onepass.AdamW" if decoupled else "onepass.Adam"
         raise ValueError(
-            f"{where}, but the weight decay of onepass.{name} is {'not ' * decoupled}decoupled from the gradient; use "
-            f"{use}, or set {key}={not decoupled} in the state dict to go on with the decay of {name}"
+            f"{where} {what}, but the weight decay of onepass.{name} is {'not ' * decoupled}decoupled from the gradient; "
+            f"use {use}, or delete it from the state dict to go on with the decay of {name}"
         )
 
 

@@ -24,9 +24,13 @@ State = defaultdict[Any, Any]
 OF_OPTIMIZERS = frozenset(
     (
         *("step", "exp_avg", "exp_avg_sq", "momentum", "momentum_buffer"),
-        *("square_avg", "sum", "acc_delta", "exp_inf", "prev", "exp_avg_var", "exp_avg_diff", "state1", "state2"),
+        *("square_avg", "sum", "acc_delta", "exp_inf", "prev", "exp_avg_var", "exp_avg_diff", "grad_sum_sq"),
+        *("state1", "state2"),
     )
 )
+
+# Those of optimizers that have ours too: torch's and timm's NAdam, timm's LaProp and MARS.
+OF_OTHERS = ("mu_product", "m_schedule", "exp_avg_lr_1", "last_grad")
 
 
 class Loading(NamedTuple):
@@ -52,7 +56,7 @@ def prepare(
     saved = state_dict["param_groups"]
     if [len(group["params"]) for group in saved] != [len(group["params"]) for group in groups]:
         return None
-    check_arguments(rule, name, defaults, saved)
+    check_arguments(rule, name, saved, groups)
     loaded = [merged(theirs, mine, defaults) for theirs, mine in zip(saved, groups, strict=True)]
     for index, (group, mine) in enumerate(zip(loaded, groups, strict=True)):
         _check_values(rule, {**group, "params": mine["params"]}, index, counts_on_device)
@@ -105,6 +109,9 @@ def _check_state(rule: Rule, owner: _Owner, own: Any) -> None:
             f"{', '.join(map(repr, own))}, without {', '.join(map(repr, missing))}; load one of this optimizer, of "
             "torch.optim's or of adamp's, or put there what is missing"
         )
+    for key in OF_OTHERS:
+        if own.get(key) is not None:
+            raise ValueError(f"the state dict's state of {owner.words} has {key!r}, so it is of another optimizer")
     for key in rule.moments:
         if own.get(key) is not None:
             _check_moment(owner, key, own[key])
