@@ -294,6 +294,20 @@ class Machine(RuleBasedStateMachine):
         fresh = {"step": 0.0} | ({} if self.record.name == "SGD" else dict.fromkeys(self.record.moments, zero))
         return fresh | {key: truth.wide(value, float) for key, value in self.model.state.get(id(q), {}).items()}
 
+    @precondition(lambda self: self.clip is None)
+    @rule(which=st.integers(0, 20))
+    def refused_step(self, which: int) -> None:
+        """Nothing is written, and the next step is as if it had never been asked for."""
+        p, _ = self.pick(which)
+        if p.numel() < 2:
+            return
+        kept, p.grad = p.grad, torch.ones((), dtype=p.dtype).expand(p.shape)
+        before = Snapshot(self.ours)
+        with pytest.raises(ValueError, match="expanded"):
+            self.ours.step()
+        before.assert_unchanged()
+        p.grad = kept
+
     # ------------------------------------------------------------------ options
 
     @rule(which=st.integers(0, 5), data=st.data())
@@ -333,6 +347,14 @@ class Machine(RuleBasedStateMachine):
         self.ours.add_param_group({"params": [p], "lr": 0.05})
         self.track([p], {**self.ours.defaults, "lr": 0.05})
 
+    @precondition(lambda self: len(self.model.groups) > 2)
+    @rule()
+    def drop_group(self) -> None:
+        for p in self.ours.param_groups.pop()["params"]:
+            self.ours.state.pop(p, None)
+        self.model.groups.pop()
+        self.model.params.pop()
+
     # ------------------------------------------------------------------ tensors
 
     @rule(which=st.integers(0, 20), how=st.sampled_from(["data", "layout", "in place"]))
@@ -350,10 +372,15 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 20))
     def replace_state(self, which: int) -> None:
+        """By copies, every other one laid out otherwise; with entries that are somebody else's beside them."""
         p, _ = self.pick(which)
         own = self.ours.state.get(p, {})
-        for key, value in own.items():
-            own[key] = value.clone()
+        for number, (key, value) in enumerate([*own.items()]):
+            if isinstance(value, Tensor):
+                strides = LAYOUTS["transposed" if number % 2 else "contiguous"].strides(value.shape)
+                own[key] = torch.empty_strided(value.shape, strides, dtype=value.dtype).copy_(value)
+        own["note"] = "of a hook"
+        self.ours.state["note"] = which
 
     @rule(which=st.integers(0, 20))
     def start_anew(self, which: int) -> None:
@@ -369,9 +396,15 @@ class Machine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ checkpoints and copies
 
-    @rule(other_options=st.booleans())
-    def save_and_load(self, other_options: bool) -> None:
+    @rule(other_options=st.booleans(), lost=st.integers(0, 40))
+    def save_and_load(self, other_options: bool, lost: int) -> None:
+        """Into an optimizer of other options; the state of one parameter may be missing, which then starts anew."""
         saved = through_a_file(self.ours.state_dict())
+        if lost < len(self.both()):
+            saved["state"].pop(lost, None)
+            _, q = self.pick(lost)
+            self.model.state.pop(id(q), None)
+            self.model.counters.pop(id(q), None)
         old = self.ours
         groups = [{"params": [p.detach().clone() for p in group["params"]]} for group in old.param_groups]
         for group, before in zip(groups, old.param_groups, strict=True):
