@@ -1,8 +1,7 @@
 """The most memory that steps take beyond parameters, gradients and moments, measured in a process of its own.
 
-The kernel's own high-water mark of resident memory (VmHWM in /proc/self/status, reset by writing 5 to
-/proc/self/clear_refs) is read after two steps, and what was resident before the first step, and the bytes of the
-optimizer's state, are taken off. So the plan, scratch space and every temporary count. Linux only.
+It is the peak of resident memory (`peak.py`) over two steps, less the bytes of the optimizer's state. So the plan, scratch
+space and every temporary count. Linux only.
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ import torch
 
 from cases import MEMORY, memory_shapes
 from harness import LR, Gradients, copies, give, parameters
+from peak import ENVIRONMENT, assert_seen, peak
 
 
 def measure(name: str, quick: bool) -> float | None:
     """The extra bytes of contender `name` over the bytes of its parameters; None where this cannot be told."""
-    # Freed blocks go back to the system at once, or memory kept from earlier would hide what a step takes.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, str(Path(__file__).resolve()), name, *(["--quick"] if quick else [])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"memory of {name}: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -49,22 +47,12 @@ def extra_share(name: str, quick: bool) -> float | None:
     del start
     optimizer = contender.make(params, LR)
 
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    for _ in range(2):
-        optimizer.step()
+    weights = sum(p.nbytes for p in params)
+    assert_seen(max(weights // 100, 1 << 21))
+    highest = peak(lambda: [optimizer.step() for _ in range(2)])
     tensors = [value for own in optimizer.state.values() for value in own.values() if isinstance(value, torch.Tensor)]
     state = sum(t.nbytes for t in tensors if t.dim())
-    weights = sum(p.nbytes for p in params)
-    return (status("VmHWM") - before - state) / weights
-
-
-def status(field: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    return (highest - state) / weights
 
 
 if __name__ == "__main__":

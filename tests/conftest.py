@@ -9,6 +9,8 @@ if not ON_A_GPU:
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from processor import THREADS  # noqa: E402
+
 if not ON_A_GPU:
     import fast_interpreter
 
@@ -30,13 +32,12 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """One thread, unless a test asks for more: on a busy machine every small parallel loop of torch waits for a core
-    that is not free, which makes the suite some ten times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads():
+    """As many as processor.py says, unless a test asks for others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
 
 
 @pytest.hookimpl(optionalhook=True)

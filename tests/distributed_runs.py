@@ -167,7 +167,7 @@ def result_of(run: Callable[[], Result]) -> Result:
 
 def main(rank: int, folder: Path) -> None:
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     # A process that waits for another which has failed is not to wait for long.
     limit = datetime.timedelta(seconds=30)
     dist.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=WORLD, timeout=limit)
@@ -179,6 +179,7 @@ def main(rank: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     import conftest  # noqa: F401  Triton's interpreter
+    from processor import THREADS
     from records import RECORDS
 
     main(int(sys.argv[1]), Path(sys.argv[2]))

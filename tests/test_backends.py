@@ -18,6 +18,7 @@ import onepass
 from compare import assert_same_state
 from drive import parameters, train
 from onepass import native
+from processor import INSTRUCTIONS
 from records import BACKENDS, COMPILED, INSTALLED, RECORDS, each_optimizer
 
 # The function of the same name hides the module.
@@ -35,7 +36,7 @@ def in_new_python(code: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         timeout=120,
-        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **environment},
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **INSTRUCTIONS, **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -93,7 +93,7 @@ def test_same_as_torch(record: Record, backend: str) -> None:
         ours.step()
         theirs.step()
         for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
 @each_backend

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from test_backends import in_new_python
 
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+import peak
+
+LIMIT = 0.01
 # 64 MB of parameters: rows, one row, no rows, and a gradient of another layout.
 CODE = """
-    import json, torch, onepass
-    from pathlib import Path
-
-    def kilobytes(key):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(key):
-                return int(line.split()[1])
+    sys.path.append({bench!r})
+    import json, torch, onepass, peak
 
     torch.set_num_threads(2)
     params = [torch.ones(2048, 3072), torch.ones(1, 4_000_000), torch.ones(2_000_000), torch.ones(1000, 4000)]
@@ -28,18 +27,17 @@ CODE = """
     opt = onepass.{name}(params, lr=1e-3, weight_decay=0.1, backend="{backend}")
     for _ in range(2):
         opt.step()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-    before = kilobytes("VmRSS")
-    for _ in range(4):
-        opt.step()
-    print(json.dumps([kilobytes("VmHWM") - before, sum(p.nbytes for p in params) // 1024]))
+    parameters = sum(p.nbytes for p in params)
+    peak.assert_seen(int(2 * {limit} * parameters))
+    print(peak.peak(lambda: [opt.step() for _ in range(4)]) / parameters)
 """
 
 
 def _extra(name: str, backend: str) -> float:
-    """Peak of a step beyond what is there between steps, as a share of the parameters."""
-    extra, parameters = json.loads(in_new_python(CODE.format(name=name, backend=backend)))
-    return extra / parameters
+    """Peak of a step beyond what is there between steps, as a share of the parameters; measured where a temporary of twice
+    the limit is seen."""
+    code = CODE.format(name=name, backend=backend, bench=peak.__file__.rpartition("/")[0], limit=LIMIT)
+    return float(in_new_python(code, **peak.ENVIRONMENT))
 
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -48,7 +46,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 @linux
 @pytest.mark.parametrize("name", ["AdamW", "AdamP"])
 def test_peak_of_a_step(name: str) -> None:
-    assert _extra(name, "cpu") <= 0.01
+    assert _extra(name, "cpu") <= LIMIT
 
 
 @linux

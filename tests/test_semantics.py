@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from compare import Snapshot, assert_same_bits, assert_same_state
-from drive import feed, parameters, parameters_of, train
+from drive import feed, parameters, parameters_of, train, train_both
 from records import BACKENDS, RECORDS, Record, each_backend, each_optimizer
 from tensors import values
 
@@ -234,8 +234,8 @@ def test_schedulers(backend: str, scheduler: str, name: str) -> None:
     theirs = record.oracles[0].make(parameters(torch.float64), record.typical)
     schedules = [SCHEDULERS[scheduler](each) for each in (ours, theirs)]
     for time in range(7):
-        for each, schedule in zip((ours, theirs), schedules, strict=True):
-            train(each, [time])
+        train_both(ours, theirs, [time])
+        for schedule in schedules:
             schedule.step()
         assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
     for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
@@ -254,13 +254,17 @@ def test_decouple_lr_under_a_scheduler(backend: str, name: str) -> None:
     plain = {**record.typical, "decouple_lr": False}
     others = [record.make(parameters(), backend=backend, **{**plain, "lr": lr, "weight_decay": 0.06 / lr})
               for lr in (0.1, 0.4)]  # fmt: skip
+    others_params = [p for each in others for p in parameters_of(each)]
     schedules = [lr_scheduler.LambdaLR(each, lambda t: max(0.0, 1 - t / 3)) for each in (opt, *others)]
     assert [group["initial_lr"] for group in opt.param_groups] == [0.1, 0.4]
     for time in range(5):
+        feed(opt, time)
+        for p, q in zip(parameters_of(opt), others_params, strict=True):
+            q.grad = p.grad
         for each, schedule in zip((opt, *others), schedules, strict=True):
-            train(each, [time])
+            each.step()
             schedule.step()
-    for p, q in zip(parameters_of(opt), [p for each in others for p in parameters_of(each)], strict=True):
+    for p, q in zip(parameters_of(opt), others_params, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 

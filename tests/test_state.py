@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compare import Snapshot, assert_same_bits, assert_same_state, state_tensors
-from drive import feed, parameters, parameters_of, through_a_file, train
+from drive import feed, parameters, parameters_of, through_a_file, train, train_both
 from oracles import Arguments
 from records import (
     BACKENDS,
@@ -104,8 +104,7 @@ def test_load_onto_another_backend(source: str, target: str, dtype: torch.dtype,
     opt = train(record.make(parameters(dtype), backend=source, **record.typical), range(3))
     other = resumed(opt, record, target)
     assert [group["backend"] for group in other.param_groups] == [target]
-    train(opt, range(3, 5))
-    train(other, range(3, 5))
+    train_both(opt, other, range(3, 5))
     loose = {torch.float16: 1e-2, torch.bfloat16: 5e-2}.get(dtype, 1e-5)
     for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):
         torch.testing.assert_close(p, q, rtol=loose, atol=loose)

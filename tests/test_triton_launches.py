@@ -11,7 +11,7 @@ from torch import Tensor
 
 import onepass
 from compare import assert_same_bits, assert_same_state
-from drive import parameters, parameters_of, train
+from drive import parameters, parameters_of, train, train_both
 from onepass.triton import TritonRunner
 from oracles import Arguments
 from records import RECORDS, Record, each_dtype, each_optimizer, each_projected, each_variant
@@ -185,8 +185,9 @@ def test_capturable_gives_the_same_numbers(record: Record, arguments: Arguments,
     if live and record.name == "SGD" and arguments.get("momentum", 0) == 0:
         pytest.skip("a momentum that only the device knows is taken to be above 0")
     own = _live(arguments) if live else arguments
-    opt = train(record.make(parameters(), backend="triton", capturable=True, **own), range(4))
-    other = train(record.make(parameters(), backend="triton", **arguments), range(4))
+    opt = record.make(parameters(), backend="triton", capturable=True, **own)
+    other = record.make(parameters(), backend="triton", **arguments)
+    train_both(opt, other, range(4))
     assert ("prepare" in runner_of(opt).launches) and ("prepare" not in runner_of(other).launches)
     for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):
         # float32 of two doubles that differ in their last place is mostly the same, not always.
@@ -203,8 +204,7 @@ def test_live_numbers_are_read_at_every_step(dtype: torch.dtype) -> None:
     opt = record.make(parameters(), backend="triton", capturable=True, **{**arguments, "lr": lr})
     other = record.make(parameters(), backend="triton", **{**arguments, "lr": float(lr)})
     for time in range(4):
-        train(opt, [time])
-        train(other, [time])
+        train_both(opt, other, [time])
         lr.mul_(0.5)
         other.param_groups[0]["lr"] = float(lr)
     for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):

@@ -33,7 +33,7 @@ class Twins:
         layout: Layout = LAYOUTS["contiguous"],
         gradient_layout: Layout | None = None,
         moment_layout: Layout | None = None,
-        threads: int = 1,
+        threads: int | None = None,
     ):
         self.threads = threads
         self.record, self.layout = record, layout
@@ -63,9 +63,10 @@ class Twins:
             p.grad = held.tensor
         before = [(truth.wide(q, float), truth.wide(q.grad, float)) for q in self.models]
         states = [self._wide_state(q) for q in self.models]
-        torch.set_num_threads(self.threads)
+        before_step = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before_step)
         self.opt.step()
-        torch.set_num_threads(1)
+        torch.set_num_threads(before_step)
         self.reference.step()
         self.seen, self.reference_seen = self.opt.last_step(), self.reference.last_step()
         for i, (p, q) in enumerate(zip(self.params, self.models, strict=True)):

@@ -83,7 +83,7 @@ def test_clipping_beside_torch(record: Record) -> None:
         ours.step()
         theirs.step()
         for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
-            torch.testing.assert_close(to_host(p), q.detach(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(to_host(p), q.detach(), rtol=1e-5, atol=1e-6)
 
 
 @each_optimizer
