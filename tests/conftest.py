@@ -9,7 +9,7 @@ if not ON_A_GPU:
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from processor import THREADS  # noqa: E402
+from processor import THREADS, in_part  # noqa: E402
 
 if not ON_A_GPU:
     import fast_interpreter
@@ -24,6 +24,11 @@ else:
     # The same examples at every run: a failure in CI is a failure here.
     settings.register_profile("onepass", derandomize=True, deadline=None, database=None)
     settings.load_profile("onepass")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.hook.pytest_deselected(items=[item for item in items if not in_part(item.nodeid)])
+    items[:] = [item for item in items if in_part(item.nodeid)]
 
 
 def pytest_collection_finish() -> None:
