@@ -1,15 +1,18 @@
-# Everything lives in .venv: made when missing, with the pinned dependencies and the package built in place.
+# Everything lives in .venv: made when missing, with the package built in place and what a target needs of requirements/.
 #   PYTHON=python3.12   the interpreter .venv is made with
 #   CXX=clang++         the compiler
 #   ARGS="-k resume"    more arguments for pytest, the demo or the bench; -n 0 has pytest run in one process
-#   ONEPASS_CUDA=0      without the CUDA kernels, which are built where there is nvcc
+#   ONEPASS_CUDA=0      without the CUDA kernels, which are built where there is nvcc; for the demo, where there is a GPU
 #   ONEPASS_CUDA_ARCHS  the GPU architectures to build them for: those of this machine's GPUs, else 90
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALLED := .venv/.installed
 BUILT := .venv/.built
+BUILT_FOR_DEMO := .venv/.built-for-demo
+# Python compiles what is imported, when it is; pip would compile all of torch, which takes longer than to install it.
+PIP := $(BIN)/pip install --disable-pip-version-check --no-compile
 GPU_ROOT := $(CURDIR)/build/gpu
 CSRC := $(shell find csrc -type f)
+SOURCES := setup.py pyproject.toml $(CSRC)
 FORMATTED := $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/emulated/*))
 # One architecture, not the wheel's six: compiling takes that much less time.
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | grep -x '[0-9]*')
@@ -18,6 +21,7 @@ export ONEPASS_CUDA_ARCHS ?= $(or $(GPUS),90)
 help:
 	@echo 'make demo     train on real data: a table, and figures in examples/'
 	@echo 'make test     run all tests'
+	@echo 'make test-elsewhere   run a part of them as on another processor, under load: instructions, threads'
 	@echo 'make bench    time a step beside torch and adamp: a table, a CSV and figures in bench/results/'
 	@echo 'make bench-readme   the same from a clean commit on a quiet machine, and the tables of the README from it'
 	@echo 'make bench-tables   the tables of the README from the CSV files it names'
@@ -26,21 +30,24 @@ help:
 	@echo 'make clean    remove what was built (rm -r .venv also removes what was installed)'
 	@echo 'make test-gpu, bench-gpu   tests and bench on an NVIDIA GPU: nothing is installed, $(PYTHON) is used as it is'
 
-demo: $(BUILT)
+demo: .venv/.demo $(BUILT_FOR_DEMO)
 	$(BIN)/python examples/demo.py $(ARGS)
 
 # pytest, not python -m pytest: that would put triton_kernels/ in front of the package of that name.
 # In one process for each core, up to 16: each takes up to 1 GB, and more would wait for the longest test.
-test: $(BUILT)
+test: .venv/.test $(BUILT)
 	$(BIN)/pytest -n auto --maxprocesses 16 $(ARGS)
 
-bench: $(BUILT)
+test-elsewhere: .venv/.test $(BUILT)
+	$(BIN)/python tests/elsewhere.py $(ARGS)
+
+bench: .venv/.demo $(BUILT)
 	$(BIN)/python bench/run.py $(ARGS)
 
-bench-readme: $(BUILT)
+bench-readme: .venv/.test $(BUILT)
 	$(BIN)/python bench/run.py --readme $(ARGS)
 
-bench-tables: $(BUILT)
+bench-tables: .venv/.test $(BUILT)
 	$(BIN)/python bench/tables.py $(ARGS)
 
 # Without .venv: a machine with a GPU brings its own torch. PYTHONSAFEPATH keeps the root off sys.path, see `test`.
@@ -60,36 +67,52 @@ built-gpu:
 	rm -rf $(GPU_ROOT)
 	ONEPASS_CUDA=1 $(PYTHON) setup.py -q build --build-lib $(GPU_ROOT) --build-temp build/gpu-objects
 
-lint: $(INSTALLED)
+lint: .venv/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
-format: $(INSTALLED)
+format: .venv/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:
-	rm -rf $(BUILT) build dist *.egg-info python/*.egg-info python/onepass/*.so
+	rm -rf $(BUILT) $(BUILT_FOR_DEMO) build dist *.egg-info python/*.egg-info python/onepass/*.so
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # bin/pip is the last thing that venv writes: without it a .venv is unfinished, and is made again.
-$(INSTALLED): requirements-dev.txt
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 	  { echo 'onepass needs Python >= 3.10; `$(PYTHON)` is not: install it, or say make PYTHON=...' >&2; exit 1; }
 	@for cxx in $${CXX:-c++ g++ clang++}; do command -v $$cxx >/dev/null && exit; done; \
 	  echo 'onepass needs a C++20 compiler: install g++ >= 11, or say make CXX=...' >&2; exit 1
-	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv || \
+	@$(PYTHON) -m venv --clear .venv || \
 	  { echo 'Python has no working venv: install it (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
-	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
-	# Two of its files are oracles; what it depends on, torchvision first, is not needed for them.
-	$(BIN)/pip install --disable-pip-version-check --no-deps timm==1.0.31
+
+# What each file of requirements/ names. They include one another.
+.venv/.build .venv/.demo .venv/.lint: .venv/.%: requirements/%.txt | $(BIN)/pip
+	$(PIP) -r $<
 	@touch $@
 
-$(BUILT): $(INSTALLED) setup.py pyproject.toml $(CSRC)
-	$(BIN)/pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
+# Two of timm's files are oracles; what it depends on, torchvision first, is not needed for them.
+.venv/.test: requirements/test.txt .venv/.demo
+	$(PIP) -r $<
+	$(PIP) --no-deps timm==1.0.31
 	@touch $@
 
-.PHONY: help demo test bench bench-readme bench-tables test-gpu bench-gpu built-gpu lint format clean
+.venv/.demo .venv/.lint: .venv/.build
+
+$(BUILT): .venv/.build $(SOURCES)
+	$(PIP) -q --no-build-isolation --no-deps -e .
+	@touch $@ $(BUILT_FOR_DEMO)
+
+# Without a GPU it waits for no CUDA kernels, which take longer than all else; `make test` then builds them.
+$(BUILT_FOR_DEMO): .venv/.build $(SOURCES)
+	@rm -f $(BUILT)
+	ONEPASS_CUDA=$${ONEPASS_CUDA-$(if $(GPUS),,0)} $(PIP) -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+.NOTPARALLEL:
+.PHONY: help demo test test-elsewhere bench bench-readme bench-tables test-gpu bench-gpu built-gpu lint format clean

@@ -60,7 +60,7 @@ def cuobjdump(*arguments: str) -> str:
     tool = shutil.which("cuobjdump", path=path)
     assert tool and shutil.which("nvdisasm", path=path), (
         "cuobjdump and nvdisasm are neither on the PATH nor next to nvcc nor in triton; "
-        "install what requirements-dev.txt names"
+        "install what requirements/test.txt names"
     )
     # It calls nvdisasm.
     return subprocess.run(

@@ -83,7 +83,7 @@ def builder(tmp_path_factory):
     venv.create(folder, with_pip=False)
     python = str(folder / "bin" / "python")
     needed = ["setuptools", "wheel", "ninja", "pybind11"]
-    pins = str(ROOT / "requirements-dev.txt")
+    pins = str(ROOT / "requirements" / "build.txt")
     pip("--python", python, "install", "-c", pins, *needed)
     return python
 
