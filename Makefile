@@ -110,7 +110,6 @@ $(BUILT): .venv/.build $(SOURCES)
 
 # Without a GPU it waits for no CUDA kernels, which take longer than all else; `make test` then builds them.
 $(BUILT_FOR_DEMO): .venv/.build $(SOURCES)
-	@rm -f $(BUILT)
 	ONEPASS_CUDA=$${ONEPASS_CUDA-$(if $(GPUS),,0)} $(PIP) -q --no-build-isolation --no-deps -e .
 	@touch $@
 
