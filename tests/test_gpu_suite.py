@@ -14,7 +14,9 @@ HERE = Path(__file__).parent
 
 
 def test_on_the_emulation() -> None:
-    environment = {**os.environ, "ONEPASS_GPU_TESTS_ON": "emulated", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ, "ONEPASS_GPU_TESTS_ON": "emulated", "OMP_NUM_THREADS": "1", "ONEPASS_TEST_PART": "0/1",
+    }  # fmt: skip
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(onepass.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )

@@ -47,6 +47,7 @@ def _assert_close(ours: Any, theirs: Any, record: Record, tolerance: float) -> N
 def test_agreement(
     backend: str, record: Record, arguments: Arguments, oracle: Oracle, dtype: torch.dtype, tolerance: float
 ) -> None:
+    """From the same gradients, of normal size: an update is then as well conditioned as its gradient."""
     ours, theirs = _pair(backend, record, arguments, oracle, dtype)
     train_both(ours, theirs, range(STEPS), sign_of(arguments, oracle))
     _assert_close(ours, theirs, record, tolerance)
