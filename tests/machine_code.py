@@ -20,6 +20,8 @@ class Kernel:
     registers: int  # of a thread
     stack: int  # bytes, as local
     local: int
+    shared: int  # bytes of a block that the compiler knows of, what the driver keeps among them
+    constants: int  # bytes, most of them arguments
     instructions: list[str] = field(repr=False)  # without operands
 
     @property
@@ -85,12 +87,13 @@ def lines_of(binary: str | Path, listing: str) -> Iterator[tuple[tuple[str, str]
 
 
 def resources_of(binary: str | Path) -> dict[tuple[str, str], list[int]]:
-    """Registers, stack and local memory of every kernel, by architecture and mangled name."""
-    return {
-        kernel: [int(number) for number in found.groups()]
-        for kernel, line in lines_of(binary, "--dump-resource-usage")
-        if (found := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line))
-    }
+    """Registers, stack, local memory, shared memory and constants of every kernel, by architecture and mangled name."""
+    usage = {}
+    for kernel, line in lines_of(binary, "--dump-resource-usage"):
+        said = {name: int(number) for name, number in re.findall(r"([A-Z]+)(?:\[0\])?:(\d+)", line)}
+        if "REG" in said:
+            usage[kernel] = [said[name] for name in ("REG", "STACK", "LOCAL", "SHARED", "CONSTANT")]
+    return usage
 
 
 def kernels_of(binary: str | Path) -> list[Kernel]:
@@ -106,21 +109,40 @@ def kernels_of(binary: str | Path) -> list[Kernel]:
     return [Kernel(key[0], name, *usage[key], instructions[key]) for key, name in zip(usage, names, strict=True)]
 
 
-def has(kernel: Kernel, instruction: str) -> bool:
-    """If it has the 16 byte form of LDG or STG; hints on caching stand between the two."""
-    return any(re.fullmatch(rf"{instruction}\.E(\.\w+)*\.128(\.\w+)*", i) for i in kernel.instructions)
+def wide_accesses(kernel: Kernel) -> tuple[int, int]:
+    """Loads and stores of global memory of 16 bytes; hints on caching stand between the parts of their names."""
+    loads, stores = (
+        sum(bool(re.fullmatch(rf"{name}\.E(\.\w+)*\.128(\.\w+)*", i)) for i in kernel.instructions)
+        for name in ("LDG", "STG")
+    )
+    return loads, stores
+
+
+def wide_accesses_wanted(kernel: Kernel) -> tuple[int, int]:
+    """As many as there are if every operand of a packed tensor is reached so: each traversal of csrc/cuda/rows.cuh, once
+    for blocks and once for warps. A vector is 16 bytes of p; the moments of its elements take as many or more."""
+    item = {"float": 4, "double": 8}.get(kernel.storage, 2)
+    lanes = 16 // item
+    count = 0 if "false" in kernel.short_name else 1 if "Sgd" in kernel.short_name else 2
+    moment = lanes * max(4, item) // 16  # accesses for one moment of a vector
+    at_a_time = 2 if lanes == 4 else 1  # Operands::at_a_time of item.cuh
+    loads, stores = at_a_time * (2 + count * moment), at_a_time * (1 + count * moment)
+    buffer = moment if count == 1 else 0  # which is projected too, if asked for
+    both = {
+        "step": (loads, stores),
+        "square_sum": (4, 0),
+        "measure": (4 * 2, 0),
+        # A tensor that is not projected is stepped in place of updated. p is written from shared memory, a vector at a time.
+        "update": (2 * loads, stores + at_a_time * count * moment + 1 + buffer),
+        "settle": (loads, at_a_time * (1 + buffer)),
+    }.get(kernel.function, (0, 0))
+    return 2 * both[0], 2 * both[1]
 
 
 def spills(kernel: Kernel) -> list[str]:
     """Which registers' worth of data lies in memory."""
     found = [f"{name} {size}" for name, size in [("stack", kernel.stack), ("local", kernel.local)] if size]
     return found + sorted({i for i in kernel.instructions if re.match(r"(LDL|STL)\b", i)})
-
-
-def narrow(kernel: Kernel) -> list[str]:
-    """Which of the accesses that must be there in 16 bytes are not."""
-    wanted = {"measure": ["LDG"]}.get(kernel.function, ["LDG", "STG"])
-    return [f"no {i}.E.128" for i in wanted if not has(kernel, i)]
 
 
 def occupancy(registers: int, threads: int = 128) -> float:
