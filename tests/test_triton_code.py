@@ -1,6 +1,8 @@
-"""The Triton kernels' machine code, compiled ahead of time: nothing is spilled, and memory is reached 16 bytes at a time.
+"""The Triton kernels, compiled by the backend's own code for the plans of real models on targets that are not there: nothing
+is spilled, and memory is reached 16 bytes at a time. See triton_code.py.
 
-Needs no GPU. `pytest tests/test_triton_code.py -rP` prints registers.
+`pytest tests/test_triton_code.py -rP` prints registers. ONEPASS_EVERY_TARGET=1 in the environment compiles every model in
+every dtype for every target, which takes four times as long.
 """
 
 from __future__ import annotations
@@ -11,78 +13,141 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import onepass
 import triton_code
 from machine_code import resources_of
-from triton_code import Case, vectors
 
-CASES = list(triton_code.cases())
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-ON_NVIDIA = [case for case in CASES if case.target.startswith("sm_")]
-ON_AMD = [case for case in CASES if case.target.startswith("gfx")]
+TARGETS = list(triton_code.SHARED)
+ON_NVIDIA = [target for target in TARGETS if target.startswith("sm_")]
+WARPS = 8
+WITH_GATE = {"update", "settle", "verdict"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the code of every case is. Compiled in another process: in this one Triton interprets."""
+    """Where the code of every kernel is. Compiled in two other processes: in this one Triton interprets."""
     folder = tmp_path_factory.mktemp("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(Path(onepass.__file__).parents[1])}
-    command = [sys.executable, triton_code.__file__, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
+    environment |= {
+        "TRITON_CACHE_DIR": str(folder / "cache"),
+        "PYTHONPATH": str(Path(onepass.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    each = [
+        subprocess.Popen([sys.executable, triton_code.__file__, str(folder), *targets], env=environment)
+        for targets in (TARGETS[::2], TARGETS[1::2])
+    ]
+    assert [process.wait() for process in each] == [0, 0]
     return folder
 
 
-def test_every_kernel_and_dtype_is_compiled_for_every_target() -> None:
-    for target in triton_code.TARGETS:
-        for dtype in triton_code.DTYPES:
-            assert {case.kernel for case in CASES if (case.target, case.dtype) == (target, dtype)} >= set(
-                triton_code.KERNELS
-            )
-        assert {"verdict", "prepare", "add_up"} <= {case.kernel for case in CASES if case.target == target}
+def told(folder: Path, target: str) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads((folder / f"{target}.json").read_text())
+    return said
 
 
-@pytest.mark.parametrize("case", ON_NVIDIA, ids=lambda case: case.name)
-def test_no_spills(folder: Path, case: Case) -> None:
-    ((registers, stack, local),) = resources_of(folder / f"{case.name}.cubin").values()
-    print(f"{case.name}: {registers} registers")
-    assert stack == local == 0
+def vectors(target: str, kernel: str, constants: dict[str, str]) -> int:
+    """Accesses of 16 bytes that a thread makes, if all of p, g and the moments are reached so where rows allow it."""
+    if "BODIES" not in constants:
+        return 0
+    item = {"fp64": 8, "fp32": 4}.get(constants["DTYPE"], 2)
+    work = 8 if item == 8 else 4
+    moments = 2 - int(constants.get("FAMILY", 0))
+    read = item if kernel == "square_sum" else 2 * item + (moments * work if kernel != "measure" else 0)
+    written = {"step": item + moments * work, "update": item + moments * work, "settle": item}.get(kernel, 0)
+    if kernel == "settle" and constants["PROJECTS_MOMENTUM"] == "True":
+        written += work
+    threads = WARPS * (64 if target.startswith("gfx") else 32)
+    bodies, tile = int(constants["BODIES"]), int(constants["TILE"])
+    widths = [16 << body // 2 for body in range(1, 64, 2) if bodies >> body & 1]
+    return sum(max(tile, width) // threads * (read + written) // 16 for width in widths)
 
 
-@pytest.mark.parametrize("case", [c for c in ON_NVIDIA if c.body % 2], ids=lambda case: case.name)
-def test_16_bytes_at_a_time(folder: Path, case: Case) -> None:
-    """As many accesses of 16 bytes as it takes to reach every element so."""
-    text = (folder / f"{case.name}.ptx").read_text()
-    wide = re.findall(r"(?:ld|st)\.global(?:\.\w+)*\.(?:v4\.[bfu]32|v2\.[bfu]64)", text)
-    assert len(wide) == vectors(case)
+@pytest.mark.parametrize("target", TARGETS)
+def test_compiles_for_real_models(folder: Path, target: str) -> None:
+    said = told(folder, target)
+    for run, launches in said["launches"].items():
+        _, dtype, optimizer = run.split(", ", 2)
+        gated = optimizer.split(",")[0] in ("AdamP", "SGDP")
+        first, clipped, scaled = map(set, launches)
+        assert first >= (WITH_GATE if gated else {"step"}), run
+        assert clipped == scaled == first | {"prepare"}
+        measured = gated and (dtype in ("bfloat16", "float16") or "," in optimizer)
+        assert ("measure" in first) == measured
+    assert {kernel["kernel"] for kernel in said["kernels"]} == {
+        *("step", "measure", "update", "settle", "verdict"),
+        *("square_sum", "add_up", "prepare"),
+    }
+    assert all(0 < x < 1 << 31 and y == z == 1 for x, y, z in said["grids"])
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in ON_NVIDIA if c.body % 2 and c.kernel != "verdict"], ids=lambda case: case.name
-)
-def test_nothing_is_contracted(folder: Path, case: Case) -> None:
+@pytest.mark.parametrize("pairs", [triton_code.PAIRS])
+def test_compiles_for_real_models_each_in_both_dtypes(pairs: dict[str, Any]) -> None:
+    assert set(pairs) == set(TARGETS)
+    compiled = [plan for plans in pairs.values() for plan in plans]
+    models = set(triton_code.MODELS) - {"rows"}
+    assert {(m, d) for m, d in compiled if m != "rows"} == {(m, d) for m in models for d in ("float32", "bfloat16")}
+
+
+def test_compiles_for_real_models_with_several_classes_of_rows(folder: Path) -> None:
+    """As all of them have."""
+    classes = [
+        int(kernel["constants"]["BODIES"]).bit_count()
+        for target in TARGETS
+        for kernel in told(folder, target)["kernels"]
+        if "BODIES" in kernel["constants"] and not kernel["run"].startswith("rows")
+    ]
+    assert min(classes) >= 2 and max(classes) >= 5
+
+
+@pytest.mark.parametrize("target", ON_NVIDIA)
+def test_compiles_for_real_models_without_spills(folder: Path, target: str) -> None:
+    for kernel in told(folder, target)["kernels"]:
+        ((registers, stack, local, *_),) = resources_of(folder / f"{kernel['name']}.cubin").values()
+        print(f"{kernel['name']}: {registers} registers; {kernel['run']}")
+        assert local == 0 and stack <= allowed_stack(kernel), kernel
+
+
+def allowed_stack(kernel: dict[str, Any]) -> int:
+    """A division of float64 calls a function for what is rare, and ptxas 13 has it keep one register on the stack in some
+    kernels (`settle` for SGDP on sm_90)."""
+    return 8 if kernel["constants"].get("DTYPE") == "fp64" else 0
+
+
+@pytest.mark.parametrize("target", ON_NVIDIA)
+def test_compiles_for_real_models_16_bytes_at_a_time(folder: Path, target: str) -> None:
+    """As many accesses of 16 bytes as it takes to reach every element so, of rows that lie at multiples of them."""
+    for kernel in told(folder, target)["kernels"]:
+        text = (folder / f"{kernel['name']}.ptx").read_text()
+        wide = re.findall(r"(?:ld|st)\.global(?:\.\w+)*\.(?:v4\.[bfu]32|v2\.[bfu]64)", text)
+        assert len(wide) == vectors(target, kernel["kernel"], kernel["constants"]), kernel
+
+
+@pytest.mark.parametrize("target", ON_NVIDIA)
+def test_nothing_is_contracted(folder: Path, target: str) -> None:
     """No multiply-add in the numbers of elements that the sources do not have: division and square root bring their own,
     which `measure` has not."""
-    if case.kernel == "measure":
-        assert not re.findall(r"\bfma\.rn", (folder / f"{case.name}.ptx").read_text())
-    text = (folder / f"{case.name}.ptx").read_text()
-    assert "approx" not in text and ".ftz" not in text
+    for kernel in told(folder, target)["kernels"]:
+        text = (folder / f"{kernel['name']}.ptx").read_text()
+        if kernel["kernel"] == "measure":
+            assert not re.findall(r"\bfma\.rn", text)
+        if kernel["kernel"] not in ("verdict", "prepare"):
+            assert "approx" not in text and ".ftz" not in text, kernel
 
 
-@pytest.mark.parametrize("case", ON_AMD, ids=lambda case: case.name)
-def test_on_amd(folder: Path, case: Case) -> None:
-    said = json.loads((folder / "cases.json").read_text())[case.name]
-    if "cannot" in said:
-        pytest.skip(f"the installed Triton cannot compile for {case.target}: {said['cannot']}")
-    text = (folder / f"{case.name}.amdgcn").read_text()
-    number = {
-        name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
-        for name in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
-    }
-    print(f"{case.name}: {number['vgpr_count']} registers")
-    assert number["vgpr_spill_count"] == number["private_segment_fixed_size"] == 0
-    assert len(re.findall(r"(?:global|buffer|flat)_(?:load|store)_dwordx4", text)) >= vectors(case)
+@pytest.mark.parametrize("target", [target for target in TARGETS if target not in ON_NVIDIA])
+def test_compiles_for_real_models_on_amd(folder: Path, target: str) -> None:
+    for kernel in told(folder, target)["kernels"]:
+        text = (folder / f"{kernel['name']}.amdgcn").read_text()
+        number = {
+            name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
+            for name in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+        }
+        print(f"{kernel['name']}: {number['vgpr_count']} registers; {kernel['run']}")
+        assert number["vgpr_spill_count"] == number["private_segment_fixed_size"] == 0, kernel
+        wide = re.findall(r"(?:global|buffer|flat)_(?:load|store)_dwordx4", text)
+        assert len(wide) >= vectors(target, kernel["kernel"], kernel["constants"]), kernel

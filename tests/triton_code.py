@@ -1,132 +1,153 @@
-"""Compiles the Triton kernels ahead of time, which needs no GPU: `python triton_code.py FOLDER`, without TRITON_INTERPRET
-in the environment. Writes machine code and PTX of every case into the folder, and cases.json with what Triton says of them.
+"""Steps the parameters of real models on a GPU that is not there, and keeps the machine code that Triton compiles for it:
+`python triton_code.py FOLDER TARGET...`, without TRITON_INTERPRET in the environment.
+
+Everything is real but the device: the optimizer's step, the plan, Triton's specialisation of every launch (signature,
+divisibility, constants) and its compilers. Only the launch itself does nothing. Writes machine code and PTX of every kernel
+into the folder, and TARGET.json with what each was compiled for.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-KERNELS = ("step", "measure", "update", "settle", "square_sum")
-WARPS = 8
-# Rows that lie at multiples of 16 bytes: as long as fit, and short ones, of which a thread has several.
-WIDEST = {"float64": 15}
-SHORT = 9
-# Rows that lie anywhere.
-UNALIGNED = 8
+import torch
+
+import onepass
+from fake_gpu import FakeGpu, OnGpu, empty_on_gpu
+
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+from shapes import Shape, gpt2_shapes, llama_shapes, resnet50_shapes
+
+MODELS: dict[str, tuple[Shape, ...]] = {
+    "gpt2": gpt2_shapes(),
+    "resnet50": resnet50_shapes(),
+    "llama": llama_shapes(),
+    "mlp": ((256, 784), (256,), (10, 256), (10,)),
+    # A row that is cut into pieces, and one that is not a multiple of 16 bytes.
+    "rows": ((8, 20000), (5, 129), (7,)),
+}
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "AdamW": onepass.AdamW,
+    "AdamP": onepass.AdamP,
+    "AdamP, no speculation": lambda params, **more: onepass.AdamP(params, speculate=False, **more),
+    "SGDP": lambda params, **more: onepass.SGDP(params, lr=0.1, momentum=0.9, **more),
+    "SGDP, projected buffer": lambda params, **more: onepass.SGDP(
+        params, lr=0.1, momentum=0.9, project_momentum=True, **more
+    ),
+    "AdamProxL2": lambda params, **more: onepass.AdamProxL2(params, weight_decay=1e-2, **more),
+    "SGD": lambda params, **more: onepass.SGD(params, lr=0.1, momentum=0.9, **more),
+    "SGD without a buffer": lambda params, **more: onepass.SGD(params, lr=0.1, **more),
+}
+COMMON = ("AdamW", "AdamP", "SGDP", "AdamProxL2")
+ALL_DTYPES = ("float32", "bfloat16", "float16", "float64")
+# What a block may have of shared memory, for each target.
+SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+# Every model in both dtypes, and every target with both dtypes, so that each compiles every kernel. All of it takes four
+# times as long; ONEPASS_EVERY_TARGET=1 asks for that.
+EVERY = os.environ.get("ONEPASS_EVERY_TARGET") == "1"
+PAIRS = {
+    "sm_80": (("llama", "float32"), ("mlp", "bfloat16"), ("rows", "float16")),
+    "sm_90": (("gpt2", "float32"), ("resnet50", "bfloat16"), ("rows", "float64")),
+    "sm_100": (("mlp", "float32"), ("llama", "bfloat16"), ("rows", "float64")),
+    "gfx942": (("resnet50", "float32"), ("gpt2", "bfloat16"), ("rows", "float16")),
+}
 
 
-@dataclass(frozen=True)
-class Case:
-    target: str
-    kernel: str
-    dtype: str
-    body: int
-    family: str = "adam"
-    projects: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.target}-{self.kernel}-{self.dtype}-{self.body}-{self.family}" + "-projects" * self.projects
+def runs(target: str) -> Iterator[tuple[str, str, str]]:
+    """Models, dtypes and optimizers that are stepped for a target."""
+    every = tuple((model, dtype) for model in MODELS for dtype in ALL_DTYPES)
+    for model, dtype in every if EVERY else PAIRS[target]:
+        for optimizer in OPTIMIZERS if model == "mlp" or EVERY else COMMON:
+            yield model, dtype, optimizer
 
 
-def cases() -> Iterator[Case]:
-    for target in TARGETS:
-        for dtype in DTYPES:
-            for kernel in KERNELS:
-                yield Case(target, kernel, dtype, WIDEST.get(dtype, 19))
-            yield Case(target, "update", dtype, UNALIGNED)
-        for kernel in KERNELS:
-            yield Case(target, kernel, "float32", SHORT)
-            yield Case(target, kernel, "float32", 4)
-        for family in ("sgd", "plain_sgd"):
-            yield Case(target, "step", "float32", 17, family)
-        yield Case(target, "update", "float32", 17, "sgd", True)
-        yield Case(target, "settle", "bfloat16", 17, "sgd", True)
-        yield Case(target, "verdict", "float32", 0)
-        yield Case(target, "add_up", "float32", 0)
-        yield Case(target, "prepare", "float32", 0)
+class Driver:
+    """In place of Triton's own for CUDA and HIP."""
 
+    def __init__(self, target: str):
+        from triton.backends.compiler import GPUTarget
 
-def vectors(case: Case) -> int:
-    """Accesses of 16 bytes that a thread makes, if all of p, g and the moments are reached so."""
-    if case.body % 2 == 0:
+        nvidia = target.startswith("sm_")
+        self.device = list(SHARED).index(target)  # Triton has caches for each
+        self.target = GPUTarget("cuda", int(target[3:]), 32) if nvidia else GPUTarget("hip", target, 64)
+        self.shared = SHARED[target]
+        self.grids: list[tuple[int, ...]] = []
+        self.utils = self
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
         return 0
-    item = {"float64": 8, "float32": 4}.get(case.dtype, 2)
-    work = 8 if case.dtype == "float64" else 4
-    moments = {"adam": 2, "sgd": 1, "plain_sgd": 0}[case.family]
-    if case.kernel == "square_sum":
-        read = item
-    else:
-        read = 2 * item + (moments * work if case.kernel != "measure" else 0)
-    written = {"step": item + moments * work, "update": item + moments * work, "settle": item}.get(case.kernel, 0)
-    written += work if case.kernel == "settle" and case.projects else 0
-    threads = WARPS * (64 if case.target.startswith("gfx") else 32)
-    elements = max(4096 // (2 if case.dtype == "float64" else 1), 16 << case.body // 2) // threads
-    return elements * (read + written) // 16
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": self.shared}
+
+    def load_binary(self, name: str, code: bytes, shared: int, device: int) -> tuple[int, ...]:
+        return 0, 0, 0, 0, 1024
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        return lambda x, y, z, *_: self.grids.append((x, y, z))
 
 
-def compiled(case: Case) -> Any:
+def train(model: str, dtype: str, optimizer: str) -> list[list[str]]:
+    """A step, a clipped one, and a scaled one; returns the launches of each."""
+    params = [torch.nn.Parameter(empty_on_gpu(shape, getattr(torch, dtype))) for shape in MODELS[model]]
+    for p in params:
+        p.grad = empty_on_gpu(p.shape, p.dtype)
+    opt = OPTIMIZERS[optimizer](params, backend="triton")
+    launches = []
+
+    def step() -> None:
+        opt.step()
+        launches.append(opt._runtime.runners[0].launches)
+
+    step()
+    opt.clip_grad_norm_(1.0)
+    step()
+    opt.grad_scale, opt.found_inf = OnGpu(torch.tensor(8.0)), OnGpu(torch.tensor(0.0))
+    step()
+    return launches
+
+
+def main(folder: Path, targets: list[str]) -> None:
     import triton
-    import triton.language as tl
-    from onepass.triton_kernels import kernels, launch, live, plan
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from triton import knobs
 
-    target = (
-        GPUTarget("hip", case.target, 64)
-        if case.target.startswith("gfx")
-        else GPUTarget("cuda", int(case.target.removeprefix("sm_")), 32)
-    )
-    fn = live.prepare if case.kernel == "prepare" else getattr(kernels, case.kernel)
-    section = plan.Section(0, 1, 1 << case.body, plan.tile_of(case.dtype))
-    given = {
-        **launch.constants(case.dtype, case.family, section),
-        "PROJECTS_MOMENTUM": case.projects,
-        "MEASURED": False,
-        "TENSORS": launch.TENSORS,
-        "BLOCK": launch.BLOCK,
-    }
-    integers = ("programs", "entries", "tensors", "gated", "live_tensors", "live")
-    numbers = ("first_program", "count", "tensor_count")
-    signature = {
-        name: "constexpr" if name in given else "i32" if name in numbers else "*i64" if name in integers else "*fp64"
-        for name in fn.arg_names
-    }
-    at = {name: (i,) for i, name in enumerate(fn.arg_names)}
-    source = ASTSource(
-        fn,
-        signature,
-        {at[name]: value for name, value in given.items() if name in at},
-        {at[name]: [["tt.divisibility", 16]] for name, kind in signature.items() if kind.startswith("*")},
-    )
-    assert tl  # the names in `given` are its
-    return triton.compile(source, target=target, options=launch.OPTIONS)
+    for target in targets:
+        kernels: list[dict[str, Any]] = []
+        run = ""
 
+        def keep(key: str, fn: Any, compile: Any, **_: Any) -> None:
+            kernel = fn.jit_function
+            constants = {kernel.arg_names[at]: str(x) for (at,), x in compile["constants"].items()}
+            code = kernel.device_caches[compile["device"]][0][key].asm
+            name = f"{target}-{len(kernels)}-{fn.name}"  # noqa: B023  (called in this round)
+            for kind in ("ptx", "cubin", "amdgcn"):
+                if kind in code:
+                    text = code[kind]
+                    (folder / f"{name}.{kind}").write_bytes(text if isinstance(text, bytes) else text.encode())
+            kernels.append({"name": name, "kernel": fn.name, "run": run, "constants": constants})  # noqa: B023
 
-def main(folder: Path) -> None:
-    said = {}
-    for case in cases():
-        try:
-            code = compiled(case).asm
-        except Exception as error:
-            if not case.target.startswith("gfx"):  # those that the installed Triton must know
-                raise
-            said[case.name] = {"cannot": repr(error)}
-            continue
-        said[case.name] = {}
-        for kind in ("ptx", "cubin", "amdgcn"):
-            if kind in code:
-                text = code[kind]
-                (folder / f"{case.name}.{kind}").write_bytes(text if isinstance(text, bytes) else text.encode())
-    (folder / "cases.json").write_text(json.dumps(said))
+        knobs.runtime.jit_post_compile_hook = keep
+        driver = Driver(target)
+        triton.runtime.driver.set_active(driver)
+        launches = {}
+        with FakeGpu()():
+            for model, dtype, optimizer in runs(target):
+                run = f"{model}, {dtype}, {optimizer}"
+                launches[run] = train(model, dtype, optimizer)
+        said = {"kernels": kernels, "launches": launches, "grids": driver.grids}
+        (folder / f"{target}.json").write_text(json.dumps(said))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

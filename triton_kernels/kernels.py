@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import plan
 from .jit import device
 from .plan import COURSE, PROGRAM, REPORT, SHIFTS, TENSOR, VERDICT
 from .rule import (
@@ -80,6 +81,10 @@ V_PG = tl.constexpr(VERDICT.index("pg"))
 V_PP = tl.constexpr(VERDICT.index("pp"))
 V_GG = tl.constexpr(VERDICT.index("gg"))
 V_PU = tl.constexpr(VERDICT.index("pu"))
+
+# Called in place, and not named in the loops over classes: a constexpr cannot be assigned twice, and such a loop is
+# unrolled into one scope.
+rows_of = triton.constexpr_function(plan.rows_of)
 
 # ------------------------------------------------------------------ tables and memory
 
@@ -330,12 +335,10 @@ def step(programs, first_program, entries, count, tensors, courses, FAMILY: tl.c
          WORK: tl.constexpr, TILE: tl.constexpr, BODIES: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
     own, first, course = program_of(programs, first_program, courses)
     for body in tl.static_range(MOST_BODIES):
-        if (BODIES >> body) % 2 == 1:
-            FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
-            ROWS: tl.constexpr = FIT if FIT > 0 else 1
+        if (BODIES >> body) % 2 == 1:  # noqa: SIM102  (known when it is compiled)
             if own == body:
                 step_tile(entries, count, tensors, course, first, FAMILY, DTYPE, WORK, 16 << body // 2,
-                          ROWS, body % 2 * VECTOR)  # fmt: skip
+                          rows_of(body, TILE), body % 2 * VECTOR)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first_program", "count"])
@@ -343,12 +346,10 @@ def measure(programs, first_program, entries, count, tensors, courses, reports, 
             TILE: tl.constexpr, BODIES: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
     own, first, course = program_of(programs, first_program, courses)
     for body in tl.static_range(MOST_BODIES):
-        if (BODIES >> body) % 2 == 1:
-            FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
-            ROWS: tl.constexpr = FIT if FIT > 0 else 1
+        if (BODIES >> body) % 2 == 1:  # noqa: SIM102  (known when it is compiled)
             if own == body:
                 measure_tile(entries, count, tensors, course, reports, first, DTYPE, 16 << body // 2,
-                             ROWS, body % 2 * VECTOR)  # fmt: skip
+                             rows_of(body, TILE), body % 2 * VECTOR)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first_program", "count"])
@@ -357,13 +358,10 @@ def update(programs, first_program, entries, count, tensors, courses, reports, v
            PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     own, first, course = program_of(programs, first_program, courses)
     for body in tl.static_range(MOST_BODIES):
-        if (BODIES >> body) % 2 == 1:
-            FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
-            ROWS: tl.constexpr = FIT if FIT > 0 else 1
+        if (BODIES >> body) % 2 == 1:  # noqa: SIM102  (known when it is compiled)
             if own == body:
                 update_tile(entries, count, tensors, course, reports, verdicts, first, FAMILY, DTYPE, WORK,
-                            16 << body // 2, ROWS,
-                            body % 2 * VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
+                            16 << body // 2, rows_of(body, TILE), body % 2 * VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first_program", "count"])
@@ -372,13 +370,10 @@ def settle(programs, first_program, entries, count, tensors, courses, reports, v
            PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     own, first, course = program_of(programs, first_program, courses)
     for body in tl.static_range(MOST_BODIES):
-        if (BODIES >> body) % 2 == 1:
-            FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
-            ROWS: tl.constexpr = FIT if FIT > 0 else 1
+        if (BODIES >> body) % 2 == 1:  # noqa: SIM102  (known when it is compiled)
             if own == body:
                 settle_tile(entries, count, tensors, course, reports, verdicts, first, FAMILY, DTYPE, WORK,
-                            16 << body // 2, ROWS,
-                            body % 2 * VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
+                            16 << body // 2, rows_of(body, TILE), body % 2 * VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first_program", "count"])
@@ -388,12 +383,10 @@ def square_sum(programs, first_program, entries, count, tensors, reports, DTYPE:
     own = tl.load(program)
     first = tl.load(program + 1)
     for body in tl.static_range(MOST_BODIES):
-        if (BODIES >> body) % 2 == 1:
-            FIT: tl.constexpr = (TILE >> 2 * (1 - body % 2)) // (16 << body // 2)
-            ROWS: tl.constexpr = FIT if FIT > 0 else 1
+        if (BODIES >> body) % 2 == 1:  # noqa: SIM102  (known when it is compiled)
             if own == body:
                 square_sum_tile(entries, count, tensors, reports, first, DTYPE, 16 << body // 2,
-                                ROWS, body % 2 * VECTOR)  # fmt: skip
+                                rows_of(body, TILE), body % 2 * VECTOR)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count"])

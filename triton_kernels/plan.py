@@ -178,7 +178,7 @@ def plan_of(shapes: list[Shape], interpreted: bool = False) -> Plan:
             tiles[kind] = interpreted_tile({body: max(n for (_, b), n in own.items() if b == body) for _, body in own})
     first_entry, pieces = [0] * len(shapes), [1] * len(shapes)
     entries, programs, sections = [], [], {}
-    count = 0
+    count = launched = 0
     for kind, cohort, body in sorted(classes):
         rows = rows_of(body, tiles[kind])
         first = count
@@ -191,12 +191,14 @@ def plan_of(shapes: list[Shape], interpreted: bool = False) -> Plan:
         padding = -(count - first) % rows  # rows of no element
         entries.append(torch.zeros(3, padding, dtype=torch.int64))
         count += padding
-        old = sections.get(kind, Section(len(programs), 0, 0, tiles[kind]))
-        programs += [[body, entry, cohort] for entry in range(first, count, rows)]
-        sections[kind] = replace(old, programs=len(programs) - old.first_program, bodies=old.bodies | 1 << body)
+        old = sections.get(kind, Section(launched, 0, 0, tiles[kind]))
+        entry = torch.arange(first, count, rows)
+        programs.append(torch.stack([torch.full_like(entry, body), entry, torch.full_like(entry, cohort)], dim=1))
+        launched += len(entry)
+        sections[kind] = replace(old, programs=launched - old.first_program, bodies=old.bodies | 1 << body)
     return Plan(
         torch.cat([torch.zeros(3, 0, dtype=torch.int64), *entries], dim=1),
-        torch.tensor(programs, dtype=torch.int64).reshape(-1, len(PROGRAM)),
+        torch.cat([torch.zeros(0, len(PROGRAM), dtype=torch.int64), *programs]),
         sections,
         first_entry,
         pieces,

@@ -171,8 +171,9 @@ class TritonRunner:
         self.changed = False
         if self.on_gpu and torch.cuda.current_stream(self.device) != self.stream:
             self.stream = torch.cuda.current_stream(self.device)
-            for table in vars(tables).values():  # torch must not give them to others before this stream is done
-                if isinstance(table, Tensor):
+            buffers = [buffer for e in self.entries for buffer in e.buffers.values()]
+            for table in (*vars(tables).values(), self.tables.numbers, *buffers):
+                if isinstance(table, Tensor):  # torch must not give it to others before this stream is done
                     table.record_stream(self.stream)
         for e in self.entries:
             if e.operands:

@@ -134,7 +134,8 @@ class DeviceTables:
     # ------------------------------------------------------------------ tables
 
     def send(self, rows: Any, dtype: torch.dtype, width: int) -> Tensor:
-        return self.to_device(torch.tensor(rows, dtype=dtype, device="cpu", pin_memory=self.on_gpu).reshape(-1, width))
+        host = torch.as_tensor(rows, dtype=dtype, device="cpu").reshape(-1, width)
+        return self.to_device(host.pin_memory() if self.on_gpu else host)
 
     def to_device(self, host: Tensor) -> Tensor:
         return host.to(self.device, non_blocking=True)
@@ -159,8 +160,8 @@ class DeviceTables:
 
         self.sent = Tables(
             plan=plan,
-            entries=self.send(plan.entries.flatten().tolist(), integers, 1),
-            programs=self.send(plan.programs.tolist(), integers, plan.programs.size(1)),
+            entries=self.send(plan.entries, integers, 1),
+            programs=self.send(plan.programs, integers, plan.programs.size(1)),
             measured=self.send([i for i in projected if not shapes[i].speculates], integers, 1),
             gated=self.send(projected, integers, 1),
             live_tensors=self.send([i for i, e in enumerate(self.entries) if self.live(e)], integers, 1),
