@@ -35,8 +35,8 @@ __device__ __forceinline__ void store(T* to, const T& x, Operand operand) {
   ONEPASS_TRACE(operand, sizeof(T), true);
   ONEPASS_GLOBAL(to);
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 1000
-  // nvcc 13.0 splits `*to = x` into narrow stores in `update` for sm_80 to sm_90. For sm_100 and sm_120 it does not, and
-  // this instruction would cost `update` for float32 Adam two spills on sm_120.
+  // nvcc 13.0 splits `*to = x` into narrow stores in `update` for sm_80 to sm_90. For sm_100 and sm_120 it does not,
+  // and this instruction would cost `update` for float32 Adam two spills on sm_120.
   if constexpr (sizeof(T) == 16) {
     const uint4 words = __builtin_bit_cast(uint4, x);
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x),

@@ -30,6 +30,7 @@ const std::vector<Launch>& launches();
 
 // true: from now on launches are recorded with their arguments, not run. What was recorded before is forgotten.
 void set_capturing(bool on);
+std::vector<Launch> recorded();
 // Runs all launches that were recorded.
 void replay();
 

@@ -23,10 +23,9 @@ py::dict traffic() {
   return out;
 }
 
-std::vector<std::tuple<unsigned, unsigned, size_t>> launches() {
+std::vector<std::tuple<unsigned, unsigned, size_t>> tuples_of(const std::vector<emulated::Launch>& launches) {
   std::vector<std::tuple<unsigned, unsigned, size_t>> out;
-  for (const emulated::Launch& launch : emulated::launches())
-    out.emplace_back(launch.grid, launch.block, launch.shared_bytes);
+  for (const emulated::Launch& launch : launches) out.emplace_back(launch.grid, launch.block, launch.shared_bytes);
   return out;
 }
 
@@ -89,7 +88,8 @@ PYBIND11_MODULE(emulated, m) {
   m.attr("limits") = limits();
 
   m.def("reset", &emulated::reset, py::arg("seed") = 0);
-  m.def("launches", &launches);
+  m.def("launches", [] { return tuples_of(emulated::launches()); });
+  m.def("recorded", [] { return tuples_of(emulated::recorded()); });
   m.def("traffic", &traffic);
   m.def("set_capturing", &emulated::set_capturing, py::arg("on"));
   m.def("replay", &emulated::replay);

@@ -82,6 +82,13 @@ void set_capturing(bool on) {
   if (on) recording.clear();
 }
 
+std::vector<Launch> recorded() {
+  const std::lock_guard lock(one_launch);
+  std::vector<Launch> out;
+  for (const Recorded& each : recording) out.push_back(each.launch);
+  return out;
+}
+
 void replay() {
   const std::lock_guard lock(one_launch);
   for (const Recorded& recorded : recording) run(recorded);
