@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import gpu_cases
 import gpu_harness
 import gpu_report
-from gpu_device import Rehearsal
+from gpu_device import Gpu, Rehearsal
 from shapes import llama_shapes, numel_of
 
 BENCH = Path(gpu_cases.__file__).parent
@@ -106,6 +108,50 @@ def test_a_wrong_contender_is_not_timed() -> None:
         gpu_harness.check(wrong, torch.float32, "random", Rehearsal())
     names, right = main.check_all([case_of(wrong, gpu_cases.TORCH_FUSED)], Rehearsal())
     assert names == {"onepass AdamW"} and list(right) == ["torch AdamW fused"]
+
+
+def test_the_clock_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Gpu` itself, with torch.cuda's answers faked: what it asks for, and in which order."""
+    asked: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self) -> None:
+            asked.append("record")
+
+        def synchronize(self) -> None:
+            asked.append("wait")
+
+        def elapsed_time(self, end: Any) -> float:
+            return 6.0
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None:
+            asked.append("wait_stream")
+
+    cuda = {
+        "Event": Event,
+        "Stream": Stream,
+        "CUDAGraph": lambda: "graph",
+        "current_stream": Stream,
+        "get_device_properties": lambda device: SimpleNamespace(name="none", L2_cache_size=50),
+        "stream": lambda stream: contextlib.nullcontext(),
+        "graph": lambda graph: contextlib.nullcontext(),
+        **{name: lambda name=name: asked.append(name) for name in ("synchronize", "empty_cache")},
+        "_sleep": lambda cycles: asked.append("sleep"),
+    }
+    for name, answer in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    gpu = Gpu()
+    assert gpu.seconds(lambda: asked.append("step"), 3, plugged=True) == pytest.approx(2e-3)
+    assert asked == ["sleep", "record", "step", "step", "step", "record", "wait"]
+    asked.clear()
+    assert gpu.graph_of(lambda: asked.append("step")) == "graph"
+    assert asked == ["wait_stream", "step", "step", "wait_stream", "step"]
+    gpu.release()
+    assert gpu.cache_bytes == 50 and gpu.about()["device"] == "none"
 
 
 @pytest.mark.parametrize("gradients", ["random", "tangent", "fixed"])
