@@ -72,7 +72,7 @@ MUTANTS = [
     Mutant("u is held for the wrong place", "store_some(room + i, u, n)", "store_some(room, u, n)"),
     Mutant("nothing is settled", "v.settled || deferred", "false"),
     Mutant("16-bit steps are settled", "bytes_of(t.dtype) >= 4", "true"),
-    Mutant("the gate of rows alone", "rows * length", "0.0", "all.sums)), @)"),
+    Mutant("the gate of rows alone", "rows * length", "0.0", "pr.passes(layer_cosine, @)"),
     Mutant("a piece is a row", "item.end < t.length", "false"),
     Mutant("the last batch is dropped", "b < count", "b + 1 < count", "@; ++b) run_batch(b, scratch_[0])"),
     Mutant("moments are not put back", "writes.moments && t.moment[j].data", "false"),
