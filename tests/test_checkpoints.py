@@ -21,6 +21,8 @@ from records import RECORDS, Record, each_backend, each_optimizer
 from tensors import values
 
 FILES = sorted((Path(__file__).parent / "checkpoints").glob("*.pt"))
+# Rules that were corrected after a version: a file of it loads, and its step is another one.
+CORRECTED = {("0.1.0", "AdamProxL2"): "the shrink was 1 + wd*s/D and not 1 + lr*wd/D"}
 
 
 # ------------------------------------------------------------------ of earlier versions
@@ -33,11 +35,16 @@ def test_a_file_of_an_earlier_version_goes_on(file: Path, backend: str) -> None:
         params = [p.clone() for p in saved["parameters"]]
         opt = RECORDS[name].make(params, backend=backend, **saved["arguments"])
         opt.load_state_dict(saved["state_dict"])
+        for number, own in saved["state_dict"]["state"].items():
+            for key, value in own.items():
+                assert_same_bits(opt.state[params[number]][key], value, f"{name}, {key}")
         for p, gradient in zip(params, saved["gradients"], strict=True):
             p.grad = gradient
         opt.step()
         for p, want in zip(params, saved["continued"], strict=True):
-            if p in opt.last_step() and backend != "cpu":  # rows are summed up in another order
+            if (file.stem, name) in CORRECTED:
+                assert not torch.equal(p, want)
+            elif p in opt.last_step() and backend != "cpu":  # rows are summed up in another order
                 torch.testing.assert_close(p, want, rtol=1e-6, atol=1e-7)
             else:
                 assert_same_bits(p, want, f"{name} {tuple(p.shape)}")

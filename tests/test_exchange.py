@@ -92,16 +92,6 @@ def test_16_bit_moments_of_torch_become_float32(backend: str, dtype: torch.dtype
 
 
 @each_backend
-def test_amsgrad_is_refused(backend: str) -> None:
-    """The maximum of v that torch's amsgrad keeps has no place here; to drop it without a word would be wrong."""
-    theirs = train(torch.optim.AdamW(parameters(), amsgrad=True), range(2))
-    ours = RECORDS["AdamW"].make(parameters(), backend=backend)
-    ours.load_state_dict(theirs.state_dict())
-    with pytest.raises(ValueError, match="param group 0: amsgrad is not implemented; use amsgrad=False"):
-        train(ours, [2])
-
-
-@each_backend
 def test_predictor_of_a_foreign_checkpoint_starts_afresh(backend: str) -> None:
     for name, (oracle, *_) in {"AdamP": ADAMP, "SGDP": SGDP}.items():
         theirs = train(oracle.make(parameters(), {"lr": 1e-3}), range(3))

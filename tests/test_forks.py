@@ -27,7 +27,7 @@ LARGE = (300, 700)  # several items of the kernels, and more than torch gives to
 
 
 @pytest.fixture
-def several_threads(one_thread: None) -> None:
+def several_threads(threads: None) -> None:
     torch.set_num_threads(3)
 
 

@@ -22,6 +22,8 @@ PARAMETER_UNITS = 4
 # A float64 parameter that was corrected: the coefficients k1 - r*k0 and r of the correction are float64 too, so that the
 # roundings of r, r*k0 and the difference, up to a unit of k*u each, come on top (in float32 they vanish). Measured: 5.2.
 CORRECTED_FLOAT64_UNITS = PARAMETER_UNITS + 3
+# So it is for AdamProxL2 in float64: its coefficient lr*wd/s is the result of three roundings. Measured: 4.3.
+PROX_L2_FLOAT64_UNITS = PARAMETER_UNITS + 3
 
 
 def _start(record: Record, arguments: Arguments, dtype: torch.dtype, backend: str) -> tuple[Any, list[Tensor]]:
@@ -67,8 +69,11 @@ def test_one_step(backend: str, dtype: torch.dtype, record: Record, arguments: A
         for p, (x, g, state) in zip(params, before, strict=True):
             want = truth.step(record.name, opt.param_groups[0], x, g, state)
             name = f"{kind} gradient, parameter"
-            corrected = p in opt.last_step() and opt.last_step()[p].settled
-            units = CORRECTED_FLOAT64_UNITS if corrected and dtype == torch.float64 else PARAMETER_UNITS
+            units = PARAMETER_UNITS
+            if dtype == torch.float64 and record.name == "AdamProxL2":
+                units = PROX_L2_FLOAT64_UNITS
+            elif dtype == torch.float64 and p in opt.last_step() and opt.last_step()[p].settled:
+                units = CORRECTED_FLOAT64_UNITS
             assert_within(p, want.p, want.size, units, name)
             _check_moments(record, opt.state[p], state, terms_of(x, g, opt.param_groups[0]), name)
             if p in opt.last_step():
