@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
 
@@ -127,12 +126,3 @@ def test_a_scheduler_knows_whether_a_step_was_taken() -> None:
 def test_step_keeps_its_documentation() -> None:
     step = RECORDS["AdamP"].make.step
     assert step.__name__ == "step" and "Performs one step" in step.__doc__
-
-
-def test_zero_grad_of_gradients_that_are_in_use() -> None:
-    """set_to_none=False writes zeros where the gradient is, which others may hold."""
-    opt = made(RECORDS["AdamW"])
-    feed(opt, 0)
-    held: list[Tensor] = [p.grad for p in opt.param_groups[0]["params"]]
-    opt.zero_grad(set_to_none=False)
-    assert not any(g.any() for g in held)

@@ -212,36 +212,6 @@ def test_lr_as_a_tensor(backend: str, record: Record) -> None:
     assert_same_state(train(opt, [3]), train(other, [3]))
 
 
-SCHEDULERS = {
-    "StepLR": lambda o: lr_scheduler.StepLR(o, 2, 0.5),
-    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
-    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 5),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.2, total_steps=8),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=2),
-    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.ExponentialLR(o, 0.9)], [3]
-    ),
-}
-
-
-@each_backend
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("name", ["AdamW", "SGD"])
-def test_schedulers(backend: str, scheduler: str, name: str) -> None:
-    """They drive lr, and some of them momentum and betas, as they drive torch's."""
-    record = RECORDS[name]
-    ours = record.make(parameters(torch.float64), backend=backend, **record.typical)
-    theirs = record.oracles[0].make(parameters(torch.float64), record.typical)
-    schedules = [SCHEDULERS[scheduler](each) for each in (ours, theirs)]
-    for time in range(7):
-        train_both(ours, theirs, [time])
-        for schedule in schedules:
-            schedule.step()
-        assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
-    for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
-
-
 @each_backend
 @pytest.mark.parametrize("name", ["AdamW", "AdamProx", "AdamProxL2", "AdamP", "SGDP"])
 def test_decouple_lr_under_a_scheduler(backend: str, name: str) -> None:
@@ -287,16 +257,6 @@ def test_nothing_to_do(backend: str, record: Record) -> None:
     before.assert_unchanged()
     assert not opt.state
     assert opt.last_step() == {}
-
-
-@each_backend
-def test_step_hooks(backend: str) -> None:
-    opt = RECORDS["SGD"].make(parameters(), lr=0.1, backend=backend)
-    seen = []
-    opt.register_step_pre_hook(lambda *_: seen.append("before"))
-    opt.register_step_post_hook(lambda *_: seen.append("after"))
-    train(opt, [0])
-    assert seen == ["before", "after"]
 
 
 @each_backend
