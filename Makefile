@@ -22,6 +22,7 @@ help:
 	@echo 'make demo     train on real data: a table, and figures in examples/'
 	@echo 'make test     run all tests'
 	@echo 'make test-elsewhere   run a part of them as on another processor, under load: instructions, threads'
+	@echo 'make mutate   plant a random sample of bugs, and list those that no test notices: ARGS="--seed 2 --count 100 --resume"'
 	@echo 'make bench    time a step beside torch and adamp: a table, a CSV and figures in bench/results/'
 	@echo 'make bench-readme   the same from a clean commit on a quiet machine, and the tables of the README from it'
 	@echo 'make bench-tables   the tables of the README from the CSV files it names'
@@ -40,6 +41,13 @@ test: .venv/.test $(BUILT)
 
 test-elsewhere: .venv/.test $(BUILT)
 	$(BIN)/python tests/elsewhere.py $(ARGS)
+
+mutate: .venv/.mutate $(BUILT)
+	$(BIN)/python tests/mutate/run.py $(ARGS)
+
+.venv/.mutate: requirements/mutate.txt .venv/.test
+	$(PIP) -r $<
+	@touch $@
 
 bench: .venv/.demo $(BUILT)
 	$(BIN)/python bench/run.py $(ARGS)
@@ -114,4 +122,4 @@ $(BUILT_FOR_DEMO): .venv/.build $(SOURCES)
 	@touch $@
 
 .NOTPARALLEL:
-.PHONY: help demo test test-elsewhere bench bench-readme bench-tables test-gpu bench-gpu built-gpu lint format clean
+.PHONY: help demo test test-elsewhere mutate bench bench-readme bench-tables test-gpu bench-gpu built-gpu lint format clean

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from compare import Snapshot, assert_same_bits, assert_same_state
-from drive import feed, parameters, parameters_of, train, train_both
+from drive import feed, parameters, parameters_of, train
 from records import BACKENDS, RECORDS, Record, each_backend, each_optimizer
 from tensors import values
 
