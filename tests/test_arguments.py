@@ -188,6 +188,7 @@ def test_unknown_keys_are_warned_of_once() -> None:
 @pytest.mark.parametrize("name", ["AdamP", "SGD"])
 def test_keys_of_schedulers_and_tools_are_known(name: str, schedule: str) -> None:
     values = {key: True for key in ONE_VALUE if ONE_VALUE[key][0]}
+    values["decoupled_weight_decay"] = RECORDS[name].make.rule.decoupled
     others = {key: values.get(key, False) for key in KNOWN_KEYS - {"params", "param_names", "lr"}}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

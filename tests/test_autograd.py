@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import onepass
 from compare import assert_same_bits
-from drive import feed, parameters, parameters_of
+from drive import feed, parameters, parameters_of, train
 from records import Record, each_backend, each_optimizer
 from tensors import values
 
@@ -200,3 +201,26 @@ def test_inference_mode(backend: str, record: Record) -> None:
         q.grad = values(q.shape, q.dtype, time)
         other.step()
     assert_same_bits(p, q, "parameter")
+
+
+@each_backend
+@each_optimizer
+def test_a_first_step_in_inference_mode(backend: str, record: Record) -> None:
+    """The state that it makes can be written to outside of it, and the steps are those of a run without."""
+    opt, other = (record.make(parameters(), backend=backend, **record.typical) for _ in range(2))
+    with torch.inference_mode():
+        train(opt, [0])
+    train(opt, [1])
+    train(other, range(2))
+    for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):
+        assert_same_bits(p, q, "parameter")
+
+
+@each_backend
+def test_a_parameter_of_inference_mode_is_refused(backend: str) -> None:
+    """torch refuses to write to one outside of it, on some backends only after others were stepped."""
+    with torch.inference_mode():
+        q = torch.ones(3)
+    p = torch.ones(3)
+    with pytest.raises(ValueError, match=r"parameter 1 of group 0.*made in inference mode.*p\.clone\(\)"):
+        onepass.AdamW([p, q], backend=backend)

@@ -97,7 +97,7 @@ def test_a_parameter_of_an_earlier_group(at: int, through: Any) -> None:
     opt = through(onepass.AdamW(groups()))
     p = opt.param_groups[at]["params"][0]
     for number in (GROUPS, GROUPS + 1):
-        with pytest.raises(ValueError, match=rf"^parameter 1 of group {number}, shape \(2, 3\): is there twice"):
+        with pytest.raises(ValueError, match=rf"^parameter 1 of group {number}, shape \(2, 3\): was given twice"):
             opt.add_param_group({"params": [nn.Parameter(torch.ones(1)), p]})
         assert len(opt.param_groups) == number
         opt.add_param_group(*groups(1))
@@ -109,7 +109,7 @@ def test_a_parameter_that_was_in_a_group() -> None:
     gone = opt.param_groups.pop(3)
     opt.add_param_group({"params": gone["params"]})
     train(opt, range(2))
-    with pytest.raises(ValueError, match="is there twice"):
+    with pytest.raises(ValueError, match="was given twice"):
         opt.add_param_group({"params": gone["params"]})
 
 
@@ -119,7 +119,7 @@ def test_a_parameter_that_was_put_in_by_hand() -> None:
     p = nn.Parameter(torch.ones(3))
     opt.param_groups[2]["params"].append(p)
     opt.add_param_group({"params": [p]})
-    with pytest.raises(ValueError, match="is there twice"):
+    with pytest.raises(ValueError, match="was given twice"):
         train(opt, [0])
     assert all(torch.equal(q, torch.ones_like(q)) for q in parameters_of(opt))
 

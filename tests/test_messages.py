@@ -35,7 +35,7 @@ def test_parameters_go_by_their_names(name: str) -> None:
         spoil()
         with pytest.raises((ValueError, RuntimeError), match=told + ".*" + words):
             step()
-    with pytest.raises(ValueError, match=r"^parameter 0 of group 1 \('again'\), shape \(3, 4\): is there twice"):
+    with pytest.raises(ValueError, match=r"^parameter 0 of group 1 \('again'\), shape \(3, 4\): was given twice"):
         opt.add_param_group({"params": [("again", weight)]})
     # A tool may keep names of its own under that key.
     opt.param_groups[0]["param_names"] = ["one"]
@@ -88,7 +88,7 @@ def test_a_scheduler_below_zero() -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda epoch: 1 - epoch / 2)
     with pytest.raises(
         ValueError,
-        match=r"lr must be at least 0 and finite, got -0\.05: a scheduler went below 0 \(it started at 0\.1\)",
+        match=r"lr must be at least 0 and finite, got -0\.05 \(it started at 0\.1\); a scheduler has to end before it goes below 0",
     ):
         scheduled(opt, schedule, range(4))
     opt.param_groups[0]["lr"] = 0.0
@@ -100,7 +100,7 @@ def test_a_cycle_of_momentum_below_zero(name: str, what: str) -> None:
     opt = RECORDS[name].make(parameters(), **RECORDS[name].typical)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 0.2, total_steps=8, base_momentum=-0.5)
     with pytest.raises(
-        ValueError, match=rf"{what} must be .* got -.*: a scheduler went below 0 \(its base_momentum is -0\.5\)"
+        ValueError, match=rf"{what} must be .* got -.* \(its base_momentum is -0\.5\); a scheduler has to end"
     ):
         scheduled(opt, schedule, range(6))
 
@@ -108,3 +108,16 @@ def test_a_cycle_of_momentum_below_zero(name: str, what: str) -> None:
 def test_nothing_is_said_of_schedulers_where_there_is_none() -> None:
     with pytest.raises(ValueError, match=r"lr must be at least 0 and finite, got -1\.0$"):
         onepass.AdamW(parameters(), lr=-1.0)
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]], ids=["too few", "too many"])
+def test_names_that_are_not_those_of_the_parameters(names: list[str]) -> None:
+    """A tool keeps its own under that key, or a parameter was appended to the group: no name is said to be another's."""
+    p, q = (torch.ones(2, 3) for _ in range(2))
+    opt = onepass.AdamP([{"params": [p, q], "param_names": ["a", "b"]}])
+    opt.param_groups[0]["param_names"] = names
+    for each in (p, q):
+        each.grad = torch.ones(2, 3)
+    opt.step()
+    opt.load_state_dict(opt.state_dict())
+    assert {key.partition("/")[0] for key in opt.last_step().flat()} == {"group0.param0", "group0.param1"}

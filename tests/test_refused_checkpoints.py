@@ -99,6 +99,25 @@ ASKED: dict[str, tuple[Make, str, tuple[str, ...]]] = {
     "NAdam": (lambda ps: torch.optim.NAdam(ps), "Adam", ("momentum_decay=0.004", "torch.optim.NAdam")),
     "nesterov": (lambda ps: adamp.AdamP(ps, nesterov=True), "AdamProx", ("which onepass.AdamProx does not have",)),
     "projection": (lambda ps: adamp.AdamP(ps), "AdamW", ("=0.1", "use onepass.AdamP")),
+    "RAdam": (lambda ps: torch.optim.RAdam(ps), "Adam", ("'foreach' but no 'amsgrad'", "RAdam")),
+    "RAdam, decoupled": (
+        lambda ps: torch.optim.RAdam(ps, decoupled_weight_decay=True),
+        "AdamW",
+        ("'foreach' but no 'amsgrad'", "RAdam"),
+    ),
+    "RMSprop": (lambda ps: torch.optim.RMSprop(ps, momentum=0.9), "SGD", ("torch.optim.RMSprop",)),
+    "our l2 in AdamW": (lambda ps: onepass.Adam(ps), "AdamW", ("decoupled_weight_decay=False", "use onepass.Adam,")),
+    "our decoupled in Adam": (
+        lambda ps: onepass.AdamW(ps),
+        "Adam",
+        ("decoupled_weight_decay=True", "use onepass.AdamW"),
+    ),
+    "our proximal in Adam": (lambda ps: onepass.AdamProx(ps), "Adam", ("decoupled_weight_decay=True", "onepass.AdamW")),
+    "decoupled in AdamProxL2": (
+        lambda ps: torch.optim.AdamW(ps),
+        "AdamProxL2",
+        ("decoupled_weight_decay=True", "that of l2 regularization"),
+    ),
     "SGDP in SGD": (lambda ps: adamp.SGDP(ps, lr=0.1, momentum=0.9), "SGD", ("=0.1", "onepass.SGDP")),
 }
 

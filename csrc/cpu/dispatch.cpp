@@ -34,7 +34,7 @@ const Variant& choose() {
     if (v.usable && (!wanted || !*wanted || std::strcmp(wanted, v.name) == 0)) return v;
   std::string usable;
   for (const char* name : usable_isas()) usable += std::string(usable.empty() ? "" : ", ") + name;
-  throw std::runtime_error(std::string("ONEPASS_ISA=") + wanted + " is not to be had on this machine; use one of " +
+  throw std::runtime_error(std::string("ONEPASS_ISA=") + wanted + " is not available on this machine; use one of " +
                            usable + ", or unset it");
 }
 

@@ -96,10 +96,11 @@ def refuse_unsupported(rule: Rule, values: Mapping[str, Any], where: str) -> Non
     for name, (only, why) in ONE_VALUE.items():
         if name in values and truth_of(values[name]) is not only:
             raise ValueError(f"{where}: {why}; use {name}={only}, got {values[name]!r}")
-    if rule.decay == "l2" and truth_of(values.get("decoupled_weight_decay", False)) is not False:
-        raise ValueError(
-            f"{where}: decoupled_weight_decay={values['decoupled_weight_decay']!r} asks for another rule; use onepass.AdamW"
-        )
+    if "decoupled_weight_decay" in values:
+        asked = values["decoupled_weight_decay"]
+        if truth_of(asked) is not rule.decoupled:
+            use = rule.class_whose_decay_is(not rule.decoupled)
+            raise ValueError(f"{where}: decoupled_weight_decay={asked!r} asks for another rule; use {use}")
     for name in NO_CHOICE:
         value = values.get(name)
         if value is not None and truth_of(value) is None:

@@ -36,6 +36,10 @@ REFUSED = {
     "clipping_threshold": Argument(None, _TIMM),
     "schedule_decay": Argument(_ANY, _TIMM),
     "clip_exp": Argument(_ANY, "timm.optim.Adopt"),
+    "buffer": Argument(_ANY, "timm.optim.RAdamLegacy"),
+    "trust_coeff": Argument(_ANY, "timm.optim.Lars"),
+    "centered": Argument(_ANY, "torch.optim.RMSprop"),
+    "ns_steps": Argument(_ANY, "torch.optim.Muon"),
     "bias_correction": Argument(True, "apex.optimizers.FusedAdam"),
     "correct_bias": Argument(True, "the class of transformers"),
     "fixed_decay": Argument(False, _OTHERS),
@@ -83,6 +87,11 @@ def check_arguments(rule: Rule, name: str, groups: list[dict[str, Any]], mine: l
                 )
         if "corrected_weight_decay" in group:  # timm's classes that have it decouple the decay
             _check_decay(rule, name, "corrected_weight_decay, whose decay is decoupled", True, where)
+        if rule.family == "adam" and "foreach" in group and "amsgrad" not in group:
+            raise ValueError(
+                f"{where} 'foreach' but no 'amsgrad', which torch.optim.Adam and AdamW have, so it is of another optimizer, such as "
+                f"RAdam or timm's NAdamW; use the class that it is of, or delete 'foreach' to go on with onepass.{name}"
+            )
         for key in _required(rule):
             if key not in group:
                 raise ValueError(
@@ -99,12 +108,11 @@ def _required(rule: Rule) -> tuple[str, ...]:
 
 
 def _check_decay(rule: Rule, name: str, what: str, decoupled: bool, where: str) -> None:
-    in_gradient = rule.decay in ("l2", "proximal_l2")
-    if decoupled == in_gradient:
-        use = "onepass.AdamW" if decoupled else "onepass.Adam"
+    if decoupled != rule.decoupled:
+        own = "decoupled from the gradient" if rule.decoupled else "that of l2 regularization"
         raise ValueError(
-            f"{where} {what}, but the weight decay of onepass.{name} is {'not ' * decoupled}decoupled from the gradient; "
-            f"use {use}, or delete it from the state dict to go on with the decay of {name}"
+            f"{where} {what}, but the weight decay of onepass.{name} is {own}; use {rule.class_whose_decay_is(decoupled)}, or "
+            f"delete it from the state dict to go on with the decay of {name}"
         )
 
 

@@ -77,7 +77,9 @@ def _owners(saved: list[Group], groups: list[Group]) -> Iterator[tuple[Any, _Own
     """Every parameter by the number that the state dict gives it, with the words that name it in a message."""
     numbers = chain.from_iterable(group["params"] for group in saved)
     for group in groups:
-        names = group.get("param_names") or [None] * len(group["params"])
+        names = group.get("param_names") or []
+        if len(names) != len(group["params"]):  # a tool's own, or of before a parameter was appended
+            names = [None] * len(group["params"])
         for p, name in zip(group["params"], names, strict=True):
             number = next(numbers)
             yield number, _Owner(p, group, f"parameter {number}" + ("" if name is None else f" ({name!r})"))

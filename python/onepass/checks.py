@@ -39,7 +39,7 @@ def check_parameters(rule: Rule, groups: Sequence[Group], first: int = 0) -> Non
     seen: set[int] = set()
     for name, p in each_parameter(groups, first):
         if id(p) in seen:
-            raise ValueError(f"{name}: is there twice, and two threads would write to it at once; pass it once")
+            raise ValueError(f"{name}: was given twice, and two threads would write to it at once; pass it once")
         seen.add(id(p))
         if is_traceable_wrapper_subclass(p):
             raise TypeError(f"{name}: is a {type(p).__name__}, which wraps other tensors; {_instead_of_wrapped(rule)}")
@@ -47,6 +47,10 @@ def check_parameters(rule: Rule, groups: Sequence[Group], first: int = 0) -> Non
             raise TypeError(f"{name}: must be dense, got layout {p.layout}; use p.to_dense()")
         if p.dtype not in DTYPES:
             raise TypeError(f"{name}: must be float16, bfloat16, float32 or float64, got {p.dtype}")
+        if p.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(
+                f"{name}: was made in inference mode, outside of which torch refuses to write to it; use p.clone()"
+            )
         if p.is_neg():
             raise ValueError(f"{name}: is a view that torch negates when it is read; use p.resolve_neg()")
         if overlaps(p):

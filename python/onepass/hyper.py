@@ -37,6 +37,18 @@ class Rule:
     lazy_buffer: bool = False
 
     @property
+    def decoupled(self) -> bool:
+        """Whether the weight decay stays out of the gradient, and so is not divided by D. torch.optim.Adam calls it
+        decoupled_weight_decay."""
+        return self.decay not in ("l2", "proximal_l2")
+
+    def class_whose_decay_is(self, decoupled: bool) -> str:
+        """The class of this family to use for the other kind of weight decay."""
+        if self.family == "sgd":
+            return "onepass.SGDP" if decoupled else "onepass.SGD"
+        return "onepass.AdamW" if decoupled else "onepass.Adam"
+
+    @property
     def state_keys(self) -> tuple[str, ...]:
         """The keys of a parameter's state; all others in it are not this optimizer's."""
         return (*self.moments, *["step"] * self.counted, *["gate_counter"] * self.projected)

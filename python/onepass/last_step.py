@@ -174,7 +174,9 @@ class LastStep(Mapping[Tensor, Verdict]):
         count = Counter(name for group in self._groups for name in group.get("param_names", ()))
         names = {}
         for number, group in enumerate(self._groups):
-            given = group.get("param_names") or [f"param{place}" for place in range(len(group["params"]))]
-            for p, name in zip(group["params"], given, strict=False):
+            given = group.get("param_names") or ()
+            if len(given) != len(group["params"]):
+                given = [f"param{place}" for place in range(len(group["params"]))]
+            for p, name in zip(group["params"], given, strict=True):
                 names[p] = name if count[name] == 1 else f"group{number}.{name}"
         return names

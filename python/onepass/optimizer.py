@@ -176,8 +176,9 @@ class Optimizer(torch.optim.Optimizer):
         check_gradients(self.param_groups)
         check_state(self.rule, self.param_groups, self.state, self._runtime.counts_on_device)
         runners = backends.runners_for(self)
-        for group, h in zip(self.param_groups, hypers, strict=True):
-            self._runtime.unstepped.update(self._make_state(group, h))
+        with torch.inference_mode(False):  # or no later step could write to it
+            for group, h in zip(self.param_groups, hypers, strict=True):
+                self._runtime.unstepped.update(self._make_state(group, h))
         for runner in runners:
             runner.bind(self.state, list(self._runtime.unstepped))
             if not runner.ready(self.param_groups, hypers):
@@ -302,9 +303,14 @@ class Optimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch.optim, without what was made for a step that has not been taken."""
+        """As in torch.optim, without the state that was made for a step that has not been taken. The groups of the Adam
+        family say what torch's say of the weight decay, so that Adam and AdamW refuse each other's."""
         self._drop_unstepped()
-        return super().state_dict()
+        saved = super().state_dict()
+        if self.rule.family == "adam":
+            for group in saved["param_groups"]:
+                group["decoupled_weight_decay"] = self.rule.decoupled
+        return saved
 
     def _drop_unstepped(self) -> None:
         """Drops the state that a clipping or a skipped step has made: loaded, it would be that of a parameter that was
@@ -363,9 +369,10 @@ class Optimizer(torch.optim.Optimizer):
 
         def prepared(_: Any, final: dict[str, Any]) -> dict[str, Any] | None:
             runtime = self._runtime
-            runtime.loading = prepare(
-                self.rule, type(self).__name__, self.param_groups, self.defaults, runtime.counts_on_device, final
-            )
+            with torch.inference_mode(False):  # or no later step could write to the state
+                runtime.loading = prepare(
+                    self.rule, type(self).__name__, self.param_groups, self.defaults, runtime.counts_on_device, final
+                )
             if runtime.loading is None:
                 return None
             return {**final, "state": {}, "param_groups": runtime.loading.groups}

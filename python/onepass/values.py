@@ -79,7 +79,7 @@ class Values:
             start = f"its base_momentum is {base_momentum}"
         else:
             return ""
-        return f": a scheduler went below 0 ({start}); end it before that, or have it stop at 0"
+        return f" ({start}); a scheduler has to end before it goes below 0, or to stop there"
 
 
 def truth_of(value: Any) -> bool | None:
