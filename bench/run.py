@@ -107,7 +107,7 @@ def main() -> None:
         console.print(f"Written: {', '.join(os.path.relpath(p) for p in written)}", highlight=False, soft_wrap=True)
     if args.readme:
         tables.write(use=path, counted=counted)
-        console.print("Written: the tables of README.md", highlight=False)
+        console.print("Written: the tables of README.md and docs/targets.md", highlight=False)
     console.print(f"Took {time.perf_counter() - started:.0f} s.", highlight=False)
 
 

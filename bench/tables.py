@@ -1,6 +1,7 @@
-"""Writes the README's tables of measurements: from the CSV files that its markers name, and by counting bytes.
+"""Writes the tables of measurements of the README and docs/targets.md: from the CSV files that their markers name, and by
+counting bytes.
 
-A block of the README between `<!-- bench: NAME from bench/results/FILE.csv -->` and `<!-- /bench -->` is what the function
+A block of a page between `<!-- bench: NAME from bench/results/FILE.csv -->` and `<!-- /bench -->` is what the function
 NAME of BLOCKS makes of that file (see blocks.py). No figure in it is written by hand.
 """
 
@@ -16,6 +17,7 @@ from blocks import BLOCKS, Counted, Row, traffic
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+PAGES = (README, ROOT / "docs/targets.md")
 BLOCK = re.compile(r"<!-- bench: (\w+)(?: from (\S+\.csv))? -->\n(.*?)<!-- /bench -->", re.DOTALL)
 
 
@@ -24,13 +26,13 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def source(name: str, rows: list[Row]) -> str:
-    """What was measured, on what: the line before the first table of a file."""
+def source(name: str, rows: list[Row], up: str) -> str:
+    """What was measured, on what: the line before the first table of a file. `up` leads from the page to the root."""
     about = rows[0]
     busy = f" Other programs were running (load {about['load']})." if float(about["load"] or 0) > 0.5 else ""
     return (
         f"Measured on {about['date']}: {about['device']}, {about['threads']} threads, {about['isa']}, torch {about['torch']},"
-        f" commit {about['commit']} ([CSV]({name}), [figure]({name.removesuffix('.csv')}.png)).{busy}\n\n"
+        f" commit {about['commit']} ([CSV]({up}{name}), [figure]({up}{name.removesuffix('.csv')}.png)).{busy}\n\n"
     )
 
 
@@ -39,10 +41,10 @@ def sources(text: str) -> list[str]:
     return list(dict.fromkeys(match[2] for match in BLOCK.finditer(text) if match[2]))
 
 
-def render(text: str, root: Path = ROOT, use: str | None = None, counted: Counted | None = None) -> str:
+def render(text: str, root: Path = ROOT, use: str | None = None, counted: Counted | None = None, up: str = "") -> str:
     """The page with its blocks made anew, from the file `use` if that is given, else from those that the markers name.
 
-    The table of bytes is left alone where `counted` is not given.
+    The table of bytes is left alone where `counted` is not given. up: what leads from the page to the root.
     """
     seen: set[str] = set()
 
@@ -54,27 +56,30 @@ def render(text: str, root: Path = ROOT, use: str | None = None, counted: Counte
             raise ValueError(f"`{match[0].splitlines()[0]}` names none of {', '.join(BLOCKS)}, traffic, or no CSV file")
         file = use or file
         rows = read(root / file)
-        head = "" if file in seen else source(file, rows)
+        head = "" if file in seen else source(file, rows, up)
         seen.add(file)
         return f"<!-- bench: {name} from {file} -->\n{head}{BLOCKS[name](rows)}<!-- /bench -->"
 
     return BLOCK.sub(block, text)
 
 
-def write(page: Path = README, use: Path | None = None, counted: Counted | None = None) -> None:
-    text = page.read_text(encoding="utf-8")
+def up_from(page: Path) -> str:
+    return "../" if page.parent.name == "docs" else ""
+
+
+def write(use: Path | None = None, counted: Counted | None = None) -> None:
     name = None if use is None else use.resolve().relative_to(ROOT).as_posix()
-    page.write_text(render(text, use=name, counted=counted), encoding="utf-8")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(render(text, use=name, counted=counted, up=up_from(page)), encoding="utf-8")
 
 
 def main(given: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        description="Writes the README's tables of measurements from the CSV files it names."
+        description="Writes the tables of measurements of the README and docs/ from the CSV files they name."
     )
-    parser.add_argument("--check", action="store_true", help="write nothing: fail if the README's tables differ")
-    parser.add_argument(
-        "--use", type=Path, metavar="CSV", help="take this file in place of those that the README names"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing: fail if the tables differ")
+    parser.add_argument("--use", type=Path, metavar="CSV", help="take this file in place of those that the pages name")
     parser.add_argument(
         "--no-traffic", action="store_true", help="leave out the table of bytes, whose counting takes a minute"
     )
@@ -86,8 +91,10 @@ def main(given: list[str]) -> None:
         counted = traffic_rows()
     if not args.check:
         write(use=args.use, counted=counted)
-    elif render(text := README.read_text(encoding="utf-8"), counted=counted) != text:
-        sys.exit("README.md differs from its CSV files: write its tables with `make bench-tables`, not by hand.")
+        return
+    for page in PAGES:
+        if render(text := page.read_text(encoding="utf-8"), counted=counted, up=up_from(page)) != text:
+            sys.exit(f"{page.name} differs from its CSV files: write its tables with `make bench-tables`, not by hand.")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import tables  # noqa: E402
 from results_file import commit  # noqa: E402
 
 README = tables.README.read_text(encoding="utf-8")
-SOURCES = tables.sources(README)
+PAGES = {page: page.read_text(encoding="utf-8") for page in tables.PAGES}
+SOURCES = tables.sources("".join(PAGES.values()))
 MEASURED = README[README.index("## Measured\n") : README.index("## On a GPU\n")]
 
 
@@ -31,8 +32,10 @@ def git(*arguments: str, folder: Path = ROOT) -> str:
 
 
 def test_the_tables_are_those_of_the_csv_files() -> None:
-    assert tables.render(README) == README, "write the README's tables with `make bench-tables`"
-    assert {match[1] for match in tables.BLOCK.finditer(README)} == {*blocks.BLOCKS, "traffic"}
+    for page, text in PAGES.items():
+        assert tables.render(text, up=tables.up_from(page)) == text, "write the tables with `make bench-tables`"
+    found = {match[1] for text in PAGES.values() for match in tables.BLOCK.finditer(text)}
+    assert found == {*blocks.BLOCKS, "traffic"}
     assert not any("quick" in name for name in SOURCES)
 
 
@@ -52,7 +55,7 @@ def changed(text: str, number: int) -> str:
 def test_a_figure_edited_by_hand_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One in each table, and made again."""
     page = tmp_path / "README.md"
-    monkeypatch.setattr(tables, "README", page)
+    monkeypatch.setattr(tables, "PAGES", (page,))
     for match in tables.BLOCK.finditer(README):
         if match[1] not in ("spread", "traffic"):
             edited = README.replace(match[3], changed(match[3], -1))
