@@ -77,6 +77,11 @@ def _gradient(make: Callable[[Tensor], Tensor]) -> Spoil:
     return spoil
 
 
+@torch.inference_mode()
+def _in_inference_mode(p: Tensor) -> Tensor:
+    return torch.ones_like(p)
+
+
 def _replace(make: Callable[[Tensor], Tensor]) -> Spoil:
     """Another object in the group's list of parameters."""
 
@@ -190,6 +195,7 @@ CASES = [
     Case("complex", "AdamW", _replace(lambda p: p.data + 0j), TypeError, PARAMETER, ("float16, bfloat16", "torch.complex64")),
     Case("negated lazily", "AdamW", _replace(lambda p: torch.complex(p.data, p.data).conj().imag), ValueError, PARAMETER,
          ("negates", "p.resolve_neg()")),
+    Case("inference mode", "AdamW", _replace(_in_inference_mode), ValueError, PARAMETER, ("made in inference mode", "p.clone()")),
     Case("expanded", "AdamW", _replace(lambda p: torch.zeros(6).expand(4, 6)), ValueError, PARAMETER,
          ("share memory", "(0, 1)", "p.clone()")),
     Case("overlapping", "AdamP", _data(lambda p: torch.zeros(99).as_strided((4, 6), (3, 1))), ValueError, PARAMETER,
