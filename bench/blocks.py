@@ -150,7 +150,7 @@ def memory(rows: list[Row]) -> str:
     names = {"onepass AdamW": "AdamW", "onepass AdamP": "AdamP", "onepass SGDP": "SGDP", TORCH_ADAMW: "torch's fused AdamW",
              "adamp AdamP": "`adamp`'s AdamP"}  # fmt: skip
     found = [find(rows, "memory", name) for name in names]
-    shares = [f"{max(float(row['extra_memory_percent']), 0):.3g}%" if row else "" for row in found]
+    shares = [f"{max(0.0, float(row['extra_memory_percent'])):.3g}%" if row else "" for row in found]
     return markdown(["to the bytes of the parameters", *names.values()], [["GPT-2", *shares]])
 
 
