@@ -330,7 +330,7 @@ def test_a_subclass_hears_hooks_as_one_of_torch(name: str) -> None:
     for overrides in (True, False):
         counts = []
         for base in (getattr(torch.optim, name), RECORDS[name].make):
-            base(parameters(), lr=0.1)  # torch wraps the `step` of a class when the first of it is made, in whichever test
+            base(parameters(), lr=0.1)  # torch wraps the `step` of a class when the first of it is made
             seen: list[Any] = []
             methods = {"step": lambda self, closure=None: super(type(self), self).step(closure)} if overrides else {}
             opt = type("Own", (base,), methods)(parameters(), lr=0.1)
