@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import os
 import sys
 import traceback
 import warnings
@@ -175,6 +176,10 @@ def main(rank: int, folder: Path) -> None:
         torch.save(result_of(run), folder / f"{name}.{rank}.pt")
         dist.barrier()
     dist.destroy_process_group()
+    # All is saved. At the end of the interpreter torch 2.13 sometimes aborts, on a thread of its own that is still running
+    # ("terminate called without an active exception", on busy cores with three threads).
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
