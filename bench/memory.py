@@ -1,13 +1,12 @@
 """The most memory that steps take beyond parameters, gradients and moments, measured in a process of its own.
 
-It is the peak of resident memory (`peak.py`) over two steps, less the bytes of the optimizer's state. So the plan, scratch
-space and every temporary count. Linux only.
+It is the peak of allocated memory (`peak.py`) over two steps, less the bytes of the optimizer's state. So the plan, scratch
+space and every temporary count.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,24 +15,22 @@ import torch
 
 from cases import MEMORY, memory_shapes
 from harness import LR, Gradients, copies, give, parameters
-from peak import ENVIRONMENT, assert_seen, peak
+from peak import peak
 
 
-def measure(name: str, quick: bool) -> float | None:
-    """The extra bytes of contender `name` over the bytes of its parameters; None where this cannot be told."""
+def measure(name: str, quick: bool) -> float:
+    """The extra bytes of contender `name` over the bytes of its parameters."""
     command = [sys.executable, str(Path(__file__).resolve()), name, *(["--quick"] if quick else [])]
-    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"memory of {name}: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def extra_share(name: str, quick: bool) -> float | None:
-    if not os.access("/proc/self/clear_refs", os.W_OK):
-        return None
+def extra_share(name: str, quick: bool) -> float:
     contender = next(c for c in MEMORY if c.name == name)
 
-    # Code, threads and allocator pools of the optimizer come into memory here, not below.
+    # The optimizer's threads and what it allocates once for all tensors come here, not below.
     small = copies(parameters(((64, 64), (64,)), seed=0), contender.dtype)
     give(small, [torch.ones_like(p) for p in small])
     warm = contender.make(small, LR)
@@ -48,7 +45,6 @@ def extra_share(name: str, quick: bool) -> float | None:
     optimizer = contender.make(params, LR)
 
     weights = sum(p.nbytes for p in params)
-    assert_seen(max(weights // 100, 1 << 21))
     highest = peak(lambda: [optimizer.step() for _ in range(2)])
     tensors = [value for own in optimizer.state.values() for value in own.values() if isinstance(value, torch.Tensor)]
     state = sum(t.nbytes for t in tensors if t.dim())

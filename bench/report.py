@@ -89,9 +89,8 @@ def time_rows(case: Case, timings: dict[str, Timing]) -> list[Row]:
     return rows
 
 
-def memory_row(name: str, share: float | None, shapes: tuple[Shape, ...], aimed: bool) -> Row:
-    told = aimed and share is not None
-    percent = None if share is None else round(100 * share, 3)
+def memory_row(name: str, share: float, shapes: tuple[Shape, ...], aimed: bool) -> Row:
+    percent = round(100 * share, 3)
     return {
         "case": "memory",
         "contender": name,
@@ -101,8 +100,8 @@ def memory_row(name: str, share: float | None, shapes: tuple[Shape, ...], aimed:
         "baseline": "bytes of the parameters",
         "extra_memory_percent": percent,
         "target": f"<= {100 * MEMORY_TARGET:g}% of the parameters" if aimed else "",
-        "measured": f"{percent}% of the parameters" if told else "",
-        "reached": ("yes" if share <= MEMORY_TARGET else "no") if told else "",
+        "measured": f"{percent}% of the parameters" if aimed else "",
+        "reached": ("yes" if share <= MEMORY_TARGET else "no") if aimed else "",
     }
 
 
@@ -126,8 +125,7 @@ def memory_table(rows: list[Row]) -> Table:
     title = f"Peak memory of steps beyond parameters, gradients and state, {rows[0]['parameters']:,} parameters"
     table = table_of(title, ("contender", "% of the parameters' bytes"))
     for row in rows:
-        percent = row["extra_memory_percent"]
-        table.add_row(row["contender"], "cannot be told here" if percent is None else f"{percent:.2f}")
+        table.add_row(row["contender"], f"{row['extra_memory_percent']:.2f}")
     return table
 
 
