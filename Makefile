@@ -20,7 +20,9 @@ export ONEPASS_CUDA_ARCHS ?= $(or $(GPUS),90)
 
 help:
 	@echo 'make demo     train on real data: a table, and figures in examples/'
-	@echo 'make test     run all tests'
+	@echo 'make check    run the quick part of the tests: every option once'
+	@echo 'make test     run all tests, with every pair of options'
+	@echo 'make test-all run them with every combination of options'
 	@echo 'make test-elsewhere   run a part of them as on another processor, under load: instructions, threads'
 	@echo 'make mutate   plant a random sample of bugs, and list those that no test notices: ARGS="--seed 2 --count 100 --resume"'
 	@echo 'make bench    time a step beside torch and adamp: a table, a CSV and figures in bench/results/'
@@ -36,8 +38,15 @@ demo: .venv/.demo $(BUILT_FOR_DEMO)
 
 # pytest, not python -m pytest: that would put triton_kernels/ in front of the package of that name.
 # In one process for each core, up to 16: each takes up to 1 GB, and more would wait for the longest test.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 16
+check: .venv/.test $(BUILT)
+	$(PYTEST) --tier check $(ARGS)
+
 test: .venv/.test $(BUILT)
-	$(BIN)/pytest -n auto --maxprocesses 16 $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-all: .venv/.test $(BUILT)
+	$(PYTEST) --tier all $(ARGS)
 
 test-elsewhere: .venv/.test $(BUILT)
 	$(BIN)/python tests/elsewhere.py $(ARGS)
@@ -122,4 +131,4 @@ $(BUILT_FOR_DEMO): .venv/.build $(SOURCES)
 	@touch $@
 
 .NOTPARALLEL:
-.PHONY: help demo test test-elsewhere mutate bench bench-readme bench-tables test-gpu bench-gpu built-gpu lint format clean
+.PHONY: help demo check test test-all test-elsewhere mutate bench bench-readme bench-tables test-gpu bench-gpu built-gpu lint format clean

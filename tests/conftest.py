@@ -1,5 +1,6 @@
 import gc
 import os
+from pathlib import Path
 
 ON_A_GPU = os.environ.get("ONEPASS_GPU_TESTS_ON") in ("cuda", "triton")
 if not ON_A_GPU:
@@ -9,6 +10,7 @@ if not ON_A_GPU:
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+import tiers  # noqa: E402
 from processor import THREADS, in_part  # noqa: E402
 
 if not ON_A_GPU:
@@ -26,9 +28,20 @@ else:
     settings.load_profile("onepass")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    said = "how many cases of a test are run, see tests/tiers.py (default: %(default)s)"
+    parser.addoption("--tier", choices=tiers.TIERS, default="test", help=said)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return tiers.is_left_out(collection_path, config.getoption("tier")) or None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    config.hook.pytest_deselected(items=[item for item in items if not in_part(item.nodeid)])
-    items[:] = [item for item in items if in_part(item.nodeid)]
+    kept = [item for item in tiers.chosen(items, config.getoption("tier")) if in_part(item.nodeid)]
+    names = {item.nodeid for item in kept}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in names])
+    items[:] = kept
 
 
 def pytest_collection_finish() -> None:

@@ -40,6 +40,10 @@ class Record:
     oracles: tuple[Oracle, ...] = ()
     projected: bool = False
 
+    def __post_init__(self) -> None:
+        # Its own copies: for covering.py, Adam and AdamW of the same arguments are two cases.
+        object.__setattr__(self, "variants", {name: dict(own) for name, own in self.variants.items()})
+
     @property
     def name(self) -> str:
         return self.make.__name__

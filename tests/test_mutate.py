@@ -23,6 +23,7 @@ def toy(tmp_path: Path) -> Path:
         "tests/test_toy.py": "import toy\n\n\ndef test_add():\n    assert toy.add(2, 3) == 5\n",
         "tests/mutate/tests.toml": 'first = ["test_toy"]\nnever = []\nmap = []\n',
         "tests/equivalent_mutants.toml": "mutant = []\n",
+        "tests/conftest.py": "def pytest_addoption(parser):\n    parser.addoption('--tier')\n",
         ".gitignore": "build/\n",
         "pyproject.toml": '[tool.pytest.ini_options]\npythonpath = ["python/onepass"]\n',
     }

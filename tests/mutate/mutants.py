@@ -9,7 +9,7 @@ import io
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,6 @@ class Mutant:
     def diff(self) -> str:
         rows = [f"{sign}{row}" for sign, text in (("-", self.old), ("+", self.new)) for row in text.splitlines()]
         return "\n".join([f"{self.file}:{self.line}", *rows])
-
-    def record(self) -> dict[str, object]:
-        return asdict(self)
 
 
 # The line it begins at, and what makes it: cosmic-ray takes a while for each.

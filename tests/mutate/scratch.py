@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mutate.mutants import Mutant
@@ -29,14 +30,21 @@ class Outcome:
     finished: bool = True  # False: the time for one mutant was up before all tests had run
 
 
+@dataclass
+class Tests:
+    """What is known of the tests without a mutant; copies of the tree share it."""
+
+    passed: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+
+
 class Scratch:
-    def __init__(self, root: Path, folder: Path) -> None:
+    def __init__(self, root: Path, folder: Path, tests: Tests) -> None:
         """Copies the files that git knows, and builds them once."""
-        self.tree, self.clean = folder / "tree", folder / "clean"
-        self.environment = {**os.environ, "PYTHONPATH": str(self.tree / "python"), "PYTHONSAFEPATH": "1"}
-        self.environment |= {"ONEPASS_CUDA": "0", "CXXFLAGS": "-O2"}
-        self._sound: set[str] = set()  # tests that were seen to pass without a mutant
-        self._broken: list[str] = []  # and those that did not
+        self.tree, self.clean, self.tests = folder / "tree", folder / "clean", tests
+        self.environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        self.environment |= {"PYTHONPATH": str(self.tree / "python"), "PYTHONSAFEPATH": "1"}
+        self.environment |= {"ONEPASS_CUDA": "0", "CXXFLAGS": "-O1"}
         for old in (self.tree, self.clean):
             shutil.rmtree(old, ignore_errors=True)
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -48,6 +56,7 @@ class Scratch:
             # Else the package's kernels would be those of the working tree, where it is installed from.
             (self.tree / "python/onepass/triton_kernels").symlink_to("../../triton_kernels")
             self._build("cpu", "emulated")
+        self._pytest(["tests", "--collect-only", "-q"], 300)  # compiles the tests to bytecode
         shutil.copytree(self.tree, self.clean, symlinks=True)
 
     def restore(self) -> None:
@@ -84,31 +93,53 @@ class Scratch:
             if done.returncode:
                 raise NotCompiled(done.stdout + done.stderr)
 
-    def judge(self, mutant: Mutant, tests: list[str], seconds: float) -> Outcome:
-        """Runs the test files in this order until a test fails that passes without the mutant, or the time is up."""
+    def judge(self, mutant: Mutant, stages: list[list[str]], seconds: float) -> Outcome:
+        """Runs pytest with the arguments of each stage until a test fails that passes without the mutant, or the time is
+        up."""
         if not self.plant(mutant):
             return Outcome("same")
-        while True:
-            outcome = self.run(tests, seconds)
-            if outcome.verdict == "survived" or outcome.by in self._sound:
+        end = time.monotonic() + seconds
+        for stage in stages:
+            outcome = self.run(stage, end - time.monotonic())
+            while outcome.verdict != "survived" and not self._passes(outcome.by, stage):
+                self.plant(mutant)
+                outcome = self.run(stage, end - time.monotonic())
+            if outcome.verdict != "survived" or not outcome.finished:
                 return outcome
-            self.restore()
-            again = [outcome.by] if outcome.by.startswith("tests/") else tests[:1]
-            if self.run(again, seconds).verdict == "survived":
-                self._sound.add(outcome.by)
-                return outcome
-            if "::" not in outcome.by:
-                raise RuntimeError(f"pytest does not run without a mutant either: see {self.tree}/build/pytest.log")
-            print(f"fails without a mutant, and is left out: {outcome.by}", flush=True)
-            self._broken.append(outcome.by)
-            self.plant(mutant)
+        return Outcome("survived")
 
-    def run(self, tests: list[str], seconds: float) -> Outcome:
-        """Runs the test files in this order until a test fails, or the time is up."""
+    def _passes(self, test: str, stage: list[str]) -> bool:
+        """Whether this test passes without a mutant; of an error in the collection, whether any does."""
+        known = "::" in test
+        if not known or test not in self.tests.passed | self.tests.failed:
+            self.restore()
+            good = self.run([test] if known else [*stage, "--collect-only"], 2 * TEST_SECONDS).verdict == "survived"
+            if not known and not good:
+                raise RuntimeError(f"pytest does not run without a mutant either: see {self.tree}/build/pytest.log")
+            (self.tests.passed if good else self.tests.failed).add(test)
+            if not good:
+                print(f"fails without a mutant, and is left out: {test}", flush=True)
+        return test in self.tests.passed
+
+    def run(self, arguments: list[str], seconds: float) -> Outcome:
+        """Runs pytest until a test fails, or the time is up."""
+        left_out = [f"--deselect={test}" for test in sorted(self.tests.failed)]
+        code, said = self._pytest(["-x", "-v", "--tb=no", *arguments, *left_out], seconds)
+        if code is None:
+            return Outcome("survived", finished=False)
+        if code in (0, 5):  # 5: no tests are left
+            return Outcome("survived")
+        # Of a process that died there is no summary, but the name of the test that it was in.
+        names = re.findall(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", said, re.MULTILINE)
+        names = names or re.findall(r"^(tests/\S+\.py::.+?) *(?:[A-Z]+ *\[ *\d+%\])?$", said, re.MULTILINE)
+        hung = "+ Timeout +" in said
+        return Outcome("timeout" if hung else "killed", names[-1] if names else "collection")
+
+    def _pytest(self, arguments: list[str], seconds: float) -> tuple[int | None, str]:
+        """The exit status, None if the time was up, and what it printed."""
         command = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
-        command += ["-m", "pytest", "-x", "-v", "-p", "no:xdist", "-p", "no:cacheprovider", "--tb=no"]
-        command += [f"--timeout={TEST_SECONDS}", "--timeout-method=thread", *tests]
-        command += [f"--deselect={test}" for test in self._broken]
+        command += ["-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider"]
+        command += [f"--timeout={TEST_SECONDS}", "--timeout-method=thread", *arguments]
         log = self.tree / "build/pytest.log"
         log.parent.mkdir(exist_ok=True)
         with log.open("w") as file:
@@ -116,16 +147,10 @@ class Scratch:
                 command, cwd=self.tree, env=self.environment, stdout=file, stderr=file, start_new_session=True
             )
             try:
-                code = process.wait(seconds)
+                return process.wait(max(seconds, 1)), log.read_text(errors="replace")
             except subprocess.TimeoutExpired:
-                return Outcome("survived", finished=False)
+                return None, log.read_text(errors="replace")
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-        said = log.read_text(errors="replace")
-        if code == 0:
-            return Outcome("survived")
-        names = re.findall(r"^(?:FAILED |ERROR )?(tests/\S+\.py\S*)", said, re.MULTILINE)
-        hung = "+ Timeout +" in said
-        return Outcome("timeout" if hung else "killed", names[-1] if names else "collection")

@@ -1,0 +1,75 @@
+"""`make check` runs every option of every test, `make test` every pair of them, and neither runs the rest."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+
+from tiers import SLOW, TIERS, covering
+
+AXES = {"backend": ["cpu", "triton", "emulated"], "dtype": ["f32", "f64"], "gate": [0, 1, 2], "decay": [False, True]}
+PRODUCT = [list(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
+
+
+@pytest.mark.parametrize("strength", [1, 2, 3, 4])
+@pytest.mark.parametrize("left_out", [None, ("gate", 1), ("decay", True)])
+def test_every_group_of_options_meets(strength: int, left_out: tuple[str, object] | None) -> None:
+    """Among all cases, and where some options never meet."""
+    cases = [case for case in PRODUCT if left_out not in case or ("backend", "triton") in case]
+    some = [cases[index] for index in covering(cases, strength)]
+
+    def met(chosen: list) -> set:
+        return {group for case in chosen for group in itertools.combinations(case, strength)}
+
+    assert met(some) == met(cases)
+
+
+def test_few_cases() -> None:
+    """No more than twice the fewest that there can be: the product of the `strength` longest lists."""
+    longest = sorted(map(len, AXES.values()), reverse=True)
+    for strength in (1, 2, 3, 4):
+        fewest = math.prod(longest[:strength])
+        assert fewest <= len(covering(PRODUCT, strength)) <= 2 * fewest
+
+
+def test_without_parameters() -> None:
+    assert covering([[("", "")]], 1) == covering([[("", "")]], 2) == [0]
+
+
+def test_slow_tests_exist() -> None:
+    for name in SLOW:
+        file, _, function = name.partition("::")
+        assert f"def {function}" in (Path(__file__).parent / f"{file}.py").read_text(), name
+
+
+def _collected(folder: Path, tier: str) -> list[str]:
+    (folder / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
+    (folder / "test_toy.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.parametrize('a', [1, 2, True])\n"
+        "@pytest.mark.parametrize('b', [{}, {}])\n"
+        "@pytest.mark.parametrize('c', [0.5, 1.5])\n"
+        "def test_sum(a, b, c): pass\n"
+    )
+    (folder / "test_bench.py").write_text("def test_bench(): pass\n")
+    (folder / "test_backends.py").write_text("def test_without_the_compiled_module(): pass\ndef test_more(): pass\n")
+    names: list[str] = []
+
+    class Names:
+        def pytest_collection_finish(self, session: pytest.Session) -> None:
+            names.extend(item.name for item in session.items)
+
+    arguments = ["--collect-only", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--tier={tier}", str(folder)]
+    pytest.main([*arguments, "-c", "/dev/null", f"--rootdir={folder}"], [Names()])
+    return names
+
+
+def test_what_pytest_runs(tmp_path: Path) -> None:
+    found = {tier: _collected(tmp_path, tier) for tier in TIERS}
+    assert [len([n for n in names if n.startswith("test_sum")]) for names in found.values()] == [3, 6, 12]
+    for slow in ("test_bench", "test_without_the_compiled_module"):
+        assert [slow in names for names in found.values()] == [False, True, True]
+    assert all("test_more" in names for names in found.values())

@@ -1,0 +1,96 @@
+"""How much of the tests is run: `make check` all the time, `make test` before a release, `make test-all` once in a while.
+
+A test over seven optimizers, four backends and four dtypes is a product of 112 cases. Nearly every bug is seen by one option
+or by two that meet. So `check` runs every option of a test once, `test` every pair of options, and `all` every combination.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import pytest
+
+# How many options have to meet.
+TIERS = {"check": 1, "test": 2, "all": None}
+
+# What `check` leaves out.
+SLOW = {
+    # They compile, install, or plant bugs, each of which compiles or runs tests.
+    "test_cuda_mutations", "test_cuda_plans", "test_emulated_host", "test_gpu_suite", "test_machine_code", "test_mutate",
+    "test_mutations", "test_native_mutations", "test_packaging", "test_sanitized", "test_triton_code",
+    "test_triton_mutations",
+    # They import frameworks, start processes, or train.
+    "test_accelerate", "test_bench", "test_bench_gpu", "test_compile", "test_distributed", "test_fast_interpreter",
+    "test_hf_trainer", "test_hypothesis", "test_lightning", "test_main", "test_tools", "test_toy2d",
+    "test_backends::test_the_warning_points_at_the_step",
+    "test_backends::test_triton_is_not_imported_before_it_is_asked_for",
+    "test_backends::test_without_the_compiled_module",
+    "test_determinism::test_instruction_sets", "test_determinism::test_unknown_instruction_set",
+}  # fmt: skip
+
+Options = Sequence[tuple[str, Hashable]]  # of one case: (parameter, value)
+
+
+def is_left_out(file: Path, tier: str) -> bool:
+    return tier == "check" and file.stem in SLOW
+
+
+def chosen(items: list[pytest.Item], tier: str) -> list[pytest.Item]:
+    """In their order, the cases of every test function that `covering` chooses."""
+    strength = TIERS[tier]
+    if strength is None:
+        return items
+    functions = defaultdict(list)
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        if tier != "check" or f"{item.path.stem}::{function.rpartition('::')[2]}" not in SLOW:
+            functions[function].append(item)
+    kept = set()
+    for cases in functions.values():
+        kept.update(cases[index].nodeid for index in covering([_options(case) for case in cases], strength))
+    return [item for item in items if item.nodeid in kept]
+
+
+def covering(cases: Sequence[Options], strength: int) -> list[int]:
+    """Indices, in order, of cases in which any `strength` options meet that meet in one of all cases.
+
+    Greedy: each next case is the one that adds most, of equals the first.
+    """
+    groups = [_groups(case, strength) for case in cases]
+    missing = set().union(*groups)
+    most = [len(own) for own in groups]  # that a case can add: it only shrinks
+    indices = []
+    while missing:
+        best, adds = -1, 0
+        for index in sorted(range(len(cases)), key=most.__getitem__, reverse=True):
+            if most[index] <= adds:
+                break
+            most[index] = len(groups[index] & missing)
+            if most[index] > adds:
+                best, adds = index, most[index]
+        indices.append(best)
+        missing -= groups[best]
+        most[best] = 0
+    return sorted(indices)
+
+
+def _groups(case: Options, strength: int) -> set[tuple[tuple[str, Hashable], ...]]:
+    ordered = sorted(case, key=lambda option: option[0])
+    return set(itertools.combinations(ordered, min(strength, len(ordered))))
+
+
+def _options(item: pytest.Item) -> Options:
+    """Equal values are one option, in whatever decorator's list they stand. A test without parameters has one case."""
+    callspec = getattr(item, "callspec", None)
+    return [(name, _key(value)) for name, value in callspec.params.items()] if callspec else [("", "")]
+
+
+def _key(value: object) -> Hashable:
+    try:
+        hash(value)
+    except TypeError:  # a dictionary of arguments, say
+        return id(value)
+    return type(value), value
