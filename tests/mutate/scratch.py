@@ -8,13 +8,29 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mutate.mutants import Mutant
 
 TEST_SECONDS = 90  # a test that runs longer hangs
+# What is built, and the modules that come of it.
+MODULES = {"cpu": "python/onepass/*.so", "emulated": "build/emulated-quick/*.so"}
+
+
+def _builds(file: str) -> list[tuple[str, ...]]:
+    """The parts to build with a mutant of this file before the tests are run, and then before they are run again: of what
+    both backends share, most is seen on the CPU, and need not be built for the other."""
+    if not file.startswith("csrc/"):
+        return [()]
+    if file.startswith("csrc/cuda/"):
+        return [("emulated",)]
+    if file.startswith(("csrc/cpu/", "csrc/module")):
+        return [("cpu",)]
+    return [("cpu",), ("emulated",)]
 
 
 class NotCompiled(Exception):
@@ -45,6 +61,9 @@ class Scratch:
         self.environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         self.environment |= {"PYTHONPATH": str(self.tree / "python"), "PYTHONSAFEPATH": "1"}
         self.environment |= {"ONEPASS_CUDA": "0", "CXXFLAGS": "-O1"}
+        # The module of build.py's "quick", which exists by the time that a test is run.
+        name = f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+        self.environment["ONEPASS_EMULATED"] = str(self.tree / "build/emulated-quick" / name)
         for old in (self.tree, self.clean):
             shutil.rmtree(old, ignore_errors=True)
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -63,29 +82,21 @@ class Scratch:
         shutil.rmtree(self.tree)
         shutil.copytree(self.clean, self.tree, symlinks=True)
 
-    def plant(self, mutant: Mutant) -> bool:
-        """Builds the tree with this mutant; False if the compiler makes the same machine code of it."""
+    def plant(self, mutant: Mutant, parts: Sequence[str]) -> bool:
+        """Builds these parts with the mutant; False if the compiler makes the same machine code of it."""
         self.restore()
         path = self.tree / mutant.file
         path.write_text(mutant.applied(path.read_text()))
-        if not mutant.file.startswith("csrc/"):
-            return True
-        if mutant.file.startswith("csrc/cuda/"):
-            parts = ["emulated"]
-        elif mutant.file.startswith(("csrc/cpu/", "csrc/module")):
-            parts = ["cpu"]
-        else:
-            parts = ["cpu", "emulated"]
         self._build(*parts)
-        return any(
-            old.read_bytes() != (self.tree / old.relative_to(self.clean)).read_bytes() for old in self._modules()
-        )
-
-    def _modules(self) -> list[Path]:
-        return [*(self.clean / "python/onepass").glob("*.so"), *(self.clean / "build/emulated-plain").glob("*.so")]
+        modules = [path.relative_to(self.clean) for part in parts for path in self.clean.glob(MODULES[part])]
+        same = [(self.clean / path).read_bytes() == (self.tree / path).read_bytes() for path in modules]
+        return not (same and all(same))
 
     def _build(self, *parts: str) -> None:
-        commands = {"cpu": ["setup.py", "-q", "build_ext", "--inplace"], "emulated": ["tests/emulated/build.py"]}
+        commands = {
+            "cpu": ["setup.py", "-q", "build_ext", "--inplace"],
+            "emulated": ["tests/emulated/build.py", "quick"],
+        }
         for part in parts:
             command = [sys.executable, *commands[part]]
             # setup.py imports nothing of the tree, but setuptools looks for the project in the working folder.
@@ -96,17 +107,20 @@ class Scratch:
     def judge(self, mutant: Mutant, stages: list[list[str]], seconds: float) -> Outcome:
         """Runs pytest with the arguments of each stage until a test fails that passes without the mutant, or the time is
         up."""
-        if not self.plant(mutant):
-            return Outcome("same")
         end = time.monotonic() + seconds
-        for stage in stages:
-            outcome = self.run(stage, end - time.monotonic())
-            while outcome.verdict != "survived" and not self._passes(outcome.by, stage):
-                self.plant(mutant)
+        verdict = "same"
+        for parts in _builds(mutant.file):
+            if not self.plant(mutant, parts):
+                continue
+            verdict = "survived"
+            for stage in stages:
                 outcome = self.run(stage, end - time.monotonic())
-            if outcome.verdict != "survived" or not outcome.finished:
-                return outcome
-        return Outcome("survived")
+                while outcome.verdict != "survived" and not self._passes(outcome.by, stage):
+                    self.plant(mutant, parts)
+                    outcome = self.run(stage, end - time.monotonic())
+                if outcome.verdict != "survived" or not outcome.finished:
+                    return outcome
+        return Outcome(verdict)
 
     def _passes(self, test: str, stage: list[str]) -> bool:
         """Whether this test passes without a mutant; of an error in the collection, whether any does."""
