@@ -37,7 +37,8 @@ def stages_of(file: str, root: Path) -> list[list[str]]:
     file and the strong ones, the others of `make check`, and then those of `make test`."""
     data = tomllib.loads((root / "tests/mutate/tests.toml").read_text())
     own = next((entry["tests"] for entry in data["map"] if file.startswith(entry["files"])), [])
-    every = [path.stem for path in sorted((root / "tests").glob("test_*.py")) if path.stem not in data["never"]]
+    left_out = {*data["never"]} - {*own}
+    every = [path.stem for path in sorted((root / "tests").glob("test_*.py")) if path.stem not in left_out]
     ordered = [name for name in dict.fromkeys([*own, *data["first"], *every]) if name in every]
     checked = [name for name in ordered if name not in SLOW]
     quick = [name for name in checked if name in own or name in data["first"]]
