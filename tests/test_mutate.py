@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from difflib import unified_diff
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def test_what_a_test_sees_is_killed_and_what_none_sees_survives(toy: Path) -> No
     listed = "\n".join(f"{k} = {str(survivor[k]).strip()!r}" for k in ("file", "old", "new"))
     (toy / "tests/equivalent_mutants.toml").write_text(f'[[mutant]]\n{listed}\nreason = "nobody calls it"\n')
     assert [r["line"] for r in run.main(toy, ["--count", "10"])] == [2]
+
+
+def test_patches(toy: Path) -> None:
+    file = "python/onepass/toy.py"
+    source = (toy / file).read_text()
+    folder = toy / "build/bugs"
+    folder.mkdir(parents=True)
+    for name, old, new in (("seen", "a + b", "a + 2 * b"), ("unseen", "a - b", "b - a")):
+        texts = [text.splitlines(keepends=True) for text in (source, source.replace(old, new))]
+        (folder / f"{name}.patch").write_text("".join(unified_diff(*texts, f"a/{file}", f"b/{file}")))
+    results = run.main(toy, ["--patches", str(folder)])
+    assert {r["line"]: r["verdict"] for r in results} == {2: "killed", 6: "survived"}
+    assert (toy / file).read_text() == source
 
 
 def test_comments_docstrings_and_annotations_are_no_mutants(tmp_path: Path) -> None:

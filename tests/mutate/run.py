@@ -11,8 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +30,7 @@ except ModuleNotFoundError:  # Python 3.10
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from mutate.mutants import Mutant, in_random_order  # noqa: E402
+from mutate.mutants import Mutant, between, in_random_order  # noqa: E402
 from mutate.scratch import NotCompiled, Outcome, Scratch, Tests  # noqa: E402
 from tiers import SLOW  # noqa: E402
 
@@ -68,6 +71,14 @@ def report(results: list[dict[str, object]]) -> str:
     return "\n\n".join([*lines, last])
 
 
+def by_hand(root: Path, folder: Path) -> Iterator[Mutant]:
+    """Of each patch (as of `git diff`, of one file)."""
+    for patch in sorted(folder.glob("*.patch")):
+        (file,) = re.findall(r"^\+\+\+ b/(\S+)", patch.read_text(), re.MULTILINE)
+        command = ["patch", "--silent", "--output=-", str(root / file), str(patch.resolve())]
+        yield between(file, (root / file).read_text(), subprocess.check_output(command, text=True))
+
+
 def tested(results: list[dict[str, object]]) -> list[dict[str, object]]:
     return [r for r in results if r["verdict"] in ("killed", "timeout", "survived")]
 
@@ -82,11 +93,14 @@ def main(root: Path = ROOT, arguments: list[str] | None = None) -> list[dict[str
     parser.add_argument(
         "--survivors", action="store_true", help="test the survivors of this seed once more, and no others"
     )
+    parser.add_argument(
+        "--patches", type=Path, help="instead of a sample, the changes of the *.patch files of this folder"
+    )
     args = parser.parse_args(arguments)
 
     folder = root / "build/mutate"
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"seed-{args.seed}.json"
+    file = folder / (f"{args.patches.name}.json" if args.patches else f"seed-{args.seed}.json")
     results = json.loads(file.read_text()) if (args.resume or args.survivors) and file.exists() else []
     again = [
         Mutant(**{key: r[key] for key in ("file", "line", "old", "new")}) for r in results if r["verdict"] == "survived"
@@ -95,7 +109,12 @@ def main(root: Path = ROOT, arguments: list[str] | None = None) -> list[dict[str
         results = [r for r in results if r["verdict"] != "survived"]
     seen = {(r["file"], r["old"], r["new"], r["line"]) for r in results}
     known = equivalents(root)
-    mutants = (m for m in again) if args.survivors else in_random_order(root, args.seed)
+    mutants: Iterable[Mutant] = in_random_order(root, args.seed)
+    if args.patches:
+        mutants = list(by_hand(root, args.patches))
+        args.count = len(mutants)
+    if args.survivors:
+        mutants = again
     new = (m for m in mutants if m.key() not in known and (m.file, m.old, m.new, m.line) not in seen)
 
     tests = Tests()
