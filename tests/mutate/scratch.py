@@ -129,7 +129,8 @@ class Scratch:
             self.restore()
             good = self.run([test] if known else [*stage, "--collect-only"], 2 * TEST_SECONDS).verdict == "survived"
             if not known and not good:
-                raise RuntimeError(f"pytest does not run without a mutant either: see {self.tree}/build/pytest.log")
+                log = (self.tree / "build/pytest.log").read_text(errors="replace")
+                raise RuntimeError(f"pytest does not run without a mutant either: {log}")
             (self.tests.passed if good else self.tests.failed).add(test)
             if not good:
                 print(f"fails without a mutant, and is left out: {test}", flush=True)
@@ -138,14 +139,14 @@ class Scratch:
     def run(self, arguments: list[str], seconds: float) -> Outcome:
         """Runs pytest until a test fails, or the time is up."""
         left_out = [f"--deselect={test}" for test in sorted(self.tests.failed)]
-        code, said = self._pytest(["-x", "-v", "--tb=no", *arguments, *left_out], seconds)
+        code, said = self._pytest(["-x", "-v", "--tb=line", *arguments, *left_out], seconds)
         if code is None:
             return Outcome("survived", finished=False)
         if code in (0, 5):  # 5: no tests are left
             return Outcome("survived")
         # Of a process that died there is no summary, but the name of the test that it was in.
         names = re.findall(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", said, re.MULTILINE)
-        names = names or re.findall(r"^(tests/\S+\.py::.+?) *(?:[A-Z]+ *\[ *\d+%\])?$", said, re.MULTILINE)
+        names = names or re.findall(r"^(tests/\S+?\.py::\w+(?:\[.*?\])?)(?: *$| [A-Z])", said, re.MULTILINE)
         hung = "+ Timeout +" in said
         return Outcome("timeout" if hung else "killed", names[-1] if names else "collection")
 
