@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,28 +48,40 @@ def test_slow_tests_exist() -> None:
 
 
 def _collected(folder: Path, tier: str) -> list[str]:
-    (folder / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
-    (folder / "test_toy.py").write_text(
-        "import pytest\n"
-        "@pytest.mark.parametrize('a', [1, 2, True])\n"
-        "@pytest.mark.parametrize('b', [{}, {}])\n"
-        "@pytest.mark.parametrize('c', [0.5, 1.5])\n"
-        "def test_sum(a, b, c): pass\n"
-    )
-    (folder / "test_bench.py").write_text("def test_bench(): pass\n")
-    (folder / "test_backends.py").write_text("def test_without_the_compiled_module(): pass\ndef test_more(): pass\n")
-    names: list[str] = []
-
-    class Names:
-        def pytest_collection_finish(self, session: pytest.Session) -> None:
-            names.extend(item.name for item in session.items)
-
-    arguments = ["--collect-only", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--tier={tier}", str(folder)]
-    pytest.main([*arguments, "-c", "/dev/null", f"--rootdir={folder}"], [Names()])
-    return names
+    """In a process of its own: two runs of pytest in one share modules of the same name."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-c",
+        "pyproject.toml",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run([*command, f"--tier={tier}", "tests"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
 
 
 def test_what_pytest_runs(tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    (tmp_path / "tests").mkdir()
+    files = {
+        "pyproject.toml": f"[tool.pytest.ini_options]\naddopts = '--import-mode=importlib'\npythonpath = ['{tests}']\n",
+        "tests/conftest.py": (tests / "conftest.py").read_text(),
+        "tests/test_toy.py": "import pytest\n"
+        "@pytest.mark.parametrize('a', [1, 2, True])\n"
+        "@pytest.mark.parametrize('b', [{}, {}])\n"
+        "@pytest.mark.parametrize('c', [0.5, 1.5])\n"
+        "def test_sum(a, b, c): pass\n",
+        "tests/test_bench.py": "def test_bench(): pass\n",
+        "tests/test_backends.py": "def test_without_the_compiled_module(): pass\ndef test_more(): pass\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     found = {tier: _collected(tmp_path, tier) for tier in TIERS}
     assert [len([n for n in names if n.startswith("test_sum")]) for names in found.values()] == [3, 6, 12]
     for slow in ("test_bench", "test_without_the_compiled_module"):

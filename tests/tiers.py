@@ -7,7 +7,7 @@ or by two that meet. So `check` runs every option of a test once, `test` every p
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
@@ -57,23 +57,27 @@ def chosen(items: list[pytest.Item], tier: str) -> list[pytest.Item]:
 def covering(cases: Sequence[Options], strength: int) -> list[int]:
     """Indices, in order, of cases in which any `strength` options meet that meet in one of all cases.
 
-    Greedy: each next case is the one that adds most, of equals the first.
+    Greedy: each next case is the one that adds most; of equals the one whose options were taken least, so that those that
+    are many are spread over those that are few; of these the first.
     """
     groups = [_groups(case, strength) for case in cases]
+    spread = [_groups(case, 1) | _groups(case, 2) for case in cases]
     missing = set().union(*groups)
-    most = [len(own) for own in groups]  # that a case can add: it only shrinks
+    adds = [len(own) for own in groups]  # at most: it only shrinks
+    taken: Counter[Hashable] = Counter()  # options, and pairs of them
     indices = []
     while missing:
-        best, adds = -1, 0
-        for index in sorted(range(len(cases)), key=most.__getitem__, reverse=True):
-            if most[index] <= adds:
+        best: tuple[int, int, int] = (0, 0, 0)
+        for index in sorted(range(len(cases)), key=adds.__getitem__, reverse=True):
+            if adds[index] < best[0]:
                 break
-            most[index] = len(groups[index] & missing)
-            if most[index] > adds:
-                best, adds = index, most[index]
-        indices.append(best)
-        missing -= groups[best]
-        most[best] = 0
+            adds[index] = len(groups[index] & missing)
+            best = max(best, (adds[index], -sum(map(taken.__getitem__, spread[index])), -index))
+        index = -best[2]
+        indices.append(index)
+        missing -= groups[index]
+        adds[index] = 0
+        taken.update(spread[index])
     return sorted(indices)
 
 

@@ -139,7 +139,7 @@ class Scratch:
     def run(self, arguments: list[str], seconds: float) -> Outcome:
         """Runs pytest until a test fails, or the time is up."""
         left_out = [f"--deselect={test}" for test in sorted(self.tests.failed)]
-        code, said = self._pytest(["-x", "-v", "--tb=line", *arguments, *left_out], seconds)
+        code, said = self._pytest(["-x", "-v", "--tb=short", *arguments, *left_out], seconds)
         if code is None:
             return Outcome("survived", finished=False)
         if code in (0, 5):  # 5: no tests are left
