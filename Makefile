@@ -22,8 +22,9 @@ help:
 	@echo 'make demo     train on real data: a table, and figures in examples/'
 	@echo 'make check    run the quick part of the tests: every option once'
 	@echo 'make test     run all tests, with every pair of options'
-	@echo 'make test-all run them with every combination of options'
+	@echo 'make test-all run them with every combination of options, and with sanitizers'
 	@echo 'make test-elsewhere   run a part of them as on another processor, under load: instructions, threads'
+	@echo 'make sanitize   run those of the CPU kernels with sanitizers of addresses, undefined behaviour and threads: ARGS=thread'
 	@echo 'make mutate   plant a random sample of bugs, and list those that no test notices: ARGS="--seed 2 --count 100 --resume"'
 	@echo 'make bench    time a step beside torch and adamp: a table, a CSV and figures in bench/results/'
 	@echo 'make bench-readme   the same from a clean commit on a quiet machine, and the tables of the README from it'
@@ -47,9 +48,13 @@ test: .venv/.test $(BUILT)
 
 test-all: .venv/.test $(BUILT)
 	$(PYTEST) --tier all $(ARGS)
+	$(BIN)/python tests/sanitize.py
 
 test-elsewhere: .venv/.test $(BUILT)
 	$(BIN)/python tests/elsewhere.py $(ARGS)
+
+sanitize: .venv/.test $(BUILT)
+	$(BIN)/python tests/sanitize.py $(ARGS)
 
 mutate: .venv/.mutate $(BUILT)
 	$(BIN)/python tests/mutate/run.py $(ARGS)
@@ -131,4 +136,4 @@ $(BUILT_FOR_DEMO): .venv/.build $(SOURCES)
 	@touch $@
 
 .NOTPARALLEL:
-.PHONY: help demo check test test-all test-elsewhere mutate bench bench-readme bench-tables test-gpu bench-gpu built-gpu lint format clean
+.PHONY: help demo check test test-all test-elsewhere sanitize mutate bench bench-readme bench-tables test-gpu bench-gpu built-gpu lint format clean

@@ -5,22 +5,21 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import edits
 import emulated_backend
+import sanitize
 import sanitized_cases
 
 HERE = Path(__file__).parent
-CXX = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or "g++"]
 # Of every file the tests that are chosen: steps, and then what else writes to a plan or to shared memory.
 CHOSEN = {
-    "sanitized_cases.py": "no_access",
+    "sanitized_cases.py": "emulated and no_access",
     "test_parity.py": "emulated and (test_large_tensors or test_layouts) and (AdamP or SGD) and (float32 or bfloat16)",
     "test_rows_on_chip.py": "just_fit and AdamP or left_alone or swallowed",
     "test_launches.py": "new_gradients and 1500 or step_counts and 40-9 or momentum_of_sgd or room",
@@ -30,27 +29,19 @@ CHOSEN = {
 }
 
 
-def _runtime(name: str) -> str:
-    """A sanitizer's library, which has to be loaded before all others."""
-    path = subprocess.check_output([*CXX, f"-print-file-name=lib{name}.so"], text=True).strip()
-    if not Path(path).is_absolute():
-        pytest.skip(f"{CXX[0]} has no lib{name}.so to load into Python")
-    return path
-
-
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    preload = f"{_runtime('asan')} {_runtime('ubsan')}"
+    try:
+        preloaded = sanitize.preloaded("address")
+    except sanitize.Missing as what:
+        pytest.skip(str(what))
     return {
         **os.environ,
+        **preloaded,
         "ONEPASS_EMULATED": str(emulated_backend.build("sanitized")),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), *sys.path])),
         "PYTHONSAFEPATH": "1",
         "OMP_NUM_THREADS": "1",
-        "LD_PRELOAD": preload,
-        # Python and torch keep what they have until they end.
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
     }
 
 
@@ -69,9 +60,28 @@ def test_no_stray_access(environment: dict[str, str]) -> None:
 
 def test_a_stray_access_is_seen(environment: dict[str, str]) -> None:
     """One element beyond the end of each operand, which the kernels cannot know."""
-    done = _run(environment, "sanitized_cases.py")
+    done = _run(environment, "sanitized_cases.py", "emulated", "heap")
     assert done.stdout.splitlines() == [f"{operand} found out" for operand in sanitized_cases.OPERANDS], done.stderr[
         -3000:
     ]
     assert done.stderr.count("ERROR: AddressSanitizer: heap-buffer-overflow") == len(sanitized_cases.OPERANDS)
     assert "onepass::cuda::" in done.stderr
+
+
+# ------------------------------------------------------------------ sanitize.py, for the CPU backend
+
+
+def test_mistakes_follow_the_sources() -> None:
+    for sanitizer in sanitize.SANITIZERS.values():
+        file, code, _ = sanitizer.mistake
+        edits.home_of(code, {file: (HERE.parent / file).read_text()})
+
+
+def test_a_child_without_the_sanitizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEPASS_SANITIZED", "/build")
+    good = {"PYTHONPATH": os.pathsep.join(["/tests", "/build"]), "LD_PRELOAD": "libasan.so"}
+    sanitize.refuse_others("subprocess.Popen", (sys.executable, [], None, good))
+    sanitize.refuse_others("subprocess.Popen", ("c++", [], None, {}))
+    for name in good:
+        with pytest.raises(AssertionError, match="no sanitizer"):
+            sanitize.refuse_others("subprocess.Popen", (sys.executable, [], None, {**good, name: ""}))
