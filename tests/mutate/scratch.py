@@ -8,10 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from mutate.mutants import Mutant
@@ -62,8 +62,9 @@ class Scratch:
         self.environment |= {"PYTHONPATH": str(self.tree / "python"), "PYTHONSAFEPATH": "1"}
         self.environment |= {"ONEPASS_CUDA": "0", "CXXFLAGS": "-O1"}
         # The module of build.py's "quick", which exists by the time that a test is run.
-        name = f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-        self.environment["ONEPASS_EMULATED"] = str(self.tree / "build/emulated-quick" / name)
+        self.environment["ONEPASS_EMULATED"] = str(
+            self.tree / "build/emulated-quick" / f"emulated{EXTENSION_SUFFIXES[0]}"
+        )
         for old in (self.tree, self.clean):
             shutil.rmtree(old, ignore_errors=True)
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -139,7 +140,7 @@ class Scratch:
     def run(self, arguments: list[str], seconds: float) -> Outcome:
         """Runs pytest until a test fails, or the time is up."""
         left_out = [f"--deselect={test}" for test in sorted(self.tests.failed)]
-        code, said = self._pytest(["-x", "-v", "--tb=short", *arguments, *left_out], seconds)
+        code, said = self._pytest(["-x", "-v", "--tb=no", *arguments, *left_out], seconds)
         if code is None:
             return Outcome("survived", finished=False)
         if code in (0, 5):  # 5: no tests are left
