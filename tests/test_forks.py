@@ -94,6 +94,20 @@ def test_a_child_steps_after_its_parent(record: Record) -> None:
     assert said == bits_of(opt) + bytes([3])
 
 
+@pytest.mark.usefixtures("several_threads")
+def test_a_step_of_a_child_that_raises_leaves_its_threads() -> None:
+    opt = make(RECORDS["AdamW"], "cpu", LARGE)
+    opt.step()
+    opt.param_groups[0]["lr"] = -1.0
+
+    def step() -> bytes:
+        with pytest.raises(ValueError, match="lr"):
+            opt.step()
+        return bytes([torch.get_num_threads()])
+
+    assert in_a_child(step) == bytes([3])
+
+
 @each_backend
 @pytest.mark.usefixtures("several_threads")
 def test_a_child_goes_its_whole_way(backend: str) -> None:

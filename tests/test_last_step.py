@@ -387,6 +387,28 @@ def test_steps_that_only_the_device_knows_of(record: Record, backend: str, monke
     assert len(taken.steps) == 1
 
 
+@pytest.mark.parametrize("backend", [name for name in COMPILED if name != "cpu"])
+@each_projected
+def test_steps_that_nobody_asked_about(record: Record, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one taken of any three, taken or skipped, of all parameters or of fewer, when it is asked only then."""
+    monkeypatch.setattr(onepass.scaling.Scaling, "known_to_skip", False)
+    kinds = [(skipped, missing) for skipped in (0.0, 1.0) for missing in (None, 0)]
+    for steps in itertools.product(kinds, repeat=3):
+        opt = make(record, backend)
+        params = params_of(opt)
+        want: list[int] = []
+        for skipped, missing in ((0.0, None), *steps):
+            feed(opt, ("channel",) * 5)
+            if missing is not None:
+                params[missing].grad = None
+            opt.found_inf, opt.grad_scale = torch.tensor(skipped), torch.tensor(1.0)
+            opt.step()
+            if not skipped:
+                want = [0, 2, 4] if missing is None else [2, 4]
+        found = [next(i for i, p in enumerate(params) if p is q) for q in opt.last_step()]
+        assert found == want, steps
+
+
 @each_projected
 def test_a_copy_has_taken_no_step(record: Record) -> None:
     """Nor has an optimizer that a state dict was loaded into."""
