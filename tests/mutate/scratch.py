@@ -59,7 +59,9 @@ class Scratch:
         """Copies the files that git knows, and builds them once."""
         self.tree, self.clean, self.tests = folder / "tree", folder / "clean", tests
         self.environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-        self.environment |= {"PYTHONPATH": str(self.tree / "python"), "PYTHONSAFEPATH": "1"}
+        self.environment |= {"PYTHONSAFEPATH": "1"}
+        # tests: for the processes that tests start.
+        self.environment["PYTHONPATH"] = os.pathsep.join(str(self.tree / folder) for folder in ("python", "tests"))
         self.environment |= {"ONEPASS_CUDA": "0", "CXXFLAGS": "-O1"}
         # The module of build.py's "quick", which exists by the time that a test is run.
         self.environment["ONEPASS_EMULATED"] = str(
