@@ -94,6 +94,16 @@ def test_a_child_steps_after_its_parent(record: Record) -> None:
     assert said == bits_of(opt) + bytes([3])
 
 
+@each_optimizer
+def test_a_process_that_is_no_child_keeps_its_threads(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All through a step: that they are the same again afterwards is not enough."""
+    opt, asked = make(record, "cpu", LARGE), []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    opt.step()
+    assert not asked
+    assert in_a_child(lambda: bytes([opt.step() is None, *asked])) == bytes([True, 1, torch.get_num_threads()])
+
+
 @pytest.mark.usefixtures("several_threads")
 def test_a_step_of_a_child_that_raises_leaves_its_threads() -> None:
     opt = make(RECORDS["AdamW"], "cpu", LARGE)

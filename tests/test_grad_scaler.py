@@ -409,3 +409,20 @@ def test_scales_of_other_kinds() -> None:
     train(plain, [0])
     for p, q in zip(parameters_of(opt), parameters_of(plain), strict=True):
         assert_same_bits(p, q, "parameter")
+
+
+@pytest.mark.parametrize("place", range(3), ids=["clip", "grad_scale", "found_inf"])
+def test_the_kernels_take_a_scale_of_floats_only(place: int) -> None:
+    """Python checks what users give; this is what the compiled module says to a mistake of Python's."""
+    p = torch.ones(3)
+    p.grad = torch.ones(3)
+    opt = onepass.AdamW([p], backend="emulated")
+    opt.step()
+    (runner,) = opt._runtime.runners
+    p.grad = torch.ones(3)
+    before = p.clone()
+    assert runner.ready(opt.param_groups, runner.known)
+    scales = [torch.tensor(1 if i == place else 1.0) for i in range(3)]
+    with pytest.raises(RuntimeError, match="scale of the gradients is not a float32 or float64 number on their device"):
+        runner.plan.run(runner.indices, *scales)
+    assert torch.equal(p, before)

@@ -16,6 +16,7 @@ from onepass.triton_kernels.plan import (
 )
 
 import onepass
+from onepass.triton_entry import packs
 
 LENGTHS = [1, 3, 4, 15, 16, 17, 64, 65, 255, 256, 1023, 1024, 1025, 2048, 4096, 4097, 8192, 8193, 20000, 33000]
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
@@ -144,3 +145,26 @@ def test_a_tensor_is_aligned_if_all_its_operands_are(operand: str) -> None:
     opt.step()
     (shape_of_p,) = opt._runtime.runners[0].tables.structure
     assert shape_of_p.aligned == (operand == "none")
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "packed", "rows_outermost"),
+    [
+        ((4, 5), (5, 1), True, True),
+        ((4, 5), (1, 4), True, False),
+        ((4, 5), (6, 1), False, False),
+        ((4, 5), (5, 2), False, False),
+        ((4, 1, 5), (5, 77, 1), True, True),  # the stride of a dimension of one element is anything
+        ((1, 5), (99, 1), True, True),
+        ((1, 5), (1, 2), False, False),
+        ((5, 1), (1, 3), True, True),
+        ((4, 3, 2), (6, 1, 3), True, True),
+        ((4, 3, 2), (1, 4, 12), True, False),
+        ((), (), True, True),
+    ],
+)
+def test_what_fills_a_stretch_of_memory(shape, strides, packed, rows_outermost) -> None:
+    """A parameter that does not is copied there and back at every step."""
+    assert packs(shape, strides, projected=False) == packed
+    if shape:
+        assert packs(shape, strides, projected=True) == rows_outermost

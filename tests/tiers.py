@@ -28,7 +28,8 @@ SLOW = {
     "test_backends::test_the_warning_points_at_the_step",
     "test_backends::test_triton_is_not_imported_before_it_is_asked_for",
     "test_backends::test_without_the_compiled_module",
-    "test_determinism::test_instruction_sets", "test_determinism::test_unknown_instruction_set",
+    "test_determinism::test_from_run_to_run", "test_determinism::test_instruction_sets",
+    "test_determinism::test_unknown_instruction_set",
 }  # fmt: skip
 
 Options = Sequence[tuple[str, Hashable]]  # of one case: (parameter, value)

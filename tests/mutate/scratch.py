@@ -132,7 +132,7 @@ class Scratch:
             self.restore()
             good = self.run([test] if known else [*stage, "--collect-only"], 2 * TEST_SECONDS).verdict == "survived"
             if not known and not good:
-                log = (self.tree / "build/pytest.log").read_text(errors="replace")
+                log = self._log().read_text(errors="replace")
                 raise RuntimeError(f"pytest does not run without a mutant either: {log}")
             (self.tests.passed if good else self.tests.failed).add(test)
             if not good:
@@ -144,7 +144,10 @@ class Scratch:
         left_out = [f"--deselect={test}" for test in sorted(self.tests.failed)]
         code, said = self._pytest(["-x", "-v", "--tb=no", *arguments, *left_out], seconds)
         if code is None:
-            return Outcome("survived", finished=False)
+            # pytest cannot end a test that never comes back to Python.
+            running = re.findall(r"^(tests/\S+?\.py::\w+(?:\[.*?\])?) *\Z", said, re.MULTILINE)
+            hangs = running and time.time() - self._log().stat().st_mtime > TEST_SECONDS
+            return Outcome("timeout", running[0]) if hangs else Outcome("survived", finished=False)
         if code in (0, 5):  # 5: no tests are left
             return Outcome("survived")
         # Of a process that died there is no summary, but the name of the test that it was in.
@@ -153,12 +156,15 @@ class Scratch:
         hung = "+ Timeout +" in said
         return Outcome("timeout" if hung else "killed", names[-1] if names else "collection")
 
+    def _log(self) -> Path:
+        return self.tree / "build/pytest.log"
+
     def _pytest(self, arguments: list[str], seconds: float) -> tuple[int | None, str]:
         """The exit status, None if the time was up, and what it printed."""
         command = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
         command += ["-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider"]
         command += [f"--timeout={TEST_SECONDS}", "--timeout-method=thread", *arguments]
-        log = self.tree / "build/pytest.log"
+        log = self._log()
         log.parent.mkdir(exist_ok=True)
         with log.open("w") as file:
             process = subprocess.Popen(
