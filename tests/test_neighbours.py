@@ -134,6 +134,35 @@ def test_two_groups_that_differ_in_one_option(record: Record, backend: str, capt
             step_both(ours, model)
 
 
+@each_compiled
+@each_projected
+def test_many_tensors_with_gates_of_their_own(record: Record, backend: str) -> None:
+    """More than one program, block or thread decides on at a time."""
+    starts = [values((3, 5), torch.float32, seed) for seed in range(40)]
+    ours = record.make([p.clone() for p in starts], backend=backend, **record.typical)
+    model = record.make(starts, backend="reference", **record.typical)
+    for time in range(3):
+        for i, (p, q) in enumerate(zip(parameters_of(ours), parameters_of(model), strict=True)):
+            q.grad = gradient(("channel", "none", "layer")[(i + time // 2) % 3], q, i + time)
+            p.grad = q.grad.clone()
+        step_both(ours, model)
+
+
+@each_compiled
+@each_optimizer
+def test_nothing_is_made_anew_while_nothing_changes(record: Record, backend: str) -> None:
+    """Plans cost more than steps. The same gradients, refilled."""
+    ours, model = pair(record, backend, **record.typical)
+    for time in range(4):
+        refill(ours, model, time)
+        ours.step()
+        if time == 1:  # the first step makes the state
+            runners = list(ours._runtime.runners)
+            plans = [getattr(runner, "plan", None) for runner in runners]
+    assert all(a is b for a, b in zip(runners, ours._runtime.runners, strict=True))
+    assert all(getattr(runner, "plan", None) is plan for runner, plan in zip(runners, plans, strict=True))
+
+
 # ------------------------------------------------------------------ tensors of one group
 
 
