@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import onepass
 from drive import gradient_at, parameters_of
 from oracles import Arguments
 from records import RECORDS, Record, each_backend, each_optimizer
@@ -143,3 +144,10 @@ def test_a_child_goes_its_whole_way(backend: str) -> None:
         return bits_of(opt) + norm.numpy().tobytes()
 
     assert in_a_child(lambda: run(opts[0])) == run(opts[1])
+
+
+@pytest.mark.parametrize("name", ["step", "clip_grad_norm_", "load_state_dict"])
+def test_methods_keep_their_names_and_docstrings(name: str) -> None:
+    method = getattr(onepass.AdamW, name)
+    assert method.__name__ == name
+    assert method.__doc__
