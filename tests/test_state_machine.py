@@ -84,7 +84,7 @@ class Model:
         """Steps every parameter that has a gradient, multiplied by `factor`; returns the verdicts by id."""
         verdicts = {}
         for number, (qs, group) in enumerate(zip(self.params, self.groups, strict=True)):
-            h = hyper_of(self.rule, {**group, "params": qs}, number)
+            h = hyper_of(self.rule, {**group, "params": qs}, number, False)
             h = type(h)(**{**vars(h), "grad_scale": h.grad_scale * factor})
             for q in qs:
                 if q.grad is None:

@@ -108,7 +108,7 @@ class Hyper:
     live: Live | None = None
 
 
-def hyper_of(rule: Rule, group: dict[str, Any], index: int, counts_on_device: bool = False) -> Hyper:
+def hyper_of(rule: Rule, group: dict[str, Any], index: int, counts_on_device: bool) -> Hyper:
     """Checks the param group `group`, number `index`, and returns its `Hyper`.
 
     counts_on_device: whether the device counts the steps though the group is not capturable.
