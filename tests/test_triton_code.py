@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {
         "TRITON_CACHE_DIR": str(folder / "cache"),
-        "PYTHONPATH": str(Path(onepass.__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join([str(Path(onepass.__file__).parents[1]), str(Path(__file__).parent)]),
         "OMP_NUM_THREADS": "1",
     }
     each = [

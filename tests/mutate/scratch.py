@@ -110,12 +110,11 @@ class Scratch:
     def judge(self, mutant: Mutant, stages: list[list[str]], seconds: float) -> Outcome:
         """Runs pytest with the arguments of each stage until a test fails that passes without the mutant, or the time is
         up."""
-        end = time.monotonic() + seconds
         verdict = "same"
         for parts in _builds(mutant.file):
             if not self.plant(mutant, parts):
                 continue
-            verdict = "survived"
+            verdict, end = "survived", time.monotonic() + seconds
             for stage in stages:
                 outcome = self.run(stage, end - time.monotonic())
                 while outcome.verdict != "survived" and not self._passes(outcome.by, stage):
