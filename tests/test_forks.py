@@ -98,8 +98,13 @@ def test_a_child_steps_after_its_parent(record: Record) -> None:
 @each_optimizer
 def test_a_process_that_is_no_child_keeps_its_threads(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     """All through a step: that they are the same again afterwards is not enough."""
-    opt, asked = make(record, "cpu", LARGE), []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    opt, asked, set_num_threads = make(record, "cpu", LARGE), [], torch.set_num_threads
+
+    def note(threads: int) -> None:
+        asked.append(threads)
+        set_num_threads(threads)
+
+    monkeypatch.setattr(torch, "set_num_threads", note)
     opt.step()
     assert not asked
     assert in_a_child(lambda: bytes([opt.step() is None, *asked])) == bytes([True, 1, torch.get_num_threads()])
