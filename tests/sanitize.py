@@ -144,7 +144,9 @@ def pytest_sessionstart() -> None:
 
 def check_that_it_sees(kind: str) -> None:
     file, _, wrong = SANITIZERS[kind].mistake
-    done = run(build_with_mistake(kind), kind, *PYTEST, "test_parity.py", "-k", SHARED_OUT, capture_output=True)
+    done = run(
+        build_with_mistake(kind), kind, *PYTEST, "--tier=all", "test_parity.py", "-k", SHARED_OUT, capture_output=True
+    )
     if SANITIZERS[kind].report not in done.stderr or "onepass::" not in done.stderr:
         sys.exit(f"{wrong!r} in {file} went unnoticed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     print(f"{wrong!r} in {file}: found out", flush=True)
