@@ -90,6 +90,8 @@ class Scratch:
         self.restore()
         path = self.tree / mutant.file
         path.write_text(mutant.applied(path.read_text()))
+        for bytecode in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
+            bytecode.unlink()  # which passes for the mutant's if that is of the same size and second
         self._build(*parts)
         modules = [path.relative_to(self.clean) for part in parts for path in self.clean.glob(MODULES[part])]
         same = [(self.clean / path).read_bytes() == (self.tree / path).read_bytes() for path in modules]
