@@ -40,6 +40,7 @@ demo: .venv/.demo $(BUILT_FOR_DEMO)
 # pytest, not python -m pytest: that would put triton_kernels/ in front of the package of that name.
 # In one process for each core, up to 16: each takes up to 1 GB, and more would wait for the longest test.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 16
+
 check: .venv/.test $(BUILT)
 	$(PYTEST) --tier check $(ARGS)
 

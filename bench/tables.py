@@ -27,7 +27,7 @@ def read(path: Path) -> list[Row]:
 
 
 def source(name: str, rows: list[Row], up: str) -> str:
-    """What was measured, on what: the line before the first table of a file. `up` leads from the page to the root."""
+    """The line before the first table of a file: machine, versions and commit. `up` leads from the page to the root."""
     about = rows[0]
     busy = f" Other programs were running (load {about['load']})." if float(about["load"] or 0) > 0.5 else ""
     return (

@@ -38,8 +38,8 @@ class Rule:
 
     @property
     def decoupled(self) -> bool:
-        """Whether the weight decay stays out of the gradient, and so is not divided by D. torch.optim.Adam calls it
-        decoupled_weight_decay."""
+        """Whether the rule keeps the weight decay out of the gradient, so that D does not divide it: the
+        decoupled_weight_decay of torch.optim.Adam."""
         return self.decay not in ("l2", "proximal_l2")
 
     def class_whose_decay_is(self, decoupled: bool) -> str:

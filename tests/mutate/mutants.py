@@ -35,7 +35,7 @@ class Mutant:
         return "".join([*lines[: self.line - 1], self.new, *lines[self.line - 1 + span :]])
 
     def key(self) -> tuple[str, str, str]:
-        """What names it in equivalent_mutants.toml: line numbers change."""
+        """The identity of the mutant in equivalent_mutants.toml, without the line number, which changes."""
         return self.file, self.old.strip(), self.new.strip()
 
     def diff(self) -> str:

@@ -72,7 +72,7 @@ def report(results: list[dict[str, object]]) -> str:
 
 
 def by_hand(root: Path, folder: Path) -> Iterator[Mutant]:
-    """Of each patch (as of `git diff`, of one file)."""
+    """The mutants that the *.patch files of a folder make, each a `git diff` of one file."""
     for patch in sorted(folder.glob("*.patch")):
         (file,) = re.findall(r"^\+\+\+ b/(\S+)", patch.read_text(), re.MULTILINE)
         command = ["patch", "--silent", "--output=-", str(root / file), str(patch.resolve())]

@@ -17,7 +17,7 @@ from pathlib import Path
 from mutate.mutants import Mutant
 
 TEST_SECONDS = 90  # a test that runs longer hangs
-# What is built, and the modules that come of it.
+# The parts of a build, and the modules that each makes.
 MODULES = {"cpu": "python/onepass/*.so", "emulated": "build/emulated-quick/*.so"}
 
 
@@ -48,7 +48,7 @@ class Outcome:
 
 @dataclass
 class Tests:
-    """What is known of the tests without a mutant; copies of the tree share it."""
+    """The tests that pass and fail without a mutant. All copies of the tree share one record."""
 
     passed: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
