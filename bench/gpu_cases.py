@@ -23,7 +23,7 @@ FP32, BF16 = torch.float32, torch.bfloat16
 # Bytes per parameter if every operand is read once and written once; g is only read. fp32: 4 bytes each. bf16: 2 for p
 # and g, 4 for the moments.
 #   Adam-like           fp32: p g m v read, p m v written = 28    bf16: 2+2+4+4 + 2+4+4 = 22
-#   AdamP, two visits   p and g once more: 36 and 26; in bf16 always, as a 16-bit weight cannot be settled
+#   AdamP, two visits   p and g once more: 36 and 26; in bf16 always, as a 16-bit weight cannot be corrected
 #   SGD with momentum   fp32: p g b read, p b written = 20        bf16: 2+2+4 + 2+4 = 14, projected 18
 ADAM_BYTES = {FP32: 28, BF16: 22}
 ADAMP_BYTES = {FP32: 28, BF16: 26}

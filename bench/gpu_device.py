@@ -83,7 +83,7 @@ class Gpu:
             "cuda": torch.version.cuda,
             "torch": torch.__version__,
             "onepass": onepass.__version__,
-            "archs": onepass.native._C.cuda_archs,
+            "archs": onepass.backend.compiled._C.cuda_archs,
             "commit": commit(),
         }
 

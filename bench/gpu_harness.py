@@ -149,7 +149,7 @@ class Timing:
 
     device: by the device's clock, one for each round; where the case is bound by launches, waiting for the host counts.
     host: until `step` returns. graph: of a replay of the captured step.
-    settled: share of the parameters that were corrected after a wrong prediction; None without a gate.
+    corrected: share of the parameters that were corrected after a wrong prediction; None without a gate.
     failed: why there are no times.
     """
 
@@ -158,7 +158,7 @@ class Timing:
     host: list[float] = field(default_factory=list)
     graph: list[float] = field(default_factory=list)
     repeat: int = 1
-    settled: float | None = None
+    corrected: float | None = None
     failed: str = ""
 
     @property
@@ -235,8 +235,8 @@ class Entry:
     def look(self) -> None:
         verdicts = self.optimizer.last_step() if hasattr(self.optimizer, "last_step") else {}
         if verdicts:
-            settled = sum(p.numel() for p, verdict in verdicts.items() if verdict.settled)
-            self.timing.settled = settled / self.case.numel
+            corrected = sum(p.numel() for p, verdict in verdicts.items() if verdict.corrected)
+            self.timing.corrected = corrected / self.case.numel
 
 
 def time_case(case: Case, place: Any, effort: Effort, seed: int = 0) -> list[Timing]:

@@ -11,7 +11,7 @@ from results_file import Row
 
 FIELDS = (
     "case", "contender", "dtype", "tensors", "parameters", "rounds", "repeat", "device_us", "q1_us", "q3_us", "host_us",
-    "graph_us", "bytes_per_parameter", "gb_per_s", "copy_share", "baseline", "ratio", "settled_percent", "in_cache",
+    "graph_us", "bytes_per_parameter", "gb_per_s", "copy_share", "baseline", "ratio", "corrected_percent", "in_cache",
     "failed", "copy_best_gb_per_s", "copy_gb_per_s", "date", "device", "driver", "cuda", "archs", "torch", "onepass",
     "commit",
 )  # fmt: skip
@@ -54,7 +54,7 @@ def row_of(case: Case, timing: Timing, medians: dict[str, float], copy: float, c
         "copy_share": None if speed is None or in_cache else round(speed / copy, 4),
         "baseline": baseline,
         "ratio": round(middle / medians[baseline], 4) if baseline in medians else None,
-        "settled_percent": None if timing.settled is None else round(100 * timing.settled, 2),
+        "corrected_percent": None if timing.corrected is None else round(100 * timing.corrected, 2),
     }
 
 
@@ -147,7 +147,7 @@ COLUMNS = (
     "of copy",
     "ratio",
     "to",
-    "settled",
+    "corrected",
 )
 
 
@@ -166,7 +166,7 @@ def cells(row: Row) -> list[str]:
         "" if row["copy_share"] is None else f"{100 * row['copy_share']:.1f}%",
         "" if row["ratio"] is None else f"{row['ratio']:.3f}",
         "" if row["ratio"] is None else row["baseline"],
-        "" if row["settled_percent"] is None else f"{row['settled_percent']:.1f}%",
+        "" if row["corrected_percent"] is None else f"{row['corrected_percent']:.1f}%",
     ]
 
 

@@ -110,12 +110,12 @@ def check(case: Case, contender: Contender, steps: int = 3, lr: float = 1e-2) ->
 class Timing:
     """Seconds of a contender's steps by (batch, round), and what its gates did in the last round.
 
-    settled: share of the parameters that were corrected after a wrong prediction; None without a gate.
+    corrected: share of the parameters that were corrected after a wrong prediction; None without a gate.
     """
 
     contender: Contender
     seconds: dict[tuple[int, int], float]
-    settled: float | None
+    corrected: float | None
 
     @property
     def quartiles(self) -> tuple[float, float, float]:
@@ -134,7 +134,7 @@ def time_case(case: Case, seed: int, tick: Callable[[], None]) -> dict[str, Timi
         for timing in time_batch(case, contenders, batch, start, gradients, tick):
             known = timings.get(timing.contender.name)
             seconds = {**known.seconds, **timing.seconds} if known else timing.seconds
-            timings[timing.contender.name] = Timing(timing.contender, seconds, timing.settled)
+            timings[timing.contender.name] = Timing(timing.contender, seconds, timing.corrected)
         gc.collect()
     return timings
 
@@ -151,7 +151,7 @@ def time_batch(
     params = {c.name: copies(start, c.dtype) for c in contenders}
     optimizers = {c.name: c.make(params[c.name], LR) for c in contenders}
     seconds: dict[str, dict[tuple[int, int], float]] = {c.name: {} for c in contenders}
-    settled: dict[str, list[float]] = {c.name: [] for c in contenders}
+    corrected: dict[str, list[float]] = {c.name: [] for c in contenders}
     order = random.Random(0)
     for number in range(-WARM, case.rounds):
         for contender in order.sample(contenders, len(contenders)):
@@ -165,18 +165,18 @@ def time_batch(
             end = time.perf_counter()
             if number >= 0:
                 seconds[name][batch, number] = (end - begin) / case.repeat
-                settled[name] += settled_share(optimizers[name])
+                corrected[name] += corrected_share(optimizers[name])
         tick()
-    return [Timing(c, seconds[c.name], mean(settled[c.name])) for c in contenders]
+    return [Timing(c, seconds[c.name], mean(corrected[c.name])) for c in contenders]
 
 
-def settled_share(optimizer: torch.optim.Optimizer) -> list[float]:
+def corrected_share(optimizer: torch.optim.Optimizer) -> list[float]:
     """The share of the parameters that were corrected in the last step; nothing where there is no gate."""
     verdicts = optimizer.last_step() if hasattr(optimizer, "last_step") else {}
     if not verdicts:
         return []
     numel = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-    return [sum(p.numel() for p, verdict in verdicts.items() if verdict.settled) / numel]
+    return [sum(p.numel() for p, verdict in verdicts.items() if verdict.corrected) / numel]
 
 
 def mean(values: list[float]) -> float | None:

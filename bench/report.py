@@ -25,7 +25,7 @@ from shapes import Shape, numel_of
 # `ratio` is the time over that of `baseline`. `measured` names, like `target`, the contender that the time is divided by.
 FIELDS = (
     "case", "contender", "dtype", "tensors", "parameters", "rounds", "median_ms", "q1_ms", "q3_ms", "baseline", "ratio",
-    "bytes_per_parameter", "gb_per_s", "settled_percent", "extra_memory_percent", "target", "measured", "reached",
+    "bytes_per_parameter", "gb_per_s", "corrected_percent", "extra_memory_percent", "target", "measured", "reached",
     "date", "device", "cores", "load", "threads", "isa", "backend", "torch", "onepass", "python", "commit",
 )  # fmt: skip
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
@@ -34,7 +34,7 @@ COLOURS = {"onepass": "#0072B2", "torch": "#999999", "adamp": "#E69F00", "timm":
 
 def machine() -> Row:
     """What the figures were measured on and with."""
-    native = getattr(onepass.native, "_C", None)
+    native = getattr(onepass.backend.compiled, "_C", None)
     return {
         "date": date.today().isoformat(),
         "device": device_name(),
@@ -80,7 +80,7 @@ def time_rows(case: Case, timings: dict[str, Timing]) -> list[Row]:
                 "ratio": round(ratio(timings, name, baseline), 4),
                 "bytes_per_parameter": contender.traffic,
                 "gb_per_s": round(contender.traffic * numel / middle / 1e9, 2) if contender.traffic else None,
-                "settled_percent": None if timing.settled is None else round(100 * timing.settled, 2),
+                "corrected_percent": None if timing.corrected is None else round(100 * timing.corrected, 2),
                 "target": "; ".join(f"<= {target.ratio:.3g} x {target.against}" for target, _, _ in checked),
                 "measured": "; ".join(f"{measured:.4f} x {target.against}" for target, measured, _ in checked),
                 "reached": "; ".join("yes" if good else "no" for _, _, good in checked),
@@ -107,16 +107,16 @@ def memory_row(name: str, share: float, shapes: tuple[Shape, ...], aimed: bool) 
 
 def time_table(case: Case, rows: list[Row]) -> Table:
     title = f"{case.name}: {case.title}, {len(case.shapes)} tensors, {rows[0]['parameters']:,} parameters, ratios to {rows[0]['baseline']}"
-    table = table_of(title, ("contender", "ms", "quartiles", "ratio", "GB/s", "settled"))
+    table = table_of(title, ("contender", "ms", "quartiles", "ratio", "GB/s", "corrected"))
     for row in rows:
-        settled = row["settled_percent"]
+        corrected = row["corrected_percent"]
         table.add_row(
             row["contender"],
             f"{row['median_ms']:.2f}",
             f"{row['q1_ms']:.2f}-{row['q3_ms']:.2f}",
             f"{row['ratio']:.3f}",
             f"{row['gb_per_s']:.1f}" if row["gb_per_s"] else "-",
-            "-" if settled is None else f"{settled:.1f}%",
+            "-" if corrected is None else f"{corrected:.1f}%",
         )
     return table
 

@@ -71,8 +71,8 @@ bool packs(const Tensor& t) {
 
 }  // namespace
 
-Binding::Binding(const py::list& groups, const py::dict& state, const py::list& moments, bool sgd, bool projected,
-                 bool lazy_buffer, const py::list& first, dlpack::Device device)
+Binding::Binding(const py::list& groups, const py::dict& state, const py::list& moments, const std::string& rule,
+                 bool projected, bool lazy_buffer, const py::list& first, dlpack::Device device)
     : device_(device), state_(state.ptr()), moments_(moments), state_entries_(entries_of(state.ptr())) {
   py::object type = py::module_::import("torch").attr("Tensor");
   is_neg_ = type.attr("is_neg");
@@ -82,7 +82,7 @@ Binding::Binding(const py::list& groups, const py::dict& state, const py::list& 
   if (api_->header.version.major != dlpack::supported_major || !api_->tensor_from_object)
     throw std::runtime_error("this torch's DLPack exchange table is of a version that onepass does not know");
 
-  plan_.sgd = sgd;
+  plan_.rule = rule == "adam" ? RuleId::adam : RuleId::momentum;
   plan_.lazy_buffer = lazy_buffer;
   std::unordered_set<PyObject*> firsts;
   for (py::handle p : first) firsts.insert(p.ptr());
@@ -91,7 +91,7 @@ Binding::Binding(const py::list& groups, const py::dict& state, const py::list& 
     for (py::handle p : groups[g].cast<py::list>()) {
       groups_.back().push_back(p.ptr());
       add(p.ptr(), static_cast<int>(g), projected);
-      plan_.tensors.back().first = firsts.count(p.ptr()) > 0;
+      plan_.tensors.back().first_step = firsts.count(p.ptr()) > 0;
     }
   }
   gradients_.resize(sources_.size());
@@ -138,8 +138,8 @@ void Binding::add(PyObject* param, int group, bool projected) {
 
 void Binding::set_hypers(const py::list& hypers) {
   plan_.hypers.clear();
-  plan_.live.assign(hypers.size(), {});
-  live_tensors_.clear();
+  plan_.device_hypers.assign(hypers.size(), {});
+  device_numbers_.clear();
   for (py::handle h : hypers) {
     auto number = [&](const char* name) { return h.attr(name).cast<double>(); };
     auto flag = [&](const char* name) { return h.attr(name).cast<bool>(); };
@@ -159,25 +159,26 @@ void Binding::set_hypers(const py::list& hypers) {
                             .proximal = flag("proximal"),
                             .project_momentum = flag("project_momentum"),
                             .speculate = flag("speculate")});
-    if (py::object live = h.attr("live"); !live.is_none()) add_live(live, plan_.hypers.back());
+    if (py::object device_hyper = h.attr("device_hyper"); !device_hyper.is_none())
+      add_device_hyper(device_hyper, plan_.hypers.back());
   }
 }
 
-void Binding::add_live(py::handle live, const Hyper& fixed) {
-  LiveHyper& out = plan_.live[plan_.hypers.size() - 1];
+void Binding::add_device_hyper(py::handle given, const Hyper& fixed) {
+  DeviceHyper& out = plan_.device_hypers[plan_.hypers.size() - 1];
   out.on_device = true;
-  out.capturable = live.attr("capturable").cast<bool>();
+  out.capturable = given.attr("capturable").cast<bool>();
   out.fixed = fixed;
-  const auto decay = live.attr("decay").cast<std::string>();
+  const auto decay = given.attr("decay").cast<std::string>();
   out.decay = decay == "l2" ? Decay::l2 : decay == "metric" ? Decay::metric : Decay::direct;
-  out.decouple_lr = live.attr("decouple_lr").cast<bool>();
-  out.over_one_minus_momentum = live.attr("over_one_minus_momentum").cast<bool>();
-  auto number = [&](const char* name, LiveNumber& to) {
-    py::object value = live.attr(name);
+  out.decouple_lr = given.attr("decouple_lr").cast<bool>();
+  out.over_one_minus_momentum = given.attr("over_one_minus_momentum").cast<bool>();
+  auto number = [&](const char* name, DeviceNumber& to) {
+    py::object value = given.attr(name);
     if (py::isinstance<py::float_>(value))
       to.value = value.cast<double>();
     else
-      live_tensors_.emplace_back(&to, value);
+      device_numbers_.emplace_back(&to, value);
   };
   number("lr", out.lr);
   number("weight_decay", out.weight_decay);
@@ -196,7 +197,7 @@ bool Binding::ready(const py::list& groups) {
     for (size_t i = 0; i < groups_[g].size(); ++i)
       if (PySequence_Fast_GET_ITEM(params, i) != groups_[g][i]) return false;
   }
-  if (!same_state() || !read_live()) return false;
+  if (!same_state() || !read_device_numbers()) return false;
   for (size_t i = 0; i < sources_.size(); ++i) {
     static PyObject* const grad = PyUnicode_InternFromString("grad");
     gradients_[i] = py::reinterpret_steal<py::object>(PyObject_GetAttr(sources_[i].param, grad));
@@ -236,27 +237,28 @@ bool Binding::same_entries(Source& source) const {
 // Takes the addresses of a parameter that has a gradient, and of its state.
 bool Binding::read(Source& source, Tensor& t, PyObject* gradient) const {
   if (!read_operand(source.param, t, t.dtype, t.p) || !read_operand(gradient, t, t.dtype, t.g)) return false;
-  const Family family = plan_.family(t.group);
-  if (family == Family::plain_sgd) return true;
+  const RuleId rule_id = plan_.rule_id(t.group);
+  const int moments = moments_of(rule_id);
+  if (moments == 0) return true;
   if (!source.state || !same_entries(source)) return false;
   const Dtype work = t.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-  for (int j = 0; j < (family == Family::adam ? 2 : 1); ++j)
+  for (int j = 0; j < moments; ++j)
     if (!source.moment[j] || !read_operand(source.moment[j], t, work, t.moment[j])) return false;
 
-  const dlpack::Device count_device = plan_.live[t.group].on_device ? device_ : dlpack::Device{dlpack::cpu, 0};
-  if (family == Family::adam && !(t.step = static_cast<float*>(number(source.step, 32, count_device)))) return false;
+  const dlpack::Device count_device = plan_.device_hypers[t.group].on_device ? device_ : dlpack::Device{dlpack::cpu, 0};
+  if (rule_id == RuleId::adam && !(t.step = static_cast<float*>(number(source.step, 32, count_device)))) return false;
   if (t.projected && !(t.gate_counter = static_cast<uint8_t*>(number(source.gate_counter, 8, device_)))) return false;
   return true;
 }
 
-// Takes the addresses of the hyper-parameters that live on the device.
-bool Binding::read_live() {
-  for (auto& [number, object] : live_tensors_)
-    if (!read_live(object.ptr(), *number)) return false;
+// Takes the addresses of the hyper-parameters that are tensors on the device.
+bool Binding::read_device_numbers() {
+  for (auto& [number, object] : device_numbers_)
+    if (!read_device_number(object.ptr(), *number)) return false;
   return true;
 }
 
-bool Binding::read_live(PyObject* object, LiveNumber& number) const {
+bool Binding::read_device_number(PyObject* object, DeviceNumber& number) const {
   dlpack::Tensor x;
   Dtype dtype;
   if (!describe(object, device_, x) || !dtype_of(x.dtype, dtype) || bytes_of(dtype) < 4) return false;
@@ -267,8 +269,8 @@ bool Binding::read_live(PyObject* object, LiveNumber& number) const {
 
 Scaling Binding::scaling_of(py::handle clip, py::handle grad_scale, py::handle found_inf) const {
   Scaling out;
-  auto take = [&](py::handle given, LiveNumber& to) {
-    if (!given.is_none() && !read_live(given.ptr(), to))
+  auto take = [&](py::handle given, DeviceNumber& to) {
+    if (!given.is_none() && !read_device_number(given.ptr(), to))
       throw std::runtime_error("onepass: a scale of the gradients is not a float32 or float64 number on their device");
   };
   take(clip, out.clip);
@@ -308,21 +310,21 @@ py::list Binding::stepped() {
   py::list stepped;
   for (size_t i = 0; i < sources_.size(); ++i)
     if (plan_.tensors[i].active) stepped.append(py::handle(sources_[i].param));
-  let_go();
+  release_gradients();
   return stepped;
 }
 
-void Binding::let_go() {
+void Binding::release_gradients() {
   for (py::object& gradient : gradients_) gradient = py::object();
 }
 
-py::list Binding::tell(const std::vector<Verdict>& verdicts) const {
+py::list Binding::tuples_of(const std::vector<Verdict>& verdicts) const {
   py::list out;
   for (size_t i = 0; i < sources_.size(); ++i) {
     const Verdict& v = verdicts[i];
     if (v.stepped)
       out.append(py::make_tuple(py::handle(sources_[i].param), static_cast<int>(v.gate), v.scaled_cosine, v.sums.pp,
-                                v.sums.gg, v.settled));
+                                v.sums.gg, v.corrected));
   }
   return out;
 }

@@ -15,23 +15,24 @@ namespace onepass {
 // sees every reference: the caller keeps parameters and state alive for as long as the binding.
 class Binding {
  public:
-  Binding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments, bool sgd,
-          bool projected, bool lazy_buffer, const pybind11::list& first, dlpack::Device device);
+  Binding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
+          const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first,
+          dlpack::Device device);
 
   void set_hypers(const pybind11::list& hypers);
 
-  // Looks at every object of the coming step. False if anything is not as it was bound, or cannot be stepped; why, is
-  // for the caller to find out.
+  // Reads the address of every tensor of the next step. False if a tensor differs from what was bound, or cannot be
+  // stepped; the caller finds out why.
   bool ready(const pybind11::list& groups);
 
-  // Releases the gradients, which `ready` has kept for the step.
-  void let_go();
+  // Releases the gradients, of which `ready` holds references until the step.
+  void release_gradients();
 
  protected:
-  // The parameters that were stepped; lets go of their gradients.
+  // The parameters that were stepped; releases their gradients.
   pybind11::list stepped();
   Scaling scaling_of(pybind11::handle clip, pybind11::handle grad_scale, pybind11::handle found_inf) const;
-  pybind11::list tell(const std::vector<Verdict>& verdicts) const;
+  pybind11::list tuples_of(const std::vector<Verdict>& verdicts) const;
   pybind11::handle parameter(int tensor) const { return sources_[tensor].param; }
   void* current_stream() const;
 
@@ -51,14 +52,14 @@ class Binding {
   };
 
   void add(PyObject* param, int group, bool projected);
-  void add_live(pybind11::handle live, const Hyper& fixed);
+  void add_device_hyper(pybind11::handle given, const Hyper& fixed);
   void* number(PyObject* object, int bits, dlpack::Device device) const;
   bool same_state();
   bool same_entries(Source& source) const;
   bool read(Source& source, Tensor& t, PyObject* gradient) const;
   bool read_operand(PyObject* object, const Tensor& t, Dtype dtype, View& view) const;
-  bool read_live();
-  bool read_live(PyObject* object, LiveNumber& number) const;
+  bool read_device_numbers();
+  bool read_device_number(PyObject* object, DeviceNumber& number) const;
   bool describe(PyObject* object, dlpack::Device device, dlpack::Tensor& out) const;
 
   const dlpack::ExchangeApi* api_;
@@ -69,7 +70,7 @@ class Binding {
   std::vector<std::vector<PyObject*>> groups_;
   std::vector<Source> sources_;
   std::vector<pybind11::object> gradients_;  // kept alive from `ready` to the end of the step
-  std::vector<std::pair<LiveNumber*, pybind11::object>> live_tensors_;
+  std::vector<std::pair<DeviceNumber*, pybind11::object>> device_numbers_;
 };
 
 inline void add_plan(pybind11::module_& m) {
@@ -77,7 +78,7 @@ inline void add_plan(pybind11::module_& m) {
   py::class_<Binding>(m, "Plan", py::module_local())
       .def("set_hypers", &Binding::set_hypers, py::arg("hypers"))
       .def("ready", &Binding::ready, py::arg("params"))
-      .def("let_go", &Binding::let_go);
+      .def("release_gradients", &Binding::release_gradients);
 }
 
 }  // namespace onepass

@@ -23,8 +23,9 @@ PYBIND11_MODULE(_C, m) {
   onepass::add_plan(m);
   using onepass::CpuBinding;
   py::class_<CpuBinding, onepass::Binding>(m, "CpuPlan", py::module_local())
-      .def(py::init<const py::list&, const py::dict&, const py::list&, bool, bool, bool, const py::list&>(),
-           py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("sgd"), py::arg("projected"),
+      .def(py::init<const py::list&, const py::dict&, const py::list&, const std::string&, bool, bool,
+                    const py::list&>(),
+           py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("rule"), py::arg("projected"),
            py::arg("lazy_buffer"), py::arg("first"))
       .def("square_sum", &CpuBinding::square_sum, py::arg("threads"))
       .def("run", &CpuBinding::run, py::arg("threads"), py::arg("factor"))

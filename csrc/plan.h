@@ -1,8 +1,9 @@
-// The plan: what is known of a set of tensors before any step. It knows no framework and no device.
+// Static description of the tensors to update and how they are split into work items. Independent of framework and
+// device.
 //
 // A tensor is `rows` x `length` in the order of dim 0 (its channels), or one row where the rule looks at elements
-// only. Work is cut into items that do not depend on how many threads or blocks there are, so that neither do the
-// results: an item is a run of whole rows, or a piece of one row too long to be held on chip.
+// only. Work items do not depend on the number of threads or blocks, so that the results do not either. An item is a
+// run of whole rows, or a piece of one row that is too long for the row cache.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,7 @@ struct View {
   std::vector<int64_t> strides;
 };
 
-// One parameter with its gradient and moments. The addresses change from step to step, the rest does not.
+// One parameter with its gradient and moments. Only the addresses change from step to step.
 struct Tensor {
   Dtype dtype = Dtype::f32;
   int group = 0;
@@ -41,8 +42,8 @@ struct Tensor {
   float* step = nullptr;            // null for rules without a count
   uint8_t* gate_counter = nullptr;  // null where not projected
   bool active = false;              // has a gradient at this step
-  bool negated = false;             // the gradient is the negative of what lies in memory
-  bool first = false;               // its moments were made for this step
+  bool negated = false;             // the gradient is the negative of what is in memory
+  bool first_step = false;          // its moments were made for this step
 
   int64_t first_item = 0, items = 0;
   int64_t first_coefficient = 0;  // of its rows, among those of all projected tensors
@@ -50,7 +51,7 @@ struct Tensor {
   int64_t elements() const { return rows * length; }
 };
 
-struct Item {
+struct WorkItem {
   int tensor;
   int64_t row, rows;
   int64_t begin, end;  // elements of the row, [0, length) but for a piece
@@ -60,20 +61,18 @@ struct Item {
 };
 
 struct Plan {
-  bool sgd = false;
-  bool lazy_buffer = false;     // torch.optim.SGD's, see hyper.py
-  std::vector<Hyper> hypers;    // of each group
-  std::vector<LiveHyper> live;  // likewise
+  RuleId rule = RuleId::adam;              // of the optimizer class
+  bool lazy_buffer = false;                // torch.optim.SGD's, see hyper.py
+  std::vector<Hyper> hypers;               // of each group
+  std::vector<DeviceHyper> device_hypers;  // likewise
   std::vector<Tensor> tensors;
-  std::vector<Item> items;
+  std::vector<WorkItem> items;
   int64_t coefficients = 0;  // rows of the tensors that were cut and are projected
 
-  Family family(int group) const {
-    if (!sgd) return Family::adam;
-    return lazy_buffer && hypers[group].momentum == 0 ? Family::plain_sgd : Family::sgd;
-  }
+  RuleId rule_id(int group) const { return lazy_buffer && hypers[group].momentum == 0 ? RuleId::sgd : rule; }
 
-  // Settling takes p back out of p', which a 16-bit p has not the digits for; a projected buffer it cannot undo.
+  // The correction recovers p from p', which needs more digits than a 16-bit p has; and it cannot undo the projection
+  // of a momentum buffer.
   bool speculates(const Tensor& t) const {
     const Hyper& h = hypers[t.group];
     return t.projected && h.speculate && !(h.project_momentum && !h.nesterov) && bytes_of(t.dtype) >= 4;

@@ -59,7 +59,7 @@ def of_the_kernels(backend: str) -> Iterator[partial[None]]:
             yield partial(test_parity.test_layouts, backend, torch.float32, layout, record)
     for record in map(RECORDS.__getitem__, PROJECTED):
         yield partial(test_projection.test_counter_and_settling, backend, record)
-        yield partial(test_projection.test_16_bit_never_settles, backend, record, torch.bfloat16)
+        yield partial(test_projection.test_16_bit_is_never_corrected, backend, record, torch.bfloat16)
     for dtype in (torch.float32, torch.float16):
         yield partial(test_parity.test_large_tensors, backend, dtype, adamp)
     yield partial(test_parity.test_wrong_and_right_predictions, backend, torch.float32, adamp, adamp.typical)

@@ -17,7 +17,7 @@ import emulated_backend
 from tensors import generator, gradient, values
 
 STREAMS = ("p", "g", "m", "v")
-OPERANDS = (*STREAMS, "plan", "reports")
+OPERANDS = (*STREAMS, "plan", "row_stats")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import onepass
-from onepass.cuda import CudaRunner
+from onepass.backend.cuda import CudaBackend
 
 sys.path.append(str(Path(__file__).parent / "emulated"))
 from build import build
@@ -30,10 +30,10 @@ def load(path: Path) -> ModuleType:
 emulated = load(Path(os.environ.get("ONEPASS_EMULATED") or build()))
 
 
-backends = importlib.import_module("onepass.backends")  # the name in the package is the function
+backends = importlib.import_module("onepass.backend.registry")
 
 
-class EmulatedRunner(CudaRunner):
+class EmulatedBackend(CudaBackend):
     name = "emulated"
 
     def check_device(self) -> None:
@@ -49,11 +49,11 @@ class EmulatedRunner(CudaRunner):
         return emulated.CudaPlan
 
 
-backends._RUNNERS["emulated"] = EmulatedRunner
+backends._BACKENDS["emulated"] = EmulatedBackend
 backends.NAMES += ("emulated",)
 
 
 def plan_of(opt: onepass.Adam) -> Any:
     """The plan of an optimizer of one group that has stepped."""
-    (runner,) = opt._runtime.runners
-    return runner.plan
+    (bound,) = opt._execution.backends
+    return bound.plan

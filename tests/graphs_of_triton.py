@@ -12,7 +12,8 @@ import torch
 from onepass.triton_kernels import launch
 from torch import Tensor
 
-from onepass import triton_tables
+from onepass.backend.triton import backend as triton_backend
+from onepass.backend.triton import tables as triton_tables
 
 
 class Weak:
@@ -34,8 +35,9 @@ class Graph:
         self.copies: list[tuple[Weak, Weak]] = []
         self.launches: list[tuple[Any, dict[str, Weak], tuple[Any, ...]]] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(triton_tables, "capturing", lambda device: True)
-            patch.setattr(triton_tables.DeviceTables, "to_device", lambda _, host: self.copy(host))
+            for module in (triton_backend, triton_tables):
+                patch.setattr(module, "capturing", lambda device: True)
+            patch.setattr(triton_tables.TableUploader, "to_device", lambda _, host: self.copy(host))
             patch.setattr(launch, "launch_all", self.launch)
             step()
 

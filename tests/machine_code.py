@@ -123,7 +123,7 @@ def wide_accesses_wanted(kernel: Kernel) -> tuple[int, int]:
     for blocks and once for warps. A vector is 16 bytes of p; the moments of its elements take as many or more."""
     item = {"float": 4, "double": 8}.get(kernel.storage, 2)
     lanes = 16 // item
-    count = 0 if "false" in kernel.short_name else 1 if "Sgd" in kernel.short_name else 2
+    count = 0 if "Sgd" in kernel.short_name else 1 if "Momentum" in kernel.short_name else 2
     moment = lanes * max(4, item) // 16  # accesses for one moment of a vector
     at_a_time = 2 if lanes == 4 else 1  # Operands::at_a_time of item.cuh
     loads, stores = at_a_time * (2 + count * moment), at_a_time * (1 + count * moment)
@@ -131,10 +131,10 @@ def wide_accesses_wanted(kernel: Kernel) -> tuple[int, int]:
     both = {
         "step": (loads, stores),
         "square_sum": (4, 0),
-        "measure": (4 * 2, 0),
+        "gate_stats": (4 * 2, 0),
         # A tensor that is not projected is stepped in place of updated. p is written from shared memory, a vector at a time.
         "update": (2 * loads, stores + at_a_time * count * moment + 1 + buffer),
-        "settle": (loads, at_a_time * (1 + buffer)),
+        "correct": (loads, at_a_time * (1 + buffer)),
     }.get(kernel.function, (0, 0))
     return 2 * both[0], 2 * both[1]
 

@@ -53,7 +53,11 @@ SANITIZERS = {
         (4, 2),
         # It allows no new threads in a child that was forked beside some.
         " and not test_a_child_goes_its_whole_way",
-        ("csrc/cpu/step.cpp", "reports_[index] = c.kernels->update(tile)", "reports_[0] = c.kernels->update(tile)"),
+        (
+            "csrc/cpu/executor.cpp",
+            "row_stats_[index] = step.kernels->update(tile)",
+            "row_stats_[0] = step.kernels->update(tile)",
+        ),
         "WARNING: ThreadSanitizer: data race",
     ),
 }
@@ -135,10 +139,10 @@ def refuse_others(event: str, arguments: tuple[Any, ...]) -> None:
 
 def pytest_sessionstart() -> None:
     """In every process of the tests, to which this file is a plugin."""
-    from onepass import native
+    from onepass.backend import compiled
 
-    assert native._C is not None and native._C.__file__.startswith(os.environ["ONEPASS_SANITIZED"]), native._C
-    assert "-fsanitize=" in native._C.build_flags
+    assert compiled._C is not None and compiled._C.__file__.startswith(os.environ["ONEPASS_SANITIZED"]), compiled._C
+    assert "-fsanitize=" in compiled._C.build_flags
     sys.addaudithook(refuse_others)
 
 
@@ -167,7 +171,7 @@ def check(kind: str, arguments: list[str]) -> bool:
 
     folder = build(kind)
     check_that_it_sees(kind)
-    code = "from onepass import native; print(*native._C.isas())"
+    code = "from onepass.backend.compiled import _C; print(*_C.isas())"
     isas = run(folder, kind, "-c", code, check=True, stdout=subprocess.PIPE).stdout.split()
     if kind == "address":
         check_that_it_sees_the_end(folder, "baseline", "heap", "heap-buffer-overflow")

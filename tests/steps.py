@@ -14,7 +14,7 @@ from records import Record
 
 GATES = ["none", "channel", "layer"]
 
-# Of the magnitude of the terms of one projected step, settled or not; see twins.py.
+# Of the magnitude of the terms of one projected step, corrected or not; see side_by_side.py.
 UNITS = 6
 
 

@@ -15,7 +15,7 @@ import onepass
 from compare import assert_same_state
 from drive import parameters, train
 from onepass.arguments import ADVICE, KNOWN_KEYS, ONE_VALUE
-from onepass.hyper import hyper_of
+from onepass.hyperparams import hyper_of
 from records import PROJECTED, RECORDS, Record, each_optimizer, each_variant
 from schedules import CYCLES, SCHEDULERS, advance
 
@@ -115,8 +115,8 @@ def test_unknown_arguments_of_a_subclass() -> None:
 
 
 def test_advice_is_of_arguments_that_some_class_lacks_and_to_names_that_are_there() -> None:
-    for family, advice in ADVICE.items():
-        classes = [record.make for record in RECORDS.values() if record.make.rule.family == family]
+    for rule, advice in ADVICE.items():
+        classes = [record.make for record in RECORDS.values() if record.make.spec.rule == rule]
         for name, words in advice.items():
             assert any(name not in inspect.signature(cls).parameters for cls in classes), name
             assert all(hasattr(onepass, other) for other in re.findall(r"onepass\.(\w+)", words)), words
@@ -188,7 +188,7 @@ def test_unknown_keys_are_warned_of_once() -> None:
 @pytest.mark.parametrize("name", ["AdamP", "SGD"])
 def test_keys_of_schedulers_and_tools_are_known(name: str, schedule: str) -> None:
     values = {key: True for key in ONE_VALUE if ONE_VALUE[key][0]}
-    values["decoupled_weight_decay"] = RECORDS[name].make.rule.decoupled
+    values["decoupled_weight_decay"] = RECORDS[name].make.spec.decoupled
     others = {key: values.get(key, False) for key in KNOWN_KEYS - {"params", "param_names", "lr"}}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -235,7 +235,7 @@ def test_a_rule_reads_its_arguments_and_no_others(record: Record, arguments: dic
     """No default is ignored, and no key is read that is not one."""
     opt = record.make(parameters(), **arguments)
     group = Recorded({**opt.param_groups[0], "initial_lr": 0.5})
-    hyper_of(record.make.rule, group, 0, on_device)
+    hyper_of(record.make.spec, group, 0, on_device)
     besides = {"initial_lr"} if arguments.get("decouple_lr") else set()
     assert group.read - {"params"} == (opt.defaults.keys() - {"backend"}) | besides
 

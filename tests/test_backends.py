@@ -17,12 +17,12 @@ import torch
 import onepass
 from compare import assert_same_state
 from drive import parameters, train
-from onepass import native
+from onepass.backend import compiled, cpu
 from processor import INSTRUCTIONS
 from records import BACKENDS, COMPILED, INSTALLED, RECORDS, each_optimizer
 
 # The function of the same name hides the module.
-backends = importlib.import_module("onepass.backends")
+backends = importlib.import_module("onepass.backend.registry")
 
 ADVICE = {"cpu": "compiler", "torch": "torch 2.10"}
 
@@ -66,7 +66,7 @@ def test_auto_is_the_compiled_one(record: Any) -> None:
         warnings.simplefilter("error")
         train(opt, range(2))
     assert_same_state(opt, train(other, range(2)))
-    assert [type(runner) for runner in opt._runtime.runners] == [native.CpuRunner]
+    assert [type(bound) for bound in opt._execution.backends] == [cpu.CpuBackend]
 
 
 @pytest.mark.parametrize("wrong", ["gpu", "", None, 3, "CPU"])
@@ -90,7 +90,7 @@ def test_auto_elsewhere_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_runner_that_refuses_what_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error that nobody should see says so, and nothing has been stepped."""
-    monkeypatch.setattr(backends.ReferenceRunner, "ready", lambda *_: False)
+    monkeypatch.setattr(backends.ReferenceBackend, "ready", lambda *_: False)
     opt = onepass.SGD(parameters(), lr=0.1, backend="reference")
     with pytest.raises(RuntimeError, match="'reference' refuses tensors that passed every check; a bug"):
         train(opt, [0])
@@ -103,11 +103,11 @@ def test_a_runner_that_refuses_what_was_checked(monkeypatch: pytest.MonkeyPatch)
 
 def _backends_with(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, interpreted: bool, installed: bool = True) -> None:
     """As if on another machine, without the CUDA kernels."""
-    triton = importlib.import_module("onepass.triton")
+    triton = importlib.import_module("onepass.backend.triton.backend")
     monkeypatch.setenv("TRITON_INTERPRET", "1" if interpreted else "0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(backends, "_warned", set())
-    monkeypatch.setattr(importlib.import_module("onepass.cuda"), "unavailable", lambda: "No nvcc; install it.")
+    monkeypatch.setattr(importlib.import_module("onepass.backend.cuda"), "unavailable", lambda: "No nvcc; install it.")
     if not installed:
         monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
 
@@ -124,7 +124,7 @@ def test_triton_where_there_are_no_cuda_kernels(monkeypatch: pytest.MonkeyPatch)
 
 def test_cuda_kernels_go_before_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     _backends_with(monkeypatch, gpu=True, interpreted=False)
-    monkeypatch.setattr(importlib.import_module("onepass.cuda"), "unavailable", lambda: None)
+    monkeypatch.setattr(importlib.import_module("onepass.backend.cuda"), "unavailable", lambda: None)
     assert backends.resolve("auto", torch.device("cuda")) == "cuda"
 
 
@@ -171,7 +171,7 @@ def _step_and_count_warnings() -> list[str]:
 
 
 def test_torch_without_the_exchange_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_C", object())
+    monkeypatch.setattr(compiled, "_C", object())
     monkeypatch.setattr(backends, "_warned", set())
     monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
     reason = onepass.backends()["cpu"]
@@ -186,7 +186,7 @@ def test_torch_without_the_exchange_table(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_module_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_C", types.SimpleNamespace(version="0.0.1"))
+    monkeypatch.setattr(compiled, "_C", types.SimpleNamespace(version="0.0.1"))
     reason = onepass.backends()["cpu"]
     assert reason is not None
     for words in ("0.0.1", onepass.__version__, "reinstall"):

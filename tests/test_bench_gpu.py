@@ -169,7 +169,7 @@ def test_a_case_is_timed(gradients: str) -> None:
             assert len(timing.device) == 3 and min(timing.device) > 0 and len(timing.host) == 2
             assert bool(timing.graph) == timing.contender.graph
     if gradients == "tangent":
-        assert timings[1].settled == 0  # every prediction is right after the first steps
+        assert timings[1].corrected == 0  # every prediction is right after the first steps
     rows = gpu_report.rows_of(case, timings, 1e9, 0)
     assert "broken: not timed" in gpu_report.case_table(case, rows, 0)
 

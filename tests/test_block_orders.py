@@ -16,10 +16,10 @@ from drive import gradient_at, parameters_of
 from emulated_backend import emulated
 from oracles import Arguments
 from records import RECORDS, Record, each_dtype, each_optimizer
+from side_by_side import SideBySide
 from tensors import LARGE_SHAPES, LAYOUTS, SMALL_SHAPES, Guarded, values
 from test_determinism import digest
 from test_parity import Gradients
-from twins import Twins
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ def test_the_numbers_of_the_reference(dtype: torch.dtype, name: str) -> None:
     for seed in (1, 2):
         with on(Device(seed, 3)):
             starts = [values(shape, dtype, i, scale=0.7) for i, shape in enumerate(SMALL_SHAPES + LARGE_SHAPES)]
-            twins = Twins(RECORDS[name], RECORDS[name].typical, starts, "emulated")
+            both = SideBySide(RECORDS[name], RECORDS[name].typical, starts, "emulated")
             given = Gradients()
             for _ in range(2):
-                twins.step(given)
+                both.step(given)
 
 
 def test_the_devices_differ() -> None:

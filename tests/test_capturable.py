@@ -62,7 +62,7 @@ def test_prepare_is_launched_first(record: Record) -> None:
     feed(opt, 2)
     for _ in range(2):
         opt.step()
-    assert plan_of(opt).launches == ["prepare"] + (["update", "settle"] if record.projected else ["step"])
+    assert plan_of(opt).launches == ["device_scalars"] + (["update", "correct"] if record.projected else ["step"])
 
 
 @pytest.mark.parametrize("count", [10, 300, 1500])

@@ -68,7 +68,7 @@ def test_a_replay_launches_what_was_captured() -> None:
     feed(opt, 3)
     opt.step()
     capture(opt)
-    assert plan_of(opt).launches == ["prepare", "update", "settle"]
+    assert plan_of(opt).launches == ["device_scalars", "update", "correct"]
     emulated.reset()
     emulated.replay()
     emulated.replay()
@@ -178,13 +178,13 @@ def test_the_memory_of_every_capture_is_kept() -> None:
     """A graph points into its plan's memory, also after a new group has brought a new plan, which is captured too."""
     opt = train(make(RECORDS["AdamW"], capturable=True, lr=0.1), range(2))
     capture(opt)
-    first = opt._runtime.runners[0].memory
+    first = opt._execution.backends[0].memory
     opt.add_param_group({"params": [values((3,), torch.float32, 7)]})
     train(opt, [2])
     capture(opt)
-    second = opt._runtime.runners[0].memory
+    second = opt._execution.backends[0].memory
     assert first is not second
-    assert [any(memory is each for each in opt._runtime.captured) for memory in (first, second)] == [True, True]
+    assert [any(memory is each for each in opt._execution.graph_tensors) for memory in (first, second)] == [True, True]
 
 
 @each_count

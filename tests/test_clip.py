@@ -414,20 +414,20 @@ def test_accepted_norms(given: Any) -> None:
 def test_counts_move_to_the_device_once(record: Record, backend: str) -> None:
     """In the middle of a run, with the bits of a run that clips from its start."""
     opt = train(make(record, backend), range(2))
-    plan = opt._runtime.runners
+    plan = opt._execution.backends
     early = make(record, backend)
-    early._runtime.counts_on_device = True
+    early._execution.counts_on_device = True
     train(early, range(2))
     for each in (opt, early):
         for time in (2, 3):
             feed(each, time)
             each.clip_grad_norm_(0.5)
             each.step()
-    assert opt._runtime.counts_on_device and opt._runtime.runners is not plan
+    assert opt._execution.counts_on_device and opt._execution.backends is not plan
     assert_same_state(opt, early)
-    plan = opt._runtime.runners
+    plan = opt._execution.backends
     train(opt, [4])
-    assert opt._runtime.runners is plan
+    assert opt._execution.backends is plan
 
 
 @each_optimizer
@@ -435,7 +435,7 @@ def test_launches(record: Record) -> None:
     opt = make(record, "emulated")
     (feed(opt, 0), opt.step(), feed(opt, 1))
     opt.clip_grad_norm_(1.0)
-    (runner,) = opt._runtime.runners
-    assert runner.plan.launches[-2:] == ["square_sum", "add_up"]
+    (bound,) = opt._execution.backends
+    assert bound.plan.launches[-2:] == ["square_sum", "add_up"]
     opt.step()
-    assert runner.plan.launches == ["prepare"] + (["update", "settle"] if record.projected else ["step"])
+    assert bound.plan.launches == ["device_scalars"] + (["update", "correct"] if record.projected else ["step"])

@@ -17,7 +17,7 @@ import torch
 import onepass
 from emulated_backend import emulated, plan_of
 from machine_code import Kernel, kernels_of
-from onepass import native
+from onepass.backend import compiled
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from shapes import gpt2_shapes, llama_shapes, resnet50_shapes
@@ -65,11 +65,11 @@ RESERVED = 1024
 @pytest.fixture(scope="module")
 def kernels() -> dict[tuple[str, str, str], list[Kernel]]:
     """By architecture, function and storage."""
-    assert native._C is not None
-    if not native._C.cuda_archs:
+    assert compiled._C is not None
+    if not compiled._C.cuda_archs:
         pytest.skip("onepass is built without the CUDA kernels")
     found: dict[tuple[str, str, str], list[Kernel]] = {}
-    for kernel in kernels_of(native._C.__file__):
+    for kernel in kernels_of(compiled._C.__file__):
         found.setdefault((kernel.arch, kernel.function, kernel.storage), []).append(kernel)
     return found
 
@@ -100,7 +100,7 @@ def launches_of(model: str, dtype: torch.dtype, optimizer: str) -> tuple[list[tu
     names = list(plan_of(opt).launches)
     opt.clip_grad_norm_(1.0)
     names += plan_of(opt).launches
-    return list(zip(names, emulated.recorded(), strict=True)), plan_of(opt).room_bytes
+    return list(zip(names, emulated.recorded(), strict=True)), plan_of(opt).row_cache_bytes
 
 
 def fitting(kernel: Kernel, device: Device, threads: int, shared: int) -> int:
@@ -114,7 +114,11 @@ def fitting(kernel: Kernel, device: Device, threads: int, shared: int) -> int:
 
 def room_for(device: Device, blocks: int) -> int:
     """Shared memory for rows with so many blocks on a multiprocessor, in pieces that every dtype can fill."""
-    return (min(device.shared // blocks - RESERVED, device.per_block) - int(emulated.limits["board"])) // 8192 * 8192
+    return (
+        (min(device.shared // blocks - RESERVED, device.per_block) - int(emulated.limits["shared_storage"]))
+        // 8192
+        * 8192
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -128,15 +132,15 @@ def test_launches_for_real_models(
         emulated.device.shared_per_multiprocessor, emulated.device.shared_per_block = device.shared, device.per_block
         # The driver's own constants come first, more of them where arguments take more than 4 KB; how many, a kernel
         # whose arguments are known tells.
-        (carry,) = kernels[arch, "carry", ""]
-        before_arguments = carry.constants - (16 + 8 * emulated.limits["words"])
+        (upload,) = kernels[arch, "upload", ""]
+        before_arguments = upload.constants - (16 + 8 * emulated.limits["words"])
         for optimizer in OPTIMIZERS:
             launches, room = launches_of(model, dtype, optimizer)
             rooms = {blocks: room_for(device, blocks) for blocks in (3, 2)}
             assert room in rooms.values()
             for name, (grid, threads, shared) in sorted(set(launches)):
                 function = {"add_up": "sum_of"}.get(name, name)
-                storage = "" if name in ("add_up", "carry") else STORAGE[dtype]
+                storage = "" if name in ("add_up", "upload") else STORAGE[dtype]
                 for kernel in kernels[arch, function, storage]:
                     what = f"{arch} {kernel.short_name} of {optimizer}"
                     assert 1 <= grid < 1 << 31 and kernel.registers <= 255, what
@@ -145,14 +149,14 @@ def test_launches_for_real_models(
                     wanted = {
                         "step": 4,
                         "square_sum": 4,
-                        "measure": 3,
-                        "settle": 3,
+                        "gate_stats": 3,
+                        "correct": 3,
                         "update": 3 if room == rooms[3] else 2,
                     }
                     blocks = fitting(kernel, device, threads, shared)
                     assert blocks >= wanted.get(name, 1), what
                     print(f"{what}: {grid} blocks of {threads}, {shared} bytes shared, {blocks} on a multiprocessor")
-            assert {"prepare", "square_sum", "add_up"} <= {name for name, _ in launches}
+            assert {"device_scalars", "square_sum", "add_up"} <= {name for name, _ in launches}
             assert ("update" in {name for name, _ in launches}) == (optimizer in ("AdamP", "SGDP"))
 
 

@@ -105,9 +105,9 @@ def _raises_of(file: Path) -> set[tuple[str, int, int]]:
 
 
 def test_every_raise_is_hit() -> None:
-    """The cases reach each `raise` of these files; those of backends.py are in test_backends.py too."""
+    """The cases reach each `raise` of these files; those of registry.py are in test_backends.py too."""
     package = Path(onepass.__file__).parent
-    raises = set().union(*(_raises_of(package / name) for name in ("checks.py", "hyper.py", "values.py")))
+    raises = set().union(*(_raises_of(package / name) for name in ("checks.py", "hyperparams.py", "values.py")))
     last = [traceback.extract_tb(_error(case, "reference")[0].__traceback__)[-1] for case in CASES]
     hit = {(Path(frame.filename).name, frame.lineno or 0) for frame in last}
     missed = [at for at in sorted(raises) if not any((at[0], line) in hit for line in range(at[1], at[2] + 1))]

@@ -18,8 +18,9 @@ from compare import assert_same_bits
 from drive import gradient_at, parameters, parameters_of
 from emulated_backend import backends, emulated
 from fake_gpu import DEVICE, FakeGpu, OnGpu, Waits
-from onepass import native, triton
-from onepass.cuda import CudaRunner
+from onepass.backend import compiled
+from onepass.backend.cuda import CudaBackend
+from onepass.backend.triton import backend as triton
 from records import RECORDS, Record, each_optimizer
 
 SHAPES = [(6, 20), (13,)]
@@ -106,12 +107,12 @@ def test_tables_are_kept_for_the_stream_that_uses_them(gpu: FakeGpu) -> None:
 
     stepped("stream 0")
     assert stepped("stream 0") == set()
-    (runner,) = opt._runtime.runners
+    (bound,) = opt._execution.backends
     recorded = stepped("another")
-    tables = [t for t in vars(runner.tables.sent).values() if isinstance(t, Tensor)]
-    buffers = list(runner.entries[0].buffers.values())
-    assert buffers and runner.tables.numbers is not None
-    assert recorded >= {t.data_ptr() for t in (*tables, *buffers, runner.tables.numbers)}
+    tables = [t for t in vars(bound.tables.sent).values() if isinstance(t, Tensor)]
+    buffers = list(bound.bound[0].buffers.values())
+    assert buffers and bound.tables.numbers is not None
+    assert recorded >= {t.data_ptr() for t in (*tables, *buffers, bound.tables.numbers)}
     assert stepped("another") == set()
 
 
@@ -123,7 +124,7 @@ def test_a_capture_asks_for_nothing_that_it_must_not(gpu: FakeGpu, record: Recor
     step(opt, 1)
     gpu.capturing = True
     step(opt, 2)
-    assert opt._runtime.runners[0].launches == ["captured"] and opt._runtime.captured
+    assert opt._execution.backends[0].launches == ["captured"] and opt._execution.graph_tensors
     gpu.capturing = False
     step(opt, 3)
 
@@ -155,7 +156,7 @@ def test_the_fake_refuses_what_a_gpu_would(gpu: FakeGpu) -> None:
 # ------------------------------------------------------------------ the CUDA backend
 
 
-class _Cuda(CudaRunner):
+class _Cuda(CudaBackend):
     """With the emulation's kernels; all else is as on a GPU."""
 
     def plan_class(self) -> Any:
@@ -172,15 +173,15 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: fake.capability)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(Tensor, "record_stream", lambda t, stream: fake.recorded.append((t.data_ptr(), stream)))
-    monkeypatch.setattr(native._C, "cuda_archs", "80,90")
-    monkeypatch.setitem(backends._RUNNERS, "emulated", _Cuda)
+    monkeypatch.setattr(compiled._C, "cuda_archs", "80,90")
+    monkeypatch.setitem(backends._BACKENDS, "emulated", _Cuda)
     return fake
 
 
 def test_cuda_keeps_its_memory_for_the_stream(cuda: FakeGpu) -> None:
     opt = onepass.AdamP(parameters(shapes=SHAPES), backend="emulated")
     step(opt, 0)
-    memory = opt._runtime.runners[0].memory
+    memory = opt._execution.backends[0].memory
     assert cuda.recorded == [(memory.data_ptr(), "stream 0")]
     step(opt, 1)
     assert len(cuda.recorded) == 1

@@ -124,7 +124,7 @@ def test_entries_before_the_first_step(backend: str, record: Record) -> None:
 def test_they_cost_nothing(backend: str, record: Record) -> None:
     """Nothing is bound anew, which a CUDA graph would not allow, and what is replaced is freed."""
     opt = train(record.make(parameters(), backend=backend, **record.typical), range(2))
-    (runner,) = opt._runtime.runners
+    (bound,) = opt._execution.backends
     p = parameters_of(opt)[0]
     opt.state["a hook"], opt.state[p]["mine"] = 1, torch.ones(3)
     old = weakref.ref(opt.state[p]["mine"])
@@ -135,7 +135,7 @@ def test_they_cost_nothing(backend: str, record: Record) -> None:
     train(opt, [4])
     gc.collect()
     assert old() is None
-    assert opt._runtime.runners == [runner]
+    assert opt._execution.backends == [bound]
 
 
 # ------------------------------------------------------------------ the whole state

@@ -59,8 +59,8 @@ def test_same_bits_as_without(record: Record, backend: str) -> None:
     plain = train(make(record, backend), range(5))
     for p, q in zip(parameters_of(scaled), parameters_of(plain), strict=True):
         q.grad = p.grad
-    if scaled._runtime.counts_on_device:
-        plain._runtime.counts_on_device = True  # its counts lie elsewhere, and that is all
+    if scaled._execution.counts_on_device:
+        plain._execution.counts_on_device = True  # its counts lie elsewhere, and that is all
     assert_same_state(scaled, plain)
 
 
@@ -228,7 +228,7 @@ def test_overflow_after_memory_was_replaced(backend: str) -> None:
     for p in parameters_of(opt):
         p.data = p.data.clone(memory_format=torch.contiguous_format)
     opt.param_groups[0]["backend"] = backend
-    opt._runtime.layout = []  # as after a change of the groups
+    opt._execution.layout = []  # as after a change of the groups
     train_scaled(opt, range(3), scaler)
     train(plain, range(3))
     for p, q in zip(parameters_of(opt), parameters_of(plain), strict=True):
@@ -346,7 +346,7 @@ def test_checkpoints_go_on(record: Record, backend: str) -> None:
 def test_launches(record: Record) -> None:
     """A launch more than without: the one that works out scalars and counts."""
     opt = train_scaled(make(record, "emulated"), range(2))
-    assert plan_of(opt).launches == ["prepare"] + (["update", "settle"] if record.projected else ["step"])
+    assert plan_of(opt).launches == ["device_scalars"] + (["update", "correct"] if record.projected else ["step"])
 
 
 def test_lr_changes_under_a_scaler() -> None:
@@ -418,11 +418,11 @@ def test_the_kernels_take_a_scale_of_floats_only(place: int) -> None:
     p.grad = torch.ones(3)
     opt = onepass.AdamW([p], backend="emulated")
     opt.step()
-    (runner,) = opt._runtime.runners
+    (bound,) = opt._execution.backends
     p.grad = torch.ones(3)
     before = p.clone()
-    assert runner.ready(opt.param_groups, runner.known)
+    assert bound.ready(opt.param_groups, bound.hypers)
     scales = [torch.tensor(1 if i == place else 1.0) for i in range(3)]
     with pytest.raises(RuntimeError, match="scale of the gradients is not a float32 or float64 number on their device"):
-        runner.plan.run(runner.indices, *scales)
+        bound.plan.run(bound.indices, *scales)
     assert torch.equal(p, before)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from records import DTYPES, RECORDS, each_compiled
+from side_by_side import SideBySide
 from tensors import Layout, gradient, values
-from twins import Twins
 
 # Of all arguments but backend and capturable. No delta at which a gradient of ours could sit on the threshold: a row of one element has a cosine of exactly 1.
 ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
@@ -77,7 +77,7 @@ def _gradient(kind: str, p: Tensor, seed: int) -> Tensor:
 @given(runs(), st.data())
 def test_steps(backend: str, run: tuple[str, dict[str, Any], dict[str, Any], int], data: st.DataObject) -> None:
     name, arguments, tensors, steps = run
-    twins = Twins(RECORDS[name], arguments, backend=backend, **tensors)
+    both = SideBySide(RECORDS[name], arguments, backend=backend, **tensors)
     for step in range(steps):
         kind = data.draw(KINDS)
-        twins.step(lambda p, kind=kind, step=step: _gradient(kind, p, step))
+        both.step(lambda p, kind=kind, step=step: _gradient(kind, p, step))

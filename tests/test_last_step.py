@@ -24,7 +24,7 @@ from tensors import gradient, values
 GATES = ("channel", "none", "layer", "none", "channel")
 SHAPES = ((12, 40), (7,), (5, 3, 3), (300,), (1, 64))
 PROJECTED = [i for i, shape in enumerate(SHAPES) if len(shape) > 1]
-TENSORS = ("gate", "cosine", "p_norm", "g_norm", "settled")
+TENSORS = ("gate", "cosine", "p_norm", "g_norm", "corrected")
 
 
 def feed(opt: Any, gates: tuple[str, ...], seed: int = 0) -> None:
@@ -64,7 +64,7 @@ def test_the_reference_tells_the_same(record: Record, backend: str, dtype: torch
     for name in ("cosine", "p_norm", "g_norm"):
         # Sums of float32 over short runs; the cosines of the gate channel are what is left of their rounding.
         torch.testing.assert_close(getattr(last, name), getattr(want, name), rtol=1e-5, atol=1e-4, msg=name)
-    assert [t.dtype for t in (last.gate, last.cosine, last.settled)] == [torch.int32, torch.float64, torch.bool]
+    assert [t.dtype for t in (last.gate, last.cosine, last.corrected)] == [torch.int32, torch.float64, torch.bool]
 
 
 @each_backend
@@ -86,26 +86,26 @@ def test_tensors_and_mapping_agree(record: Record, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", COMPILED)
 @each_projected
-def test_settled(record: Record, backend: str) -> None:
+def test_a_wrong_prediction_is_corrected(record: Record, backend: str) -> None:
     """The first step expects none; one that is like those before it finds what it expects."""
     opt = stepped(record, backend)
-    assert opt.last_step().settled.tolist() == [GATES[i] != "none" for i in PROJECTED]
+    assert opt.last_step().corrected.tolist() == [GATES[i] != "none" for i in PROJECTED]
     for seed in (10, 20, 30):
         feed(opt, ("channel",) * len(SHAPES), seed)
         opt.step()
-    assert opt.last_step().settled.tolist() == [False] * len(PROJECTED)
+    assert opt.last_step().corrected.tolist() == [False] * len(PROJECTED)
 
 
 @each_backend
 @each_projected
-def test_without_speculation_nothing_is_settled(record: Record, backend: str) -> None:
+def test_without_speculation_nothing_is_corrected(record: Record, backend: str) -> None:
     """Though a layer that was measured is written late."""
     opt = make(record, backend)
     for group in opt.param_groups:
         group["speculate"] = False
     feed(opt, GATES)
     opt.step()
-    assert opt.last_step().settled.tolist() == [False] * len(PROJECTED)
+    assert opt.last_step().corrected.tolist() == [False] * len(PROJECTED)
 
 
 @each_backend
@@ -263,9 +263,10 @@ def test_flat() -> None:
         "1.weight/cosine": numbers.cosine,
         "1.weight/p_norm": numbers.p_norm,
         "1.weight/g_norm": numbers.g_norm,
+        "1.weight/corrected": 0.0,
         "1.weight/settled": 0.0,
     }
-    assert len(flat) == 2 * len(TENSORS) and all(type(number) is float for number in flat.values())
+    assert len(flat) == 2 * (len(TENSORS) + 1) and all(type(number) is float for number in flat.values())
 
 
 def named(parameters: Any) -> LastStep:
@@ -383,8 +384,8 @@ def test_steps_that_only_the_device_knows_of(record: Record, backend: str, monke
     for _ in range(20):
         opt.found_inf = torch.tensor(0.0)
         opt.step()
-    (taken,) = [runner.taken for runner in opt._runtime.runners]
-    assert len(taken.steps) == 1
+    (decided,) = [bound.decided for bound in opt._execution.backends]
+    assert len(decided.steps) == 1
 
 
 @pytest.mark.parametrize("backend", [name for name in COMPILED if name != "cpu"])

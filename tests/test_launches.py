@@ -63,7 +63,7 @@ def kernels_of(record: Record, dtype: torch.dtype, arguments: Arguments) -> list
     if not record.projected:
         return ["step"]
     measured = dtype in (torch.bfloat16, torch.float16) or not arguments.get("speculate", True)
-    return ["measure"] * measured + ["update", "settle"]
+    return ["gate_stats"] * measured + ["update", "correct"]
 
 
 def same_as_on_the_cpu(record: Record, opt: Any, steps: int, **arguments: Any) -> None:
@@ -101,7 +101,7 @@ def test_where_the_gate_is_looked_at_first(dtype: torch.dtype, record: Record, s
 def test_a_projected_buffer_is_looked_at_first() -> None:
     opt = make(RECORDS["SGDP"], 10, project_momentum=True)
     launched(opt)
-    assert launched(opt) == ["measure", "update", "settle"]
+    assert launched(opt) == ["gate_stats", "update", "correct"]
 
 
 def test_what_was_launched_is_what_ran() -> None:
@@ -109,7 +109,7 @@ def test_what_was_launched_is_what_ran() -> None:
     emulated.reset()
     names = launched(opt)
     grids = emulated.launches()
-    assert names == ["carry", "measure", "update", "settle"] and len(grids) == len(names)
+    assert names == ["upload", "gate_stats", "update", "correct"] and len(grids) == len(names)
     assert all(block == emulated.limits["block"] for _, block, _ in grids)
 
 
@@ -146,13 +146,13 @@ def test_nothing_to_step() -> None:
     assert float(opt.state[empty]["step"]) == 2
     p.grad = torch.ones(4, 3)
     opt.step()
-    assert plan_of(opt).launches == ["carry", "update", "settle"]
+    assert plan_of(opt).launches == ["upload", "update", "correct"]
 
 
 # ------------------------------------------------------------------ what is carried to the plan
 
 
-def parcels(first: int, last: int) -> int:
+def chunks(first: int, last: int) -> int:
     """How many it takes to bring the words from `first` to `last`."""
     return -(-(last + 1 - first) // PARCEL)
 
@@ -168,7 +168,7 @@ def test_new_gradients(count: int) -> None:
         moved.append(p.grad)  # kept, or its memory would be used again
         p.grad = p.grad.clone()
     in_memory = count > MOST_BY_VALUE
-    assert launched(opt, 1) == ["carry"] * (parcels(0, count - 1) if in_memory else 0) + ["step"]
+    assert launched(opt, 1) == ["upload"] * (chunks(0, count - 1) if in_memory else 0) + ["step"]
     assert launched(opt, 2) == ["step"]
     same_as_on_the_cpu(record, opt, 3)
 
@@ -185,7 +185,7 @@ def test_what_changed_is_brought_from_the_first_to_the_last() -> None:
             params[i].grad = params[i].grad.clone()
             kept.append(params[i].grad)
         emulated.reset()
-        assert launched(opt, steps) == ["carry"] * parcels(first, last) + ["step"]
+        assert launched(opt, steps) == ["upload"] * chunks(first, last) + ["step"]
         assert emulated.traffic()["plan"][1] == 8 * (last + 1 - first)
         assert launched(opt, steps + 1) == ["step"]
         steps += 2
@@ -211,7 +211,7 @@ def test_some_without_a_gradient(count: int) -> None:
 @pytest.mark.parametrize("count", [40, 1500])
 def test_step_counts_that_differ(count: int, distinct: int) -> None:
     """The scalars of eight step counts come with the launch. Of more they lie in the plan, and change at every step."""
-    assert emulated.limits["courses"] == 8
+    assert emulated.limits["scalars"] == 8
     record = RECORDS["AdamW"]
     opt, other = make(record, count), record.make(many(count), backend="cpu", **record.typical)
     for seed in range(3):
@@ -222,7 +222,7 @@ def test_step_counts_that_differ(count: int, distinct: int) -> None:
                     each.state[p]["step"].fill_(10 * (i % distinct))
             each.step()
         if seed == 2:
-            assert plan_of(opt).launches == ["carry"] * (distinct > 8) + ["step"]
+            assert plan_of(opt).launches == ["upload"] * (distinct > 8) + ["step"]
     assert_same_state(opt, other)
 
 
@@ -251,7 +251,7 @@ def test_groups_come_with_the_launch() -> None:
             for seed in range(3):
                 give(opt, seed)
                 opt.step()
-        assert plan_of(made[0]).launches == ["carry"] * (groups > 8) + ["step"]
+        assert plan_of(made[0]).launches == ["upload"] * (groups > 8) + ["step"]
         assert_same_state(*made)
 
 
@@ -301,7 +301,7 @@ def test_replaced_addresses_are_brought_once(count: int) -> None:
     old = [p.data for p in params]
     for p in params:
         p.data = p.data.clone()
-    assert launched(opt, 1) == ["carry"] * parcels(0, count * emulated.limits["tensor_bytes"] // 8 - 1) + ["step"]
+    assert launched(opt, 1) == ["upload"] * chunks(0, count * emulated.limits["tensor_bytes"] // 8 - 1) + ["step"]
     assert launched(opt, 2) == ["step"]
     same_as_on_the_cpu(RECORDS["AdamW"], opt, 3)
     assert len(old) == count
@@ -337,15 +337,15 @@ def test_no_memory_after_the_first_step(record: Record, count: int) -> None:
     """The plan and its memory are those of the first step, also when gradients move and hyper-parameters change."""
     opt = make(record, count)
     launched(opt, 0)
-    (runner,) = opt._runtime.runners
-    plan, memory, address = runner.plan, runner.memory, runner.memory.data_ptr()
+    (bound,) = opt._execution.backends
+    plan, memory, address = bound.plan, bound.memory, bound.memory.data_ptr()
     for seed in range(1, 4):
         for p in parameters_of(opt):
             p.grad = p.grad.clone()
         opt.param_groups[0]["lr"] *= 0.9
         launched(opt, seed)
-    (runner,) = opt._runtime.runners
-    assert runner.plan is plan and runner.memory is memory and memory.data_ptr() == address
+    (bound,) = opt._execution.backends
+    assert bound.plan is plan and bound.memory is memory and memory.data_ptr() == address
     assert plan.memory_bytes == memory.numel()
 
 
@@ -411,15 +411,15 @@ def test_the_first_launch_fails() -> None:
     assert_same_state(opt, other)  # its buffer is still a first one, which is not dampened
 
 
-def test_a_carry_that_fails_is_carried_again() -> None:
+def test_an_upload_that_fails_is_repeated() -> None:
     record = RECORDS["AdamW"]
     opt = make(record, 1500)
     launched(opt, 0)
     old = [p.grad for p in parameters_of(opt)]
     for p in parameters_of(opt):
         p.grad = p.grad.clone()
-    assert "launching carry on cuda:0 failed" in _fail(opt)
-    assert launched(opt, 1) == ["carry", "step"]
+    assert "launching upload on cuda:0 failed" in _fail(opt)
+    assert launched(opt, 1) == ["upload", "step"]
     launched(opt, 2)
     same_as_on_the_cpu(record, opt, 3)
     assert len(old) == 1500
@@ -442,7 +442,7 @@ def test_plans_that_take_different_room() -> None:
             for p in parameters_of(opt):
                 p.grad = torch.randn(p.shape, generator=generator(seed))
             opt.step()
-    wide, narrow = (plan_of(opt).room_bytes for opt in made[0])
+    wide, narrow = (plan_of(opt).row_cache_bytes for opt in made[0])
     assert wide > narrow
     for got, want in zip(*made, strict=True):
         for p, q in zip(parameters_of(got), parameters_of(want), strict=True):

@@ -9,41 +9,41 @@ import subprocess
 import pytest
 
 from machine_code import find_nvcc, kernels_of, occupancy, spills, wide_accesses, wide_accesses_wanted
-from onepass import native
+from onepass.backend import compiled
 
 EXAMPLE = """
 namespace onepass::cuda {
 template <class S> __global__ void step(float4* p) { float4 x = p[threadIdx.x]; x.x *= 2; p[threadIdx.x] = x; }
-template <class S> __global__ void measure(float* p, float* sum) {
+template <class S> __global__ void gate_stats(float* p, float* sum) {
   float4 x = reinterpret_cast<float4*>(p)[threadIdx.x];
   sum[threadIdx.x] = x.x + x.y + x.z + x.w;
 }
 template <class S> __global__ void update(float* p) { p[threadIdx.x] *= 2; }
-template <class S> __global__ void settle(float4* p, int n) {
+template <class S> __global__ void correct(float4* p, int n) {
   float kept[64];
   for (int i = 0; i < 64; ++i) kept[i] = p[i].x;
   for (int i = 0; i < n; ++i) kept[int(p[i].y)] += 1;
   for (int i = 0; i < 64; ++i) p[i].x = kept[i];
 }
 template __global__ void step<float>(float4*);
-template __global__ void measure<float>(float*, float*);
+template __global__ void gate_stats<float>(float*, float*);
 template __global__ void update<float>(float*);
-template __global__ void settle<float>(float4*, int);
+template __global__ void correct<float>(float4*, int);
 }
 """
 
 
 @pytest.fixture(scope="module")
 def flags():
-    assert native._C is not None
-    if "nvcc" not in native._C.build_flags:
+    assert compiled._C is not None
+    if "nvcc" not in compiled._C.build_flags:
         pytest.skip("onepass is built without the CUDA kernels")
-    return native._C.build_flags
+    return compiled._C.build_flags
 
 
 @pytest.fixture(scope="module")
 def kernels(flags):
-    return kernels_of(native._C.__file__)
+    return kernels_of(compiled._C.__file__)
 
 
 def test_machine_code_for_every_architecture(flags, kernels):
@@ -60,7 +60,7 @@ def test_no_kernel_spills(kernels):
 
 
 @pytest.mark.parametrize("storage", ["float", "double", "BFloat16", "Half"])
-@pytest.mark.parametrize("function", ["step", "update", "measure", "settle", "square_sum"])
+@pytest.mark.parametrize("function", ["step", "update", "gate_stats", "correct", "square_sum"])
 def test_every_operand_is_accessed_16_bytes_at_a_time(function, storage, kernels):
     """The exact number of loads and stores: that there are some would not show that one is split."""
     named = [k for k in kernels if k.function == function and k.storage == storage]
@@ -70,12 +70,14 @@ def test_every_operand_is_accessed_16_bytes_at_a_time(function, storage, kernels
 
 
 def test_other_kernels_have_no_vectors(kernels):
-    others = [k for k in kernels if k.function in ("prepare", "carry", "sum_of")]
+    others = [k for k in kernels if k.function in ("device_scalars", "upload", "sum_of")]
     assert others and all(wide_accesses(k) == wide_accesses_wanted(k) == (0, 0) for k in others)
 
 
 def test_the_module_asks_for_no_cuda_library(flags):
-    needed = subprocess.run(["readelf", "-d", native._C.__file__], text=True, stdout=subprocess.PIPE, check=True).stdout
+    needed = subprocess.run(
+        ["readelf", "-d", compiled._C.__file__], text=True, stdout=subprocess.PIPE, check=True
+    ).stdout
     assert "NEEDED" in needed
     assert "cuda" not in needed.lower()
 
@@ -91,13 +93,13 @@ def test_spills_and_narrow_accesses_are_seen(tmp_path):
     assert {name: kernel.storage for name, kernel in kernels.items()} == dict.fromkeys(kernels, "float")
     assert {name: wide_accesses(kernel) for name, kernel in kernels.items()} == {
         "step": (1, 1),
-        "measure": (1, 0),
+        "gate_stats": (1, 0),
         "update": (0, 0),
-        "settle": (0, 0),
+        "correct": (0, 0),
     }
-    assert not any(spills(kernels[name]) for name in ("step", "measure", "update"))
-    assert any(found.startswith("stack") for found in spills(kernels["settle"]))
-    assert any(found.startswith("LDL") for found in spills(kernels["settle"]))
+    assert not any(spills(kernels[name]) for name in ("step", "gate_stats", "update"))
+    assert any(found.startswith("stack") for found in spills(kernels["correct"]))
+    assert any(found.startswith("LDL") for found in spills(kernels["correct"]))
 
 
 @pytest.mark.parametrize(

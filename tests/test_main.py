@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import onepass
-from onepass import native
+from onepass.backend import cpu
 
 main = importlib.import_module("onepass.__main__")
 
@@ -35,9 +35,9 @@ def test_report() -> None:
 
 
 def _spoiled(spoil: Callable[[Tensor], Tensor]) -> Callable[..., None]:
-    step = native.CpuRunner.run
+    step = cpu.CpuBackend.run
 
-    def run(self: native.CpuRunner, hypers: list, scaling: object) -> None:
+    def run(self: cpu.CpuBackend, hypers: list, scaling: object) -> None:
         step(self, hypers, scaling)
         for params in self.params:
             params[0].copy_(spoil(params[0]))
@@ -51,7 +51,7 @@ def _spoiled(spoil: Callable[[Tensor], Tensor]) -> Callable[..., None]:
 def test_self_test_notices(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor], Tensor]) -> None:
     monkeypatch.setattr(main, "OPTIMIZERS", (onepass.AdamW,))
     assert main.self_test()
-    monkeypatch.setattr(native.CpuRunner, "run", _spoiled(spoil))
+    monkeypatch.setattr(cpu.CpuBackend, "run", _spoiled(spoil))
     assert not main.self_test()
 
 

@@ -20,7 +20,7 @@ def switch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.c_int]:
     """Which mutant runs when the "cpu" backend is asked for; 0 is none."""
     module = native_mutants.build(tmp_path_factory.mktemp("mutants"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("onepass.native"), "_C", module)
+        patch.setattr(importlib.import_module("onepass.backend.compiled"), "_C", module)
         yield native_mutants.switch_of(module)
 
 

@@ -157,10 +157,10 @@ def test_nothing_is_made_anew_while_nothing_changes(record: Record, backend: str
         refill(ours, model, time)
         ours.step()
         if time == 1:  # the first step makes the state
-            runners = list(ours._runtime.runners)
-            plans = [getattr(runner, "plan", None) for runner in runners]
-    assert all(a is b for a, b in zip(runners, ours._runtime.runners, strict=True))
-    assert all(getattr(runner, "plan", None) is plan for runner, plan in zip(runners, plans, strict=True))
+            bound_backends = list(ours._execution.backends)
+            plans = [getattr(bound, "plan", None) for bound in bound_backends]
+    assert all(a is b for a, b in zip(bound_backends, ours._execution.backends, strict=True))
+    assert all(getattr(bound, "plan", None) is plan for bound, plan in zip(bound_backends, plans, strict=True))
 
 
 # ------------------------------------------------------------------ tensors of one group

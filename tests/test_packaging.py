@@ -29,7 +29,7 @@ assert onepass.__file__.startswith(sys.argv[1]), onepass.__file__
 import onepass.triton_kernels
 assert onepass.backends()["cpu"] is None, onepass.backends()["cpu"]
 assert "CUDA" in onepass.backends()["cuda"], onepass.backends()["cuda"]
-assert "nvcc" not in onepass.native._C.build_flags, onepass.native._C.build_flags
+assert "nvcc" not in onepass.backend.compiled._C.build_flags, onepass.backend.compiled._C.build_flags
 
 import torch
 torch.manual_seed(0)

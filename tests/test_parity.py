@@ -1,6 +1,6 @@
 """The compiled backends against the reference: every optimizer, variant, dtype, layout and a list of ugly sizes.
 
-Rules without a sum over rows give the reference's bits, projected tensors its numbers within rounding; see twins.py.
+Rules without a sum over rows give the reference's bits, projected tensors its numbers within rounding; see side_by_side.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from records import (
     each_variant,
     each_variant_in,
 )
+from side_by_side import SideBySide
 from tensors import LARGE_SHAPES, LAYOUTS, SMALL_SHAPES, Gradients, gradient, values
-from twins import Twins
 
 GATES = ["none", "channel", "layer"]
 
@@ -34,10 +34,10 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def _step_small_tensors(backend: str, dtype: torch.dtype, layout: str, record: Record, arguments: Arguments) -> None:
-    twins = Twins(record, arguments, _starts(SMALL_SHAPES, dtype), backend, LAYOUTS[layout])
+    both = SideBySide(record, arguments, _starts(SMALL_SHAPES, dtype), backend, LAYOUTS[layout])
     gradients = Gradients()
     for _ in range(3):
-        twins.step(gradients)
+        both.step(gradients)
 
 
 @each_compiled
@@ -65,10 +65,10 @@ def test_strided_variants(backend: str, record: Record, arguments: Arguments) ->
 @each_dtype
 @each_optimizer
 def test_large_tensors(backend: str, dtype: torch.dtype, record: Record) -> None:
-    twins = Twins(record, record.typical, _starts(LARGE_SHAPES, dtype), backend, threads=3)
+    both = SideBySide(record, record.typical, _starts(LARGE_SHAPES, dtype), backend, threads=3)
     gradients = Gradients()
     for _ in range(2):
-        twins.step(gradients)
+        both.step(gradients)
 
 
 @each_compiled
@@ -76,8 +76,8 @@ def test_large_tensors(backend: str, dtype: torch.dtype, record: Record) -> None
 @each_optimizer
 def test_large_strided_tensors(backend: str, layout: str, record: Record) -> None:
     shapes = [(2, 40000), (300, 130), (33, 16, 9, 7)]
-    twins = Twins(record, record.typical, _starts(shapes, torch.float32), backend, LAYOUTS[layout])
-    twins.step(Gradients())
+    both = SideBySide(record, record.typical, _starts(shapes, torch.float32), backend, LAYOUTS[layout])
+    both.step(Gradients())
 
 
 @each_compiled
@@ -91,10 +91,10 @@ def test_operands_of_different_layouts(
     """Gradients laid out unlike the parameters, moments unlike both."""
     starts = _starts([(), (17,), (5, 17), (3, 7, 3, 3), (40, 1025)], dtype)
     p, g, m = LAYOUTS[layout], LAYOUTS[other], LAYOUTS["padded"]
-    twins = Twins(record, record.typical, starts, backend, p, gradient_layout=g, moment_layout=m)
+    both = SideBySide(record, record.typical, starts, backend, p, gradient_layout=g, moment_layout=m)
     gradients = Gradients()
     for _ in range(2):
-        twins.step(gradients)
+        both.step(gradients)
 
 
 @each_compiled
@@ -103,11 +103,11 @@ def test_operands_of_different_layouts(
 @pytest.mark.parametrize("counter", [0, 3])
 def test_one_row_of_a_million(backend: str, record: Record, gate: str, counter: int) -> None:
     starts = [values((1, 1_000_003), torch.float32, 5)]
-    twins = Twins(record, record.typical, starts, backend, threads=3)
-    twins.opt.state[twins.params[0]]["gate_counter"] = torch.tensor(counter, dtype=torch.uint8)
-    twins.reference.state[twins.models[0]]["gate_counter"] = torch.tensor(1, dtype=torch.uint8)
-    twins.step(lambda p: gradient(gate, p, 6))
-    assert twins.opt.last_step()[twins.params[0]].gate == gate
+    both = SideBySide(record, record.typical, starts, backend, threads=3)
+    both.opt.state[both.params[0]]["gate_counter"] = torch.tensor(counter, dtype=torch.uint8)
+    both.reference.state[both.models[0]]["gate_counter"] = torch.tensor(1, dtype=torch.uint8)
+    both.step(lambda p: gradient(gate, p, 6))
+    assert both.opt.last_step()[both.params[0]].gate == gate
 
 
 @each_compiled
@@ -117,11 +117,11 @@ def test_wrong_and_right_predictions(backend: str, dtype: torch.dtype, record: R
     shapes = [(6, 33), (32, 1025), (2, 33000)]
     for counter in (0, 3):
         for gate in GATES:
-            twins = Twins(record, arguments, _starts(shapes, dtype), backend)
-            for p, q in zip(twins.params, twins.models, strict=True):
-                twins.opt.state[p]["gate_counter"] = torch.tensor(counter, dtype=torch.uint8)
-                twins.reference.state[q]["gate_counter"] = torch.tensor(1, dtype=torch.uint8)
-            twins.step(lambda p, gate=gate: gradient(gate, p, 3))
+            both = SideBySide(record, arguments, _starts(shapes, dtype), backend)
+            for p, q in zip(both.params, both.models, strict=True):
+                both.opt.state[p]["gate_counter"] = torch.tensor(counter, dtype=torch.uint8)
+                both.reference.state[q]["gate_counter"] = torch.tensor(1, dtype=torch.uint8)
+            both.step(lambda p, gate=gate: gradient(gate, p, 3))
 
 
 @each_compiled
@@ -130,6 +130,6 @@ def test_wrong_and_right_predictions(backend: str, dtype: torch.dtype, record: R
 def test_magnitudes(backend: str, record: Record, scale: float) -> None:
     """Numbers far from 1 whose squares float32 still holds."""
     starts = [scale * start for start in _starts([(9,), (6, 33), (3, 7, 3, 3)], torch.float32)]
-    twins = Twins(record, record.typical, starts, backend)
+    both = SideBySide(record, record.typical, starts, backend)
     for seed in range(3):
-        twins.step(lambda p, seed=seed: scale * values(p.shape, p.dtype, seed))
+        both.step(lambda p, seed=seed: scale * values(p.shape, p.dtype, seed))

@@ -98,7 +98,7 @@ def test_counter_and_settling(backend: str, record: Record) -> None:
         p.grad = gradient(gate, p, seed)
         opt.step()
         verdict = opt.last_step()[p]
-        assert (verdict.gate, verdict.settled) == (gate, gate != predicted)
+        assert (verdict.gate, verdict.corrected) == (gate, gate != predicted)
         counter = min(counter + 1, 3) if gate == "channel" else max(counter - 1, 0)
         counters.append(counter)
         assert int(opt.state[p]["gate_counter"]) == counter
@@ -117,7 +117,7 @@ def test_two_visits_do_not_depend_on_the_predictor(backend: str, record: Record,
         for seed in range(2):
             p.grad = gradient(gate, p, seed)
             opt.step()
-            assert not opt.last_step()[p].settled
+            assert not opt.last_step()[p].corrected
         results.append(p)
     for p in results[1:]:
         assert_same_bits(p, results[0], "under another counter")
@@ -126,7 +126,7 @@ def test_two_visits_do_not_depend_on_the_predictor(backend: str, record: Record,
 @each_compiled
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @each_projected
-def test_16_bit_never_settles(backend: str, record: Record, dtype: torch.dtype) -> None:
+def test_16_bit_is_never_corrected(backend: str, record: Record, dtype: torch.dtype) -> None:
     """A 16-bit p' has not the digits that settling needs, so the gate is found out first."""
     for gate, counter in itertools.product(GATES, (0, 3)):
         p = values((12, 40), dtype, 1)
@@ -134,7 +134,7 @@ def test_16_bit_never_settles(backend: str, record: Record, dtype: torch.dtype) 
         set_counter(opt, p, counter)
         p.grad = gradient(gate, p, 2)
         opt.step()
-        assert (opt.last_step()[p].gate, opt.last_step()[p].settled) == (gate, False)
+        assert (opt.last_step()[p].gate, opt.last_step()[p].corrected) == (gate, False)
 
 
 @each_compiled
@@ -148,5 +148,5 @@ def test_right_prediction_of_none_gives_the_bits_of_the_reference(backend: str, 
         q.grad = p.grad.clone()
         opt.step()
         reference.step()
-        assert not opt.last_step()[p].settled
+        assert not opt.last_step()[p].corrected
         assert_same_bits(p, q, "never projected")

@@ -37,7 +37,7 @@ def refused(opt: Any, state_dict: StateDict, *words: str) -> None:
     def holding() -> Any:
         groups = [(id(group), dict(group)) for group in opt.param_groups]
         state = [(id(key), id(own), dict(own)) for key, own in opt.state.items()]
-        runtime = {name: value for name, value in vars(opt._runtime).items() if name != "loading"}
+        runtime = {name: value for name, value in vars(opt._execution).items() if name != "loading"}
         return copy.copy(vars(opt)), dict(opt.defaults), groups, state, runtime
 
     def flat(tree: Any) -> list[Any]:
@@ -59,7 +59,7 @@ def refused(opt: Any, state_dict: StateDict, *words: str) -> None:
     for leaf in flat(after):
         if isinstance(leaf, Tensor):
             assert_same_bits(leaf, bits[id(leaf)], "tensor")
-    assert opt._runtime.loading is None and not opt._optimizer_load_state_dict_pre_hooks
+    assert opt._execution.loading is None and not opt._optimizer_load_state_dict_pre_hooks
     assert marks() == given
 
 
@@ -198,10 +198,10 @@ def test_a_resumed_state_dict_is_the_unbroken_one(record: Record, arguments: Arg
     opt = stepped(record, **arguments)
     other = record.make(parameters(), backend="cpu", **{**record.typical, **arguments})
     other.load_state_dict(through_a_file(opt.state_dict()))
-    twins = [other, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))]
-    assert [list(twin.defaults.items()) for twin in twins] == [list(opt.defaults.items())] * 3
+    both = [other, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))]
+    assert [list(twin.defaults.items()) for twin in both] == [list(opt.defaults.items())] * 3
     want = opt.state_dict()
-    for twin in twins:
+    for twin in both:
         got = twin.state_dict()
         assert repr(got["param_groups"]) == repr(want["param_groups"])
         assert [[*own] for own in got["state"].values()] == [[*own] for own in want["state"].values()]

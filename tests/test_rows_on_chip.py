@@ -11,16 +11,16 @@ from compare import assert_within
 from counting import count
 from emulated_backend import emulated, plan_of
 from records import RECORDS, Record, each_dtype, each_optimizer, each_projected
+from side_by_side import SideBySide
 from steps import UNITS, check_first_step, first_step_of, optimizer_of, set_counter
 from tensors import LAYOUTS, generator, gradient, values
-from twins import Twins
 
 DTYPE_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
 def room_for(length: int, dtype: torch.dtype, packed: bool) -> int:
     """The shared memory, in bytes, that a block has for rows of a plan of such rows."""
-    room, _, _ = emulated.shape_of([(DTYPE_NUMBERS[dtype], [2, length], True, packed)])
+    room, _, _ = emulated.launch_layout_of([(DTYPE_NUMBERS[dtype], [2, length], True, packed)])
     return room
 
 
@@ -41,10 +41,10 @@ def limits(dtype: torch.dtype, packed: bool) -> set[int]:
 
 def step_rows(record: Record, dtype: torch.dtype, layout: str, length: int) -> None:
     """Predicted right: held if it fits. Guards around the tensor, and so rows that begin between two vectors."""
-    twins = Twins(record, record.typical, [values((2, length), dtype, length)], "emulated", LAYOUTS[layout])
-    set_counter(twins.opt, twins.params[0], 3)
-    set_counter(twins.reference, twins.models[0], 3)
-    twins.step(lambda p: gradient("channel", p, 3))
+    both = SideBySide(record, record.typical, [values((2, length), dtype, length)], "emulated", LAYOUTS[layout])
+    set_counter(both.opt, both.params[0], 3)
+    set_counter(both.reference, both.models[0], 3)
+    both.step(lambda p: gradient("channel", p, 3))
 
 
 @each_dtype
@@ -61,16 +61,16 @@ def test_wide_rows_take_the_room_of_another_block() -> None:
     opt = onepass.AdamP([torch.ones(2, 12_000)], backend="emulated")
     opt.param_groups[0]["params"][0].grad = torch.ones(2, 12_000)
     opt.step()
-    assert plan_of(opt).room_bytes > room_for(1000, torch.float32, True)
+    assert plan_of(opt).row_cache_bytes > room_for(1000, torch.float32, True)
 
 
 @each_dtype
 @pytest.mark.parametrize("shape", [(1, 1500), (1, 2047), (2, 1024), (1, 2048), (2, 1025)])
 def test_the_largest_tensors_of_a_warp(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     record = RECORDS["AdamP"]
-    twins = Twins(record, record.typical, [values(shape, dtype, 1)], "emulated")
+    both = SideBySide(record, record.typical, [values(shape, dtype, 1)], "emulated")
     for _ in range(2):
-        twins.step(lambda p: gradient("channel", p, 3))
+        both.step(lambda p: gradient("channel", p, 3))
 
 
 # ------------------------------------------------------------------ rows that are left alone
@@ -87,7 +87,7 @@ def test_a_piece_that_is_left_alone(gate: str, counter: int) -> None:
     opt = optimizer_of(record, p, "emulated")
     set_counter(opt, p, counter)
     p.grad = gradient(gate, p, 2)
-    _, _, items = emulated.shape_of([(0, list(p.shape), True, True)])
+    _, _, items = emulated.launch_layout_of([(0, list(p.shape), True, True)])
     assert items[0][4] < 15_000
     assert check_first_step(opt, record, p) == gate
 
@@ -102,7 +102,7 @@ def test_settling_leaves_the_other_rows_alone() -> None:
     p.grad[5] += 1e7 * p[5]
     traffic = count(opt)
     (verdict,) = opt.last_step().values()
-    assert (verdict.gate, verdict.settled) == ("none", False)
+    assert (verdict.gate, verdict.corrected) == ("none", False)
     # Written once either way: update leaves it alone.
     assert traffic.of("p") == (4 + 4 / 64, 4) and traffic.of("m") == (4 + 4 / 64, 4)
 

@@ -1,4 +1,4 @@
-"""How csrc/cuda/shape.cpp lays a plan onto a device: what is cut how, and who takes it. Nothing is stepped here, so tensors
+"""The launch layout of csrc/cuda/launch_layout.cpp: how tensors are cut, and which items blocks and warps take. Nothing is stepped here, so tensors
 may be of any size and devices any that there are."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from emulated_backend import emulated
 
 F32, F64, BF16 = 0, 1, 2
 LANES = {F32: 4, F64: 2, BF16: 8}
-BOARD, BLOCK, WARP = (emulated.limits[name] for name in ("board", "block", "warp"))
+SHARED_STORAGE, BLOCK, WARP = (emulated.limits[name] for name in ("shared_storage", "block", "warp"))
 
 
 class Device(NamedTuple):
@@ -69,7 +69,7 @@ class Tensor(NamedTuple):
 
 
 def laid_out(*tensors: Tensor) -> tuple[int, int, list[Item]]:
-    room, block_items, items = emulated.shape_of([tuple(t) for t in tensors])
+    room, block_items, items = emulated.launch_layout_of([tuple(t) for t in tensors])
     return room, block_items, [Item(*item) for item in items]
 
 
@@ -144,12 +144,12 @@ def test_room_for_three_blocks_or_for_two(device: Device) -> None:
     reserved = emulated.device.shared_reserved
     third, _, _ = laid_out(Tensor(F32, [3, 1000]))
     assert third > 0 and third % 8192 == 0
-    assert 3 * (third + BOARD + reserved) <= device.shared < 3 * (third + 8192 + BOARD + reserved)
+    assert 3 * (third + SHARED_STORAGE + reserved) <= device.shared < 3 * (third + 8192 + SHARED_STORAGE + reserved)
     longest = kept(Tensor(F32, [1, 1]), third, BLOCK)
 
     half, _, items = laid_out(Tensor(F32, [3, longest]), Tensor(F32, [3, longest + 1]))
-    assert 2 * (half + BOARD + reserved) <= device.shared < 2 * (half + 8192 + BOARD + reserved)
-    assert all(item.begin == 0 and item.end >= longest for item in items) and half + BOARD <= device.per_block
+    assert 2 * (half + SHARED_STORAGE + reserved) <= device.shared < 2 * (half + 8192 + SHARED_STORAGE + reserved)
+    assert all(item.begin == 0 and item.end >= longest for item in items) and half + SHARED_STORAGE <= device.per_block
 
     # Of no use to a row that would be cut all the same, nor to one whose sums are not taken.
     for t in (

@@ -91,8 +91,8 @@ def test_predictor_survives(backend: str, record: Record) -> None:
     for own in forgetful.state.values():
         own.pop("gate_counter", None)
     ends = [train(each, [4]) for each in (opt, forgetful)]
-    settled = [[verdict.settled for verdict in end.last_step().values()] for end in ends]
-    assert settled[0] != settled[1]
+    corrected = [[verdict.corrected for verdict in end.last_step().values()] for end in ends]
+    assert corrected[0] != corrected[1]
 
 
 @pytest.mark.parametrize("source", BACKENDS)
@@ -131,9 +131,9 @@ def test_a_copy_knows_where_its_steps_are_counted(backend: str, how: str) -> Non
     opt.grad_scale, opt.found_inf = torch.tensor(2.0), torch.tensor(0.0)
     train(opt, [0])
     del opt.grad_scale, opt.found_inf
-    assert opt._runtime.counts_on_device
+    assert opt._execution.counts_on_device
     twin = copy.deepcopy(opt) if how == "deepcopy" else pickle.loads(pickle.dumps(opt))
-    assert twin._runtime.counts_on_device
+    assert twin._execution.counts_on_device
 
 
 @each_backend

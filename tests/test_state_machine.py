@@ -25,10 +25,11 @@ import truth
 from compare import Snapshot, assert_same_bits, assert_within
 from drive import parameters_of, through_a_file
 from onepass import reference
-from onepass.hyper import has_buffer, hyper_of
+from onepass.dtypes import moment_dtype
+from onepass.hyperparams import has_moments, hyper_of
 from records import Record, each_optimizer
+from side_by_side import UNITS
 from tensors import LAYOUTS, gradient, values
-from twins import UNITS
 
 SHAPES = [(6, 20), (13,), (4, 3, 3, 3), (), (3, 17)]
 OPTIONS: dict[str, list[Any]] = {
@@ -71,7 +72,7 @@ class Model:
     """Groups of options and parameters, and the state that `reference.step` works on."""
 
     def __init__(self, record: Record):
-        self.record, self.rule = record, record.make.rule
+        self.record, self.spec = record, record.make.spec
         self.groups: list[dict[str, Any]] = []
         self.params: list[list[Tensor]] = []
         self.state: dict[int, dict[str, Any]] = {}
@@ -84,18 +85,18 @@ class Model:
         """Steps every parameter that has a gradient, multiplied by `factor`; returns the verdicts by id."""
         verdicts = {}
         for number, (qs, group) in enumerate(zip(self.params, self.groups, strict=True)):
-            h = hyper_of(self.rule, {**group, "params": qs}, number, False)
+            h = hyper_of(self.spec, {**group, "params": qs}, number, False)
             h = type(h)(**{**vars(h), "grad_scale": h.grad_scale * factor})
             for q in qs:
                 if q.grad is None:
                     continue
                 own, first = self.state.setdefault(id(q), {}), False
-                if self.rule.counted:
+                if self.spec.counted:
                     own.setdefault("step", torch.zeros(()))
-                for key in self.rule.moments if has_buffer(self.rule, h) else ():
+                for key in self.spec.moments if has_moments(self.spec, h) else ():
                     first |= key not in own
-                    own.setdefault(key, torch.zeros(q.shape, dtype=reference.working_dtype(q.dtype)))
-                verdict = reference.step(self.rule, q, q.grad, own, h, first)
+                    own.setdefault(key, torch.zeros(q.shape, dtype=moment_dtype(q.dtype)))
+                verdict = reference.step(self.spec, q, q.grad, own, h, first)
                 if verdict is not None:
                     verdicts[id(q)] = verdict
                     if group["backend"] != "reference":  # which predicts nothing

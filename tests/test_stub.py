@@ -11,7 +11,7 @@ import pytest
 
 import onepass
 from emulated_backend import emulated
-from onepass import native
+from onepass.backend import compiled
 
 STUB = ast.parse((Path(onepass.__file__).parent / "_C.pyi").read_text())
 
@@ -66,7 +66,7 @@ def documented(doc: str | None) -> Signature:
     return [arg for arg in args if arg[0] != "arg0"], result
 
 
-def compiled(members: dict[str, Any]) -> dict[str, Any]:
+def found_in(members: dict[str, Any]) -> dict[str, Any]:
     """The same of what there is at run time."""
     found: dict[str, Any] = {}
     for name, member in members.items():
@@ -74,7 +74,7 @@ def compiled(members: dict[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(member, type):
             bases = [base.__name__ for base in member.__bases__ if not base.__module__.startswith("pybind11")]
-            found[name] = (bases, compiled(vars(member)))
+            found[name] = (bases, found_in(vars(member)))
         elif isinstance(member, property):
             found[name] = ("property", documented(member.fget.__doc__)[1])
         elif isinstance(member, str):
@@ -86,14 +86,14 @@ def compiled(members: dict[str, Any]) -> dict[str, Any]:
 
 def test_stub() -> None:
     """The CUDA plan, which a build may lack, is that of the emulated backend: the same source."""
-    there = {"CudaPlan": emulated.CudaPlan, **vars(native._C)}
-    assert stubbed(STUB.body) == compiled(there)
+    there = {"CudaPlan": emulated.CudaPlan, **vars(compiled._C)}
+    assert stubbed(STUB.body) == found_in(there)
 
 
 @pytest.mark.parametrize(
     ("line", "other"),
     [
-        ("def let_go", "def let_us_go"),
+        ("def release_gradients", "def release_the_gradients"),
         ("threads: int, factor: float", "threads: int"),
         ("threads: int, factor: float", "factor: float, threads: int"),
         ("threads: int) -> float", "threads: int) -> int"),

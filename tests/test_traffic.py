@@ -133,7 +133,7 @@ def test_measuring_reads_p_and_g(gate: str, predicted: str) -> None:
     assert_total(traffic_of(onepass.SGDP, [MATRIX], **PROJECTED_MOMENTUM, **gates), buffer, 1.01)
 
 
-def test_a_layer_that_was_measured_is_settled() -> None:
+def test_a_layer_without_speculation_is_corrected() -> None:
     """The one gate that takes sums of the update over all rows: p is written once, after them."""
     want = fp32(p=(12, 4), g=8, m=(8, 4), v=(8, 4))
     assert_total(traffic_of(onepass.AdamP, [MATRIX], gate="layer", **MEASURED), want, 1.01)
@@ -154,14 +154,14 @@ def test_a_row_that_is_cut_into_pieces(gate: str, predicted: str, want: Streams)
     assert_total(traffic, want, 1.01)
 
 
-def test_only_what_was_mispredicted_is_settled() -> None:
+def test_only_what_was_mispredicted_is_corrected() -> None:
     """Of two matrices one: a tensor that was predicted right is not looked at again."""
     params = [values(MATRIX, torch.float32, seed) for seed in range(2)]
     opt = onepass.AdamP(params, lr=1e-3, weight_decay=1e-2, backend="emulated")
     for gate, p in zip(("none", "channel"), params, strict=True):
         p.grad = gradient(gate, p, 1)
     traffic = count(opt)  # the first step expects "none"
-    assert [verdict.settled for verdict in opt.last_step().values()] == [False, True]
+    assert [verdict.corrected for verdict in opt.last_step().values()] == [False, True]
     assert traffic.of("p") == (6, 6) and traffic.of("m") == (6, 4)
 
 
@@ -174,16 +174,16 @@ def test_small_tensors_and_their_plan() -> None:
     plan = (emulated.limits["item_bytes"] + emulated.limits["tensor_bytes"]) / 64
     vectors = traffic_of(onepass.AdamW, [(64,)] * 1000)
     assert_streams(vectors, fp32())
-    assert vectors.of("plan") == (plan, 0) and vectors.of("reports") == NONE
+    assert vectors.of("plan") == (plan, 0) and vectors.of("row_stats") == NONE
     assert vectors.total < 30.5
 
     for gate in ("none", "channel"):
         matrices = traffic_of(onepass.AdamP, [(8, 8)] * 1000, gate=gate, predicted=gate)
         assert_streams(matrices, fp32())
-        # By `update` and by `settle`, which finds nothing to do; and the gate counter, read by both and written.
+        # By `update` and by `correct`, which finds nothing to do; and the gate counter, read by both and written.
         assert matrices.of("plan") == pytest.approx((2 * plan, 1 / 64), rel=0.02)
-        stored = emulated.limits["report_bytes"] + emulated.limits["verdict_bytes"] + 8 * 8
-        assert matrices.of("reports")[1] == pytest.approx(stored / 64, rel=0.03)
+        stored = emulated.limits["row_stats_bytes"] + emulated.limits["verdict_bytes"] + 8 * 8
+        assert matrices.of("row_stats")[1] == pytest.approx(stored / 64, rel=0.03)
         assert matrices.total < 36
 
 

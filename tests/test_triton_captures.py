@@ -15,7 +15,7 @@ import onepass
 from compare import Snapshot, assert_same_bits, assert_same_state
 from drive import gradient_at, parameters, parameters_of, train
 from graphs_of_triton import Graph
-from onepass import triton_tables
+from onepass.backend.triton import tables as triton_tables
 from records import RECORDS, Record, each_optimizer
 from tensors import values
 
@@ -117,9 +117,9 @@ def test_what_kernels_reach_through_addresses_stays() -> None:
     """Buffers of strided tensors, and hyper-parameters that are numbers."""
     opt = onepass.AdamP([torch.ones(6, 8).T], backend="triton", capturable=True)
     train(opt, range(2))
-    (entry,) = opt._runtime.runners[0].entries
+    (entry,) = opt._execution.backends[0].bound
     assert entry.buffers
-    read = [weakref.ref(t) for t in (*entry.buffers.values(), opt._runtime.runners[0].tables.numbers)]
+    read = [weakref.ref(t) for t in (*entry.buffers.values(), opt._execution.backends[0].tables.numbers)]
     Graph(opt.step)
     del entry
     opt.add_param_group({"params": [values((5,), torch.float32, 9)]})

@@ -24,7 +24,7 @@ from machine_code import resources_of
 TARGETS = list(triton_code.SHARED)
 ON_NVIDIA = [target for target in TARGETS if target.startswith("sm_")]
 WARPS = 8
-WITH_GATE = {"update", "settle", "verdict"}
+WITH_GATE = {"update", "correct", "decide"}
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +52,18 @@ def told(folder: Path, target: str) -> dict[str, Any]:
 
 def vectors(target: str, kernel: str, constants: dict[str, str]) -> int:
     """Accesses of 16 bytes that a thread makes, if all of p, g and the moments are reached so where rows allow it."""
-    if "BODIES" not in constants:
+    if "CONFIGS" not in constants:
         return 0
     item = {"fp64": 8, "fp32": 4}.get(constants["DTYPE"], 2)
     work = 8 if item == 8 else 4
-    moments = 2 - int(constants.get("FAMILY", 0))
-    read = item if kernel == "square_sum" else 2 * item + (moments * work if kernel != "measure" else 0)
-    written = {"step": item + moments * work, "update": item + moments * work, "settle": item}.get(kernel, 0)
-    if kernel == "settle" and constants["PROJECTS_MOMENTUM"] == "True":
+    moments = 2 - int(constants.get("RULE", 0))
+    read = item if kernel == "square_sum" else 2 * item + (moments * work if kernel != "gate_stats" else 0)
+    written = {"step": item + moments * work, "update": item + moments * work, "correct": item}.get(kernel, 0)
+    if kernel == "correct" and constants["PROJECTS_MOMENTUM"] == "True":
         written += work
     threads = WARPS * (64 if target.startswith("gfx") else 32)
-    bodies, tile = int(constants["BODIES"]), int(constants["TILE"])
-    widths = [16 << body // 2 for body in range(1, 64, 2) if bodies >> body & 1]
+    configs, tile = int(constants["CONFIGS"]), int(constants["TILE"])
+    widths = [16 << config // 2 for config in range(1, 64, 2) if configs >> config & 1]
     return sum(max(tile, width) // threads * (read + written) // 16 for width in widths)
 
 
@@ -75,12 +75,12 @@ def test_compiles_for_real_models(folder: Path, target: str) -> None:
         gated = optimizer.split(",")[0] in ("AdamP", "SGDP")
         first, clipped, scaled = map(set, launches)
         assert first >= (WITH_GATE if gated else {"step"}), run
-        assert clipped == scaled == first | {"prepare"}
-        measured = gated and (dtype in ("bfloat16", "float16") or "," in optimizer)
-        assert ("measure" in first) == measured
+        assert clipped == scaled == first | {"device_scalars"}
+        unpredicted = gated and (dtype in ("bfloat16", "float16") or "," in optimizer)
+        assert ("gate_stats" in first) == unpredicted
     assert {kernel["kernel"] for kernel in said["kernels"]} == {
-        *("step", "measure", "update", "settle", "verdict"),
-        *("square_sum", "add_up", "prepare"),
+        *("step", "gate_stats", "update", "correct", "decide"),
+        *("square_sum", "add_up", "device_scalars"),
     }
     assert all(0 < x < 1 << 31 and y == z == 1 for x, y, z in said["grids"])
 
@@ -96,10 +96,10 @@ def test_compiles_for_real_models_each_in_both_dtypes(pairs: dict[str, Any]) -> 
 def test_compiles_for_real_models_with_several_classes_of_rows(folder: Path) -> None:
     """As all of them have."""
     classes = [
-        int(kernel["constants"]["BODIES"]).bit_count()
+        int(kernel["constants"]["CONFIGS"]).bit_count()
         for target in TARGETS
         for kernel in told(folder, target)["kernels"]
-        if "BODIES" in kernel["constants"] and not kernel["run"].startswith("rows")
+        if "CONFIGS" in kernel["constants"] and not kernel["run"].startswith("rows")
     ]
     assert min(classes) >= 2 and max(classes) >= 5
 
@@ -115,9 +115,13 @@ def test_compiles_for_real_models_without_spills(folder: Path, target: str) -> N
 def allowed_stack(kernel: dict[str, Any]) -> int:
     """Bytes of a thread, as ptxas 13 left them for sm_90 with ONEPASS_EVERY_TARGET=1: in 12 of 241 kernels."""
     constants = kernel["constants"]
-    if kernel["kernel"] == "settle" and constants["DTYPE"] == "fp64":
+    if kernel["kernel"] == "correct" and constants["DTYPE"] == "fp64":
         return 32  # it calls a function to divide, across which registers are kept
-    if kernel["kernel"] == "update" and constants["PROJECTS_MOMENTUM"] == "True" and int(constants["BODIES"]) >> 19 & 1:
+    if (
+        kernel["kernel"] == "update"
+        and constants["PROJECTS_MOMENTUM"] == "True"
+        and int(constants["CONFIGS"]) >> 19 & 1
+    ):
         return 80  # holds the buffer of a row of 8,192 too, beside p and u
     return 0
 
@@ -134,12 +138,12 @@ def test_compiles_for_real_models_16_bytes_at_a_time(folder: Path, target: str) 
 @pytest.mark.parametrize("target", ON_NVIDIA)
 def test_nothing_is_contracted(folder: Path, target: str) -> None:
     """No multiply-add in the numbers of elements that the sources do not have: division and square root bring their own,
-    which `measure` has not."""
+    which `gate_stats` has not."""
     for kernel in told(folder, target)["kernels"]:
         text = (folder / f"{kernel['name']}.ptx").read_text()
-        if kernel["kernel"] == "measure":
+        if kernel["kernel"] == "gate_stats":
             assert not re.findall(r"\bfma\.rn", text)
-        if kernel["kernel"] not in ("verdict", "prepare"):
+        if kernel["kernel"] not in ("decide", "device_scalars"):
             assert "approx" not in text and ".ftz" not in text, kernel
 
 

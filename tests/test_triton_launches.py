@@ -12,7 +12,7 @@ from torch import Tensor
 import onepass
 from compare import assert_same_bits, assert_same_state
 from drive import parameters, parameters_of, train, train_both
-from onepass.triton import TritonRunner
+from onepass.backend.triton.backend import TritonBackend
 from oracles import Arguments
 from records import RECORDS, Record, each_dtype, each_optimizer, each_projected, each_variant
 from tensors import generator, values
@@ -21,10 +21,10 @@ each_count = pytest.mark.parametrize("count", [1, 10, 1500])
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
 
-def runner_of(opt: Any) -> TritonRunner:
-    (runner,) = opt._runtime.runners
-    assert isinstance(runner, TritonRunner)
-    return runner
+def backend_of(opt: Any) -> TritonBackend:
+    (bound,) = opt._execution.backends
+    assert isinstance(bound, TritonBackend)
+    return bound
 
 
 def many(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -44,7 +44,7 @@ def give(opt: Any, seed: int) -> None:
 def launched(opt: Any, seed: int = 1) -> list[str]:
     give(opt, seed)
     opt.step()
-    return runner_of(opt).launches
+    return backend_of(opt).launches
 
 
 def make(record: Record, count: int, dtype: torch.dtype = torch.float32, **arguments: Any) -> Any:
@@ -54,8 +54,10 @@ def make(record: Record, count: int, dtype: torch.dtype = torch.float32, **argum
 def kernels_of(record: Record, dtype: torch.dtype = torch.float32, **arguments: Any) -> list[str]:
     if not record.projected:
         return ["step"]
-    measured = dtype in SIXTEEN_BITS or not arguments.get("speculate", True) or arguments.get("project_momentum", False)
-    return ["measure", "verdict"] * measured + ["update", "verdict", "settle"]
+    unpredicted = (
+        dtype in SIXTEEN_BITS or not arguments.get("speculate", True) or arguments.get("project_momentum", False)
+    )
+    return ["gate_stats", "decide"] * unpredicted + ["update", "decide", "correct"]
 
 
 # ------------------------------------------------------------------ how many
@@ -92,18 +94,18 @@ def test_one_launch_of_each_kernel_for_every_dtype() -> None:
     record = RECORDS["AdamP"]
     params = [p for dtype in (torch.float32, torch.float64) for p in many(6, dtype)]
     opt = record.make(params, backend="triton", **record.typical)
-    assert sorted(launched(opt)) == ["settle", "settle", "update", "update", "verdict"]
+    assert sorted(launched(opt)) == ["correct", "correct", "decide", "update", "update"]
 
 
 @each_optimizer
 def test_nothing_to_step(record: Record) -> None:
     opt = record.make([torch.zeros(0), torch.zeros(0, 4), torch.ones(3)], backend="triton", **record.typical)
     opt.step()
-    assert runner_of(opt).launches == []
+    assert backend_of(opt).launches == []
     for p in parameters_of(opt)[:2]:
         p.grad = torch.zeros_like(p)
     opt.step()
-    assert runner_of(opt).launches == []
+    assert backend_of(opt).launches == []
 
 
 # ------------------------------------------------------------------ tables
@@ -114,13 +116,13 @@ def test_addresses_are_sent_only_when_one_has_changed(record: Record) -> None:
     opt = make(record, 10)
     launched(opt)
     launched(opt)  # the second of torch's SGD differs: its buffer is no longer a first one
-    sent = runner_of(opt).tables.sent.tensors
+    sent = backend_of(opt).tables.sent.tensors
     launched(opt)
-    assert runner_of(opt).tables.sent.tensors is sent
+    assert backend_of(opt).tables.sent.tensors is sent
     p = parameters_of(opt)[3]
     p.grad = p.grad.clone()
     launched(opt)
-    assert runner_of(opt).tables.sent.tensors is not sent
+    assert backend_of(opt).tables.sent.tensors is not sent
 
 
 @each_optimizer
@@ -128,12 +130,12 @@ def test_the_plan_outlives_addresses_and_hyper_parameters(record: Record) -> Non
     opt = make(record, 10)
     launched(opt)
     launched(opt)
-    plan = runner_of(opt).tables.sent.plan
+    plan = backend_of(opt).tables.sent.plan
     opt.param_groups[0]["lr"] = 0.3
     for p in parameters_of(opt):
         p.grad = p.grad.clone()
     launched(opt)
-    assert runner_of(opt).tables.sent.plan is plan
+    assert backend_of(opt).tables.sent.plan is plan
 
 
 @each_projected
@@ -152,7 +154,7 @@ def test_a_gradient_that_comes_and_goes(record: Record) -> None:
 
 
 def test_tensors_that_count_apart_stay_apart() -> None:
-    """The scalars of a cohort are those of each of its tensors, though it be one cohort at first."""
+    """The scalars of a bucket are those of each of its tensors, though it be one bucket at first."""
     record = RECORDS["AdamW"]
     opt, other = make(record, 9), record.make(many(9), backend="reference", **record.typical)
     for each in (opt, other):
@@ -161,7 +163,7 @@ def test_tensors_that_count_apart_stay_apart() -> None:
             for p in parameters_of(each)[: seed % 3]:
                 p.grad = None
             each.step()
-    assert len({e.cohort for e in runner_of(opt).entries}) > 1
+    assert len({e.bucket for e in backend_of(opt).bound}) > 1
     assert_same_state(opt, other)
 
 
@@ -188,7 +190,7 @@ def test_capturable_gives_the_same_numbers(record: Record, arguments: Arguments,
     opt = record.make(parameters(), backend="triton", capturable=True, **own)
     other = record.make(parameters(), backend="triton", **arguments)
     train_both(opt, other, range(4))
-    assert ("prepare" in runner_of(opt).launches) and ("prepare" not in runner_of(other).launches)
+    assert ("device_scalars" in backend_of(opt).launches) and ("device_scalars" not in backend_of(other).launches)
     for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):
         # float32 of two doubles that differ in their last place is mostly the same, not always.
         torch.testing.assert_close(p, q, rtol=3e-7, atol=3e-7)

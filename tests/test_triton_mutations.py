@@ -8,50 +8,51 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from onepass.triton_kernels import kernels, rule
+from onepass.triton_kernels import gate, rules, tiles
 
 import checks
 from edits import edited
 
-# name: what stands in rule.py, once, and what takes its place.
+# name: what stands in rules.py, once, and what takes its place.
 MUTANTS: dict[str, tuple[str, str]] = {
-    "maximize is ignored": ("g = number(course, GRAD_SCALE, p) * g", "g = tl.abs(number(course, GRAD_SCALE, p)) * g"),
+    "maximize is ignored": ("g = number(scalars, GRAD_SCALE, p) * g", "g = tl.abs(number(scalars, GRAD_SCALE, p)) * g"),
     "the l2 decay is dropped": ("if l2 != 0:", "if l2 != l2:"),
     "v of g": ("(g * g)", "g"),
-    "dampening is ignored": ("number(course, ONE_MINUS_DAMPENING, g) * g", "g"),
-    "no eps": ("number(course, INV_SQRT_BC2, p) + number(course, EPS, p)", "number(course, INV_SQRT_BC2, p)"),
+    "dampening is ignored": ("number(scalars, ONE_MINUS_DAMPENING, g) * g", "g"),
+    "no eps": ("number(scalars, INV_SQRT_BC2, p) + number(scalars, EPS, p)", "number(scalars, INV_SQRT_BC2, p)"),
     "0/0 is NaN": ("D = tl.where(D == 0, INFINITY, D)", "D = D"),
-    "no bias correction of v": ("D = root(v) * number(course, INV_SQRT_BC2, p)", "D = root(v)"),
-    "nesterov is ignored": ("m = number(course, BETA1, p) * m + number(course, ONE_MINUS_BETA1, p) * g", "m = m"),
-    "nesterov of SGD is ignored": ("u = g + number(course, MOMENTUM, p) * m", "u = m"),
-    "the prox metric is dropped": ("D = D + number(course, METRIC_DECAY, p)", "D = D"),
+    "no bias correction of v": ("D = root(v) * number(scalars, INV_SQRT_BC2, p)", "D = root(v)"),
+    "nesterov is ignored": ("m = number(scalars, BETA1, p) * m + number(scalars, ONE_MINUS_BETA1, p) * g", "m = m"),
+    "nesterov of SGD is ignored": ("u = g + number(scalars, MOMENTUM, p) * m", "u = m"),
+    "the prox metric is dropped": ("D = D + number(scalars, METRIC_DECAY, p)", "D = D"),
     "decay is 1 - d, rounded": ("p - (d * p + ku)", "(1 - d) * p - ku"),
-    "wd_ratio is ignored": ("decay * tl.load(course + WD_RATIO)", "decay"),
-    "proximal decay is decoupled": ("tl.load(course + PROXIMAL) != 0, 1 + q, 1.0", "tl.load(course + PROXIMAL) > 9, 1 + q, 1.0"),
+    "wd_ratio is ignored": ("decay * tl.load(scalars + WD_RATIO)", "decay"),
+    "proximal decay is decoupled": ("tl.load(scalars + PROXIMAL) != 0, 1 + q, 1.0", "tl.load(scalars + PROXIMAL) > 9, 1 + q, 1.0"),
     "the projection is dropped": ("tl.where(gate == NONE, 0.0, s * c)", "tl.where(gate == NONE, 0.0, 0.0)"),
-    "no eps in the projection": ("norm = tl.sqrt(pp) + tl.load(course + EPS)", "norm = tl.sqrt(pp)"),
+    "no eps in the projection": ("norm = tl.sqrt(pp) + tl.load(scalars + EPS)", "norm = tl.sqrt(pp)"),
     "0/0 is NaN in the projection": ("return pu / or_infinity(norm * norm)", "return pu / (norm * norm)"),
     "no least norm in the cosine": ("clamp_below(gg, eps * eps)", "gg"),
     "the threshold is not strict": ("return max_cosine < tl.load", "return max_cosine <= tl.load"),
-    "threshold without sqrt(D)": ("tl.load(course + DELTA) / tl.sqrt(row_length)", "tl.load(course + DELTA)"),
+    "threshold without sqrt(D)": ("tl.load(scalars + DELTA) / tl.sqrt(row_length)", "tl.load(scalars + DELTA)"),
     "the gate drops NaN": ("tl.where((a > b) | (a != a), a, b)", "tl.where(a > b, a, tl.where(b == b, b, a))"),
     "the largest drops NaN": ("tl.where(x == x, x, NAN)", "tl.where(x == x, x, 0.0)"),
     "all is recoverable": ("return (tl.abs(1 - d) >= 0.5) & (tl.abs(sc) <= 1)", "return (d == d) | (sc == sc)"),
-    "settled with the wrong k": ("k1 - r * k0", "k1 - k0"),
+    "corrected with the wrong k": ("k1 - r * k0", "k1 - k0"),
     "never predicted": ("tl.where(counter >= 2, CHANNEL, NONE)", "tl.where(counter >= 9, CHANNEL, NONE)"),
     "the predictor does not learn": ("return tl.where(gate == CHANNEL, up, down)", "return down"),
 }  # fmt: skip
 
 
 def _break(patch: pytest.MonkeyPatch, old: str, new: str) -> None:
-    """Puts the functions of a rule.py with this edit into kernels.py."""
-    source = edited(Path(rule.__file__).read_text(), old, new)
-    module = types.ModuleType(rule.__name__)
-    module.__package__ = rule.__package__
-    exec(compile(source, "a mutant of rule.py", "exec"), module.__dict__)
+    """Puts the functions of a rules.py with this edit into the modules that import them."""
+    source = edited(Path(rules.__file__).read_text(), old, new)
+    module = types.ModuleType(rules.__name__)
+    module.__package__ = rules.__package__
+    exec(compile(source, "a mutant of rules.py", "exec"), module.__dict__)
     for name, value in vars(module).items():
-        if isinstance(value, types.FunctionType) and name in vars(kernels) and name != "device":
-            patch.setattr(kernels, name, value)
+        for user in (tiles, gate):
+            if isinstance(value, types.FunctionType) and name in vars(user) and name != "device":
+                patch.setattr(user, name, value)
 
 
 def _checks() -> Iterator[partial[None]]:

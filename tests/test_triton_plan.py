@@ -5,43 +5,43 @@ from __future__ import annotations
 import pytest
 import torch
 from onepass.triton_kernels.plan import (
-    Kind,
+    KernelKey,
     Plan,
-    Shape,
-    body_of,
+    TensorDesc,
+    config_of,
     itemsize,
     longest,
     plan_of,
-    rows_of,
+    rows_per_program,
 )
 
 import onepass
-from onepass.triton_entry import packs
+from onepass.backend.triton.bound_param import packs
 
 LENGTHS = [1, 3, 4, 15, 16, 17, 64, 65, 255, 256, 1023, 1024, 1025, 2048, 4096, 4097, 8192, 8193, 20000, 33000]
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
 
-def shape(dtype: str, rows: int, length: int, projected: bool, aligned: bool = True, cohort: int = 0) -> Shape:
-    return Shape(Kind(dtype, "adam"), rows, length, projected, projected, aligned, cohort)
+def shape(dtype: str, rows: int, length: int, projected: bool, aligned: bool = True, bucket: int = 0) -> TensorDesc:
+    return TensorDesc(KernelKey(dtype, "adam"), rows, length, projected, projected, aligned, bucket)
 
 
-def many(dtype: str) -> list[Shape]:
+def many(dtype: str) -> list[TensorDesc]:
     """Tensors of every length, projected and not, aligned and not, in two cohorts; one without elements."""
     shapes = [
-        shape(dtype, rows, length, projected, aligned, cohort)
+        shape(dtype, rows, length, projected, aligned, bucket)
         for length in LENGTHS
         for rows in (1, 5)
         for projected in (False, True)
         for aligned in (False, True)
-        for cohort in (0, 1)
+        for bucket in (0, 1)
     ]
     return [*shapes, shape(dtype, 1, 0, False)]
 
 
 def rows_of_tensor(plan: Plan, tensor: int) -> list[tuple[int, int]]:
     """First element and length of every row with elements."""
-    owner, start, length = plan.entries
+    owner, start, length = plan.row_table
     mine = (owner == tensor) & (length > 0)
     return list(zip(start[mine].tolist(), length[mine].tolist(), strict=True))
 
@@ -66,33 +66,33 @@ def test_every_element_is_in_one_row(dtype: str, interpreted: bool) -> None:
 def test_every_row_is_in_one_program_of_its_class(dtype: str, interpreted: bool) -> None:
     shapes = many(dtype)
     plan = plan_of(shapes, interpreted)
-    (section,) = plan.sections.values()
-    visited = torch.zeros(plan.entries.size(1), dtype=torch.int64)
-    for body, first, cohort in plan.programs.tolist():
-        rows = range(first, first + rows_of(body, section.tile))
+    (programs,) = plan.ranges.values()
+    visited = torch.zeros(plan.row_table.size(1), dtype=torch.int64)
+    for config, first, bucket in plan.programs.tolist():
+        rows = range(first, first + rows_per_program(config, programs.tile))
         visited[rows.start : rows.stop] += 1
-        assert section.bodies >> body & 1
-        for tensor, start, length in plan.entries[:, rows.start : rows.stop].T.tolist():
+        assert programs.configs >> config & 1
+        for tensor, start, length in plan.row_table[:, rows.start : rows.stop].T.tolist():
             if length == 0:
                 continue
-            assert length <= 16 << body // 2 and shapes[tensor].cohort == cohort
-            if body % 2:
+            assert length <= 16 << config // 2 and shapes[tensor].bucket == bucket
+            if config % 2:
                 assert shapes[tensor].aligned
                 assert start * itemsize(dtype) % 16 == length * itemsize(dtype) % 16 == 0
     assert (visited == 1).all()
-    assert section.programs == len(plan.programs)
+    assert programs.count == len(plan.programs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_a_projected_tensor_lie_one_after_the_other(dtype: str) -> None:
-    """`verdict` finds them so: row by row, the pieces of each in order."""
+    """`decide` finds them so: row by row, the pieces of each in order."""
     shapes = many(dtype)
     plan = plan_of(shapes)
     for i, s in enumerate(shapes):
         if s.projected:
             pieces = plan.pieces[i]
             assert pieces == -(-s.length // longest(dtype))
-            own = plan.entries[:, plan.first_entry[i] : plan.first_entry[i] + s.rows * pieces]
+            own = plan.row_table[:, plan.first_row[i] : plan.first_row[i] + s.rows * pieces]
             assert (own[0] == i).all()
             want = [row * s.length + piece * longest(dtype) for row in range(s.rows) for piece in range(pieces)]
             assert own[1].tolist() == want
@@ -107,24 +107,24 @@ def test_a_thousand_small_tensors_lie_side_by_side() -> None:
 def test_kinds_have_sections_of_their_own() -> None:
     shapes = [shape(dtype, 3, 100, True) for dtype in DTYPES]
     plan = plan_of(shapes)
-    assert set(plan.sections) == {s.kind for s in shapes}
-    ends = sorted((s.first_program, s.first_program + s.programs) for s in plan.sections.values())
+    assert set(plan.ranges) == {s.key for s in shapes}
+    ends = sorted((s.first, s.first + s.count) for s in plan.ranges.values())
     assert [a for a, _ in ends[1:]] == [b for _, b in ends[:-1]]
 
 
 def test_offsets_are_64_bits_wide() -> None:
     huge = shape("bfloat16", 3, 2**31 + 8, True)
     plan = plan_of([huge])
-    assert int((plan.entries[1] + plan.entries[2]).max()) == huge.rows * huge.length
+    assert int((plan.row_table[1] + plan.row_table[2]).max()) == huge.rows * huge.length
     flat = shape("float32", 1, 2**32 + 8, False)
-    assert int((plan_of([flat]).entries.sum(0)).max()) == flat.length
+    assert int((plan_of([flat]).row_table.sum(0)).max()) == flat.length
 
 
 @pytest.mark.parametrize("length", LENGTHS[:-2])
 def test_the_class_of_a_row_is_wide_enough(length: int) -> None:
     if length <= 8192:
         for aligned in (False, True):
-            width = 16 << body_of(length, aligned) // 2
+            width = 16 << config_of(length, aligned) // 2
             assert length <= width <= max(16, 4 * length)
 
 
@@ -143,7 +143,7 @@ def test_a_tensor_is_aligned_if_all_its_operands_are(operand: str) -> None:
     opt.state[p] = {key: placed(int(operand == key)) for key in ("exp_avg", "exp_avg_sq")}
     opt.state[p]["step"] = torch.zeros(())
     opt.step()
-    (shape_of_p,) = opt._runtime.runners[0].tables.structure
+    (shape_of_p,) = opt._execution.backends[0].tables.structure
     assert shape_of_p.aligned == (operand == "none")
 
 

@@ -125,7 +125,7 @@ def test_sgd(make: Any, arguments: dict[str, Any], want: Streams) -> None:
 
 
 def test_a_row_in_pieces() -> None:
-    """Longer than a tile: written at once where no projection is predicted, and left to `settle` where one is."""
+    """Longer than a tile: written at once where no projection is predicted, and left to `correct` where one is."""
     shape = (2, 9000)
     assert traffic(onepass.AdamP, shape, "none", "none")[0] == fp32()
     assert traffic(onepass.AdamP, shape, "channel", "channel")[0] == fp32(p=(8, 4), m=(8, 4), v=(8, 4))

@@ -72,7 +72,7 @@ def test_one_step(backend: str, dtype: torch.dtype, record: Record, arguments: A
             units = PARAMETER_UNITS
             if dtype == torch.float64 and record.name == "AdamProxL2":
                 units = PROX_L2_FLOAT64_UNITS
-            elif dtype == torch.float64 and p in opt.last_step() and opt.last_step()[p].settled:
+            elif dtype == torch.float64 and p in opt.last_step() and opt.last_step()[p].corrected:
                 units = CORRECTED_FLOAT64_UNITS
             assert_within(p, want.p, want.size, units, name)
             _check_moments(record, opt.state[p], state, terms_of(x, g, opt.param_groups[0]), name)

@@ -108,7 +108,7 @@ def train(model: str, dtype: str, optimizer: str) -> list[list[str]]:
 
     def step() -> None:
         opt.step()
-        launches.append(opt._runtime.runners[0].launches)
+        launches.append(opt._execution.backends[0].launches)
 
     step()
     opt.clip_grad_norm_(1.0)

@@ -2,22 +2,22 @@
 #pragma once
 
 #include "../binding.h"
-#include "step.h"
+#include "executor.h"
 
 namespace onepass {
 
 class CpuBinding : public Binding {
  public:
-  CpuBinding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments, bool sgd,
-             bool projected, bool lazy_buffer, const pybind11::list& first)
-      : Binding(groups, state, moments, sgd, projected, lazy_buffer, first, {dlpack::cpu, 0}), stepper_(plan_) {}
+  CpuBinding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
+             const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first)
+      : Binding(groups, state, moments, rule, projected, lazy_buffer, first, {dlpack::cpu, 0}), executor_(plan_) {}
 
   // Steps, and returns the parameters that were written to. Only after `ready` said true.
   // Every gradient is multiplied by `factor`.
   pybind11::list run(int threads, double factor) {
     {
       pybind11::gil_scoped_release unlocked;
-      stepper_.step(threads, factor);
+      executor_.step(threads, factor);
     }
     return stepped();
   }
@@ -27,16 +27,16 @@ class CpuBinding : public Binding {
     double sum;
     {
       pybind11::gil_scoped_release unlocked;
-      sum = stepper_.square_sum(threads);
+      sum = executor_.square_sum(threads);
     }
-    let_go();
+    release_gradients();
     return sum;
   }
 
-  pybind11::list verdicts() const { return tell(stepper_.verdicts()); }
+  pybind11::list verdicts() const { return tuples_of(executor_.verdicts()); }
 
  private:
-  CpuStepper stepper_;
+  CpuExecutor executor_;
 };
 
 }  // namespace onepass

@@ -12,7 +12,7 @@ namespace {
 
 struct Variant {
   const char* name;
-  const Kernels (*table)[3];
+  const KernelTable& table;
   bool usable;
 };
 
@@ -45,8 +45,8 @@ const Variant& chosen() {
 
 }  // namespace
 
-const Kernels& kernels(Dtype dtype, Family family) {
-  return chosen().table[static_cast<int>(dtype)][static_cast<int>(family)];
+const Kernels& kernels(Dtype dtype, RuleId rule_id) {
+  return chosen().table[static_cast<int>(dtype)][static_cast<int>(rule_id)];
 }
 
 const char* isa() {

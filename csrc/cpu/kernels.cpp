@@ -62,14 +62,14 @@ struct Row {
 };
 
 template <class P, class Rule>
-struct Visit {
+struct KernelsOf {
   typedef typename WorkOf<P>::type S;
   typedef Pack<S> R;
   static constexpr int lanes = R::lanes;
 
   static void step(const Tile& t) {
     const Rule rule = rule_of<Rule>(*t.scalars);
-    const S d = S(t.through.d), k = S(t.through.k);
+    const S d = S(t.unprojected.d), k = S(t.unprojected.k);
     for (int64_t r = 0; r < t.rows; ++r) {
       const Row<P, Rule> row(t, r);
       each_pack<lanes>(0, t.length, [&](int64_t i, auto n) {
@@ -84,9 +84,10 @@ struct Visit {
     }
   }
 
-  // Moments and sums of one row. through: p under d and k, the weights before into `room`; hold: u into `room`.
-  template <Write write>
-  static RowSums advance(const Rule& rule, const Row<P, Rule>& row, const Affine& a, S* room) {
+  // Moments and sums of one row. now: p under d and k, the old weights into `cache`; buffered: u
+  // into `cache`.
+  template <WritePolicy policy>
+  static RowSums advance(const Rule& rule, const Row<P, Rule>& row, const Affine& a, S* cache) {
     const S d = S(a.d), k = S(a.k);
     Sums<S> sums;
     for (int64_t begin = 0; begin < row.length; begin += Run<S>::elements) {
@@ -99,63 +100,64 @@ struct Visit {
         R u = rule.direction(p, g, moment);
         row.store_moments(moment, i, n);
         sum.add(p, g, u);
-        if constexpr (write == Write::through) {
-          store_some(room + i, p, n);
+        if constexpr (policy == WritePolicy::now) {
+          store_some(cache + i, p, n);
           store_some(row.p + i, apply(p, u, d, k), n);
         }
-        if constexpr (write == Write::hold) store_some(room + i, u, n);
+        if constexpr (policy == WritePolicy::buffered) store_some(cache + i, u, n);
       });
       sums.fold(sum);
     }
     return sums.value();
   }
 
-  // The weights that `advance` kept.
+  // Writes back the weights that `advance` has cached.
   static void restore(const Row<P, Rule>& row, const S* kept) {
     each_pack<lanes>(0, row.length, [&](int64_t i, auto n) { store_some(row.p + i, R(load_some(kept + i, n)), n); });
   }
 
-  // p under `a` from the directions that were held; the buffer too where `c` is to be taken out of it.
-  static void write_held(const Row<P, Rule>& row, const S* u_in, const Affine& a, const double* c) {
+  // Writes p under `a` from the cached directions, and the momentum buffer minus c*p if `c` is given.
+  static void write_buffered(const Row<P, Rule>& row, const S* u_in, const Affine& a, const double* c) {
     const S d = S(a.d), k = S(a.k);
     each_pack<lanes>(0, row.length, [&](int64_t i, auto n) {
       R p = load_some(row.p + i, n), u = load_some(u_in + i, n);
-      if (Rule::moments == 1 && c) project_buffer(row, p, S(*c), i, n);
+      if (Rule::id == RuleId::momentum && c) project_buffer(row, p, S(*c), i, n);
       store_some(row.p + i, apply(p, u, d, k), n);
     });
   }
 
   template <class N>
   static ONEPASS_INLINE void project_buffer(const Row<P, Rule>& row, const R& p, S c, int64_t i, N n) {
-    if constexpr (Rule::moments == 1) store_some(row.moment[0] + i, R(load_some(row.moment[0] + i, n) - c * p), n);
+    if constexpr (Rule::id == RuleId::momentum)
+      store_some(row.moment[0] + i, R(load_some(row.moment[0] + i, n) - c * p), n);
   }
 
-  static Report update(const Tile& t) {
+  static RowStats update(const Tile& t) {
     const Rule rule = rule_of<Rule>(*t.scalars);
     const Projection& pr = t.scalars->projection;
-    S* room = static_cast<S*>(t.row_room);
-    Report report;
+    S* cache = static_cast<S*>(t.row_cache);
+    RowStats stats;
     for (int64_t r = 0; r < t.rows; ++r) {
       const Row<P, Rule> row(t, r);
-      const RowSums sums = t.write == Write::through ? advance<Write::through>(rule, row, t.through, room)
-                           : t.write == Write::hold  ? advance<Write::hold>(rule, row, t.through, room)
-                                                     : advance<Write::defer>(rule, row, t.through, room);
-      const double c = pr.coefficient(sums);
-      const Applied done = applied(pr, t.write, t.through, c);
-      if (t.write == Write::through && done.left_alone) restore(row, room);
-      if (t.write == Write::hold && !done.left_alone)
-        write_held(row, room, done.step, t.scalars->project_momentum ? &c : nullptr);
-      report.deferred |= done.left_alone;
-      report.sums.add(sums);
-      if (t.piece) continue;  // the verdict puts the row together
-      t.coefficient[r] = c;
-      report.max_cosine_squared = max_or_nan(report.max_cosine_squared, pr.cosine_squared(sums));
+      const RowSums sums = t.policy == WritePolicy::now ? advance<WritePolicy::now>(rule, row, t.unprojected, cache)
+                           : t.policy == WritePolicy::buffered
+                               ? advance<WritePolicy::buffered>(rule, row, t.unprojected, cache)
+                               : advance<WritePolicy::deferred>(rule, row, t.unprojected, cache);
+      const RowDecision row_step = decide_row(pr, t.policy, t.unprojected, sums);
+      if (t.policy == WritePolicy::now && row_step.deferred) restore(row, cache);
+      if (t.policy == WritePolicy::buffered && !row_step.deferred)
+        write_buffered(row, cache, row_step.step, t.scalars->project_momentum ? &row_step.c : nullptr);
+      stats.deferred |= row_step.deferred;
+      stats.sums.add(sums);
+      if (t.piece) continue;  // `decide` completes the row
+      t.coefficient[r] = row_step.c;
+      stats.max_cosine_squared = max_or_nan(stats.max_cosine_squared, pr.cosine_squared(sums));
     }
-    return report;
+    return stats;
   }
 
   // Without the gradient's scale: it is linear, and applied to the sums.
-  static RowSums measure_row(const Row<P, Rule>& row, double grad_scale) {
+  static RowSums gate_stats_of(const Row<P, Rule>& row, double grad_scale) {
     constexpr int64_t run = 2 * Run<S>::elements;
     Sums<S> sums;
     for (int64_t begin = 0; begin < row.length; begin += run) {
@@ -179,31 +181,32 @@ struct Visit {
     return total;
   }
 
-  static Report measure(const Tile& t) {
+  static RowStats gate_stats(const Tile& t) {
     const Projection& pr = t.scalars->projection;
-    const double grad_scale = Rule::moments == 2 ? t.scalars->adam.grad_scale : t.scalars->sgd.grad_scale;
-    Report report;
+    const double grad_scale = grad_scale_of<Rule>(*t.scalars);
+    RowStats stats;
     for (int64_t r = 0; r < t.rows; ++r) {
-      const RowSums sums = measure_row(Row<P, Rule>(t, r), grad_scale);
-      report.sums.add(sums);
-      if (!t.piece) report.max_cosine_squared = max_or_nan(report.max_cosine_squared, pr.cosine_squared(sums));
+      const RowSums sums = gate_stats_of(Row<P, Rule>(t, r), grad_scale);
+      stats.sums.add(sums);
+      if (!t.piece) stats.max_cosine_squared = max_or_nan(stats.max_cosine_squared, pr.cosine_squared(sums));
     }
-    return report;
+    return stats;
   }
 
-  static void settle(const Tile& t, const Settlement& s) {
+  static void correct(const Tile& t, const Decision& s) {
     const Rule rule = rule_of<Rule>(*t.scalars);
     const Projection& pr = t.scalars->projection;
     for (int64_t r = 0; r < t.rows; ++r) {
-      const Applied done = t.piece ? Applied{t.left_alone ? Affine{0, 0} : s.through, t.left_alone}
-                                   : applied(pr, s.write, s.through, t.coefficient[r]);
-      const double c = s.verdict == Gate::layer ? s.layer_coefficient : t.coefficient[r];
-      const Affine wanted = pr.affine(s.verdict, c);
-      if (!done.left_alone && done.step == wanted) continue;
+      const double own = t.coefficient[r];
+      const Applied done =
+          t.piece ? applied_to_piece(s.unprojected, t.deferred) : applied(pr, s.policy, s.unprojected, own);
+      const double c = coefficient_under(s.gate, own, s.layer_coefficient);
+      const Affine wanted = pr.affine(s.gate, c);
+      if (!needs_correction(done, wanted)) continue;
 
       const Affine a = correction(done.step, wanted);
       const S d = S(a.d), k = S(a.k);
-      const bool buffer_too = t.scalars->project_momentum && s.verdict != Gate::none;
+      const bool buffer_too = t.scalars->project_momentum && s.gate != Gate::none;
       const Row<P, Rule> row(t, r);
       each_pack<lanes>(0, t.length, [&](int64_t i, auto n) {
         R p = load_some(row.p + i, n), moment[2];
@@ -223,22 +226,22 @@ struct Visit {
     return sum.value();
   }
 
-  static constexpr Kernels kernels() { return {step, update, measure, settle, square_sum}; }
+  static constexpr Kernels kernels() { return {step, update, gate_stats, correct, square_sum}; }
 };
+
+template <class P, class... Rule>
+constexpr std::array<Kernels, sizeof...(Rule)> kernels_of(const std::tuple<Rule...>*) {
+  return {KernelsOf<P, Rule>::kernels()...};
+}
 
 template <class P>
-struct Families {
-  typedef typename WorkOf<P>::type S;
-  static constexpr Kernels adam = Visit<P, Adam<S>>::kernels();
-  static constexpr Kernels sgd = Visit<P, Sgd<S, true>>::kernels();
-  static constexpr Kernels plain_sgd = Visit<P, Sgd<S, false>>::kernels();
-};
+constexpr std::array<Kernels, rule_count> kernels_of() {
+  return kernels_of<P>(static_cast<const Rules<typename WorkOf<P>::type>*>(nullptr));
+}
 
-// In the order of Dtype and Family.
-#define ONEPASS_FAMILIES(P) {Families<P>::adam, Families<P>::sgd, Families<P>::plain_sgd}
-extern const Kernels table[4][3] = {ONEPASS_FAMILIES(float), ONEPASS_FAMILIES(double), ONEPASS_FAMILIES(BFloat16),
-                                    ONEPASS_FAMILIES(Half)};
-#undef ONEPASS_FAMILIES
+// In the order of Dtype.
+extern const KernelTable table = {kernels_of<float>(), kernels_of<double>(), kernels_of<BFloat16>(),
+                                  kernels_of<Half>()};
 
 }  // namespace ONEPASS_ISA
 }  // namespace onepass

@@ -1,12 +1,14 @@
 // The table of CPU kernels. kernels.cpp is compiled once for each instruction set and fills one table each.
 #pragma once
 
+#include <array>
+
 #include "../plan.h"
-#include "../rules/verdict.h"
+#include "../rules/row.h"
 
 namespace onepass {
 
-// A run of contiguous rows of one tensor, and what to do with them.
+// Some contiguous rows of one tensor, and the parameters of their step.
 struct Tile {
   void* p;
   const void* g;
@@ -14,42 +16,44 @@ struct Tile {
   int64_t rows, length;
 
   const Scalars* scalars;
-  Write write;
-  Affine through;       // of Write::through
-  double* coefficient;  // c of each row: written by `update` unless the tile is a piece, read by `settle`
-  bool piece;           // a part of one row; the verdict puts the row together
-  bool left_alone;      // for `settle` of a piece: whether `update` has left it alone
-  void* row_room;       // room for a row: of directions u (Write::hold) or of the weights before (Write::through)
+  WritePolicy policy;
+  Affine unprojected;   // of WritePolicy::now
+  double* coefficient;  // c of each row: written by `update` unless the tile is a piece, read by `correct`
+  bool piece;           // a part of one row, whose sums `decide` completes
+  bool deferred;        // for `correct` of a piece: whether `update` has deferred it
+  void* row_cache;      // one row: of directions u (WritePolicy::buffered) or of the old weights (WritePolicy::now)
 };
 
-// The step of the rows as they stand after `update`, given the verdict.
-struct Settlement {
-  Write write;
-  Affine through;
-  Gate verdict;
+// What `correct` needs beside the tile: how `update` has written p, and the gate.
+struct Decision {
+  WritePolicy policy;
+  Affine unprojected;
+  Gate gate;
   double layer_coefficient;  // of Gate::layer
 };
 
 struct Kernels {
-  void (*step)(const Tile&);       // elementwise: moments and p in one go, no sums
-  Report (*update)(const Tile&);   // moments, p as Tile::write says, and the sums
-  Report (*measure)(const Tile&);  // sums of p and g only; writes nothing
-  void (*settle)(const Tile&, const Settlement&);
+  void (*step)(const Tile&);            // elementwise: moments and p in one pass, no sums
+  RowStats (*update)(const Tile&);      // moments, p as Tile::policy says, and the sums
+  RowStats (*gate_stats)(const Tile&);  // sums of p and g only; writes nothing
+  void (*correct)(const Tile&, const Decision&);
   double (*square_sum)(const Tile&);  // over the gradients as they lie in memory
 };
 
+typedef std::array<std::array<Kernels, rule_count>, 4> KernelTable;  // by Dtype, by RuleId
+
 namespace baseline {
-extern const Kernels table[4][3];
+extern const KernelTable table;
 }
 namespace avx2 {
-extern const Kernels table[4][3];
+extern const KernelTable table;
 }
 namespace avx512 {
-extern const Kernels table[4][3];
+extern const KernelTable table;
 }
 
 // The kernels of the best instruction set that this machine and the environment variable ONEPASS_ISA allow.
-const Kernels& kernels(Dtype dtype, Family family);
+const Kernels& kernels(Dtype dtype, RuleId rule_id);
 const char* isa();                       // its name
 std::vector<const char*> usable_isas();  // all that this machine can run
 

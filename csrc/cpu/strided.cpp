@@ -9,7 +9,7 @@ namespace {
 
 // Calls visit(offset) for every element of the item in row-major order; offsets in elements of the view.
 template <class Visit>
-void each_offset(const Tensor& t, const View& view, const Item& item, const Visit& visit) {
+void each_offset(const Tensor& t, const View& view, const WorkItem& item, const Visit& visit) {
   const int dims = static_cast<int>(t.shape.size());
   std::vector<int64_t> index(dims);
   for (int64_t row = item.row; row < item.row + item.rows; ++row) {
@@ -32,14 +32,14 @@ void each_offset(const Tensor& t, const View& view, const Item& item, const Visi
 }
 
 template <class T>
-void gather_as(const Tensor& t, const View& from, const Item& item, void* to) {
+void gather_as(const Tensor& t, const View& from, const WorkItem& item, void* to) {
   const T* source = static_cast<const T*>(from.data);
   T* out = static_cast<T*>(to);
   each_offset(t, from, item, [&](int64_t offset) { *out++ = source[offset]; });
 }
 
 template <class T>
-void scatter_as(const Tensor& t, const View& to, const Item& item, const void* from) {
+void scatter_as(const Tensor& t, const View& to, const WorkItem& item, const void* from) {
   T* target = static_cast<T*>(to.data);
   const T* in = static_cast<const T*>(from);
   each_offset(t, to, item, [&](int64_t offset) { target[offset] = *in++; });
@@ -47,7 +47,7 @@ void scatter_as(const Tensor& t, const View& to, const Item& item, const void* f
 
 }  // namespace
 
-void gather(const Tensor& t, const View& from, int64_t element_bytes, const Item& item, void* to) {
+void gather(const Tensor& t, const View& from, int64_t element_bytes, const WorkItem& item, void* to) {
   if (element_bytes == 2)
     gather_as<uint16_t>(t, from, item, to);
   else if (element_bytes == 4)
@@ -56,7 +56,7 @@ void gather(const Tensor& t, const View& from, int64_t element_bytes, const Item
     gather_as<uint64_t>(t, from, item, to);
 }
 
-void scatter(const Tensor& t, const View& to, int64_t element_bytes, const Item& item, const void* from) {
+void scatter(const Tensor& t, const View& to, int64_t element_bytes, const WorkItem& item, const void* from) {
   if (element_bytes == 2)
     scatter_as<uint16_t>(t, to, item, from);
   else if (element_bytes == 4)

@@ -8,7 +8,7 @@ namespace onepass {
 
 // Copies `rows` rows of elements [begin, end), starting at `row`, between a strided view and a contiguous buffer.
 // Rows run over dim 0 where the tensor is projected; otherwise the tensor is one row in row-major order.
-void gather(const Tensor& t, const View& from, int64_t element_bytes, const Item& item, void* to);
-void scatter(const Tensor& t, const View& to, int64_t element_bytes, const Item& item, const void* from);
+void gather(const Tensor& t, const View& from, int64_t element_bytes, const WorkItem& item, void* to);
+void scatter(const Tensor& t, const View& to, int64_t element_bytes, const WorkItem& item, const void* from);
 
 }  // namespace onepass

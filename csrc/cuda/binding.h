@@ -1,10 +1,11 @@
-// The boundary of the CUDA backend. Device memory comes from torch: the plan says how much it needs and what it holds.
+// The boundary of the CUDA backend. torch allocates the device memory, of the size and with the content that the plan
+// asks for.
 #pragma once
 
 #include <pybind11/stl.h>
 
 #include "../binding.h"
-#include "step.h"
+#include "executor.h"
 
 namespace onepass {
 
@@ -17,14 +18,14 @@ constexpr dlpack::DeviceType cuda_device_type = dlpack::cuda;
 
 class CudaBinding : public Binding {
  public:
-  CudaBinding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments, bool sgd,
-              bool projected, bool lazy_buffer, const pybind11::list& first, int device)
-      : Binding(groups, state, moments, sgd, projected, lazy_buffer, first, {cuda_device_type, device}),
-        stepper_(plan_, device) {}
+  CudaBinding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
+              const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first, int device)
+      : Binding(groups, state, moments, rule, projected, lazy_buffer, first, {cuda_device_type, device}),
+        executor_(plan_, device) {}
 
-  int64_t bytes() const { return stepper_.bytes(); }
-  pybind11::bytes image(uint64_t address) {
-    const std::vector<char> bytes = stepper_.image(address);
+  int64_t bytes() const { return executor_.bytes(); }
+  pybind11::bytes initial_bytes(uint64_t address) {
+    const std::vector<char> bytes = executor_.initial_bytes(address);
     return pybind11::bytes(bytes.data(), bytes.size());
   }
 
@@ -36,7 +37,7 @@ class CudaBinding : public Binding {
     const auto stream = static_cast<cudaStream_t>(stream_ = current_stream());
     {
       pybind11::gil_scoped_release unlocked;
-      stepper_.step(stream, group_numbers, scaling);
+      executor_.step(stream, group_numbers, scaling);
     }
     return stepped();
   }
@@ -47,50 +48,51 @@ class CudaBinding : public Binding {
     const auto stream = static_cast<cudaStream_t>(stream_ = current_stream());
     {
       pybind11::gil_scoped_release unlocked;
-      stepper_.square_sum(stream, group_numbers);
+      executor_.square_sum(stream, group_numbers);
     }
-    let_go();
+    release_gradients();
   }
-  int64_t square_sum_at() const { return stepper_.square_sum_at(); }
+  int64_t square_sum_at() const { return executor_.square_sum_at(); }
 
   // The tensors that have a verdict of the last step, by their number in the plan, and their parameters.
-  pybind11::list judged() const {
+  pybind11::list decided() const {
     pybind11::list out;
-    for (int tensor : stepper_.judged()) out.append(pybind11::make_tuple(tensor, parameter(tensor)));
+    for (int tensor : executor_.decided()) out.append(pybind11::make_tuple(tensor, parameter(tensor)));
     return out;
   }
-  int64_t verdicts_at() const { return stepper_.verdicts_at(); }
+  int64_t verdicts_at() const { return executor_.verdicts_at(); }
 
-  std::vector<std::string> launches() const { return {stepper_.launches().begin(), stepper_.launches().end()}; }
-  int room_bytes() const { return stepper_.shape().room_bytes; }
+  std::vector<std::string> launches() const { return {executor_.launches().begin(), executor_.launches().end()}; }
+  int row_cache_bytes() const { return executor_.layout().row_cache_bytes; }
 
-  bool captured() const { return stepper_.capturing(); }
+  bool captured() const { return executor_.capturing(); }
   // Of the last step.
   uint64_t stream() const { return reinterpret_cast<uint64_t>(stream_); }
 
  private:
-  cuda::CudaStepper stepper_;
+  cuda::CudaExecutor executor_;
   void* stream_ = nullptr;
 };
 
 inline void add_cuda_plan(pybind11::module_& m) {
   namespace py = pybind11;
   py::class_<CudaBinding, Binding>(m, "CudaPlan", py::module_local())
-      .def(py::init<const py::list&, const py::dict&, const py::list&, bool, bool, bool, const py::list&, int>(),
-           py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("sgd"), py::arg("projected"),
+      .def(py::init<const py::list&, const py::dict&, const py::list&, const std::string&, bool, bool, const py::list&,
+                    int>(),
+           py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("rule"), py::arg("projected"),
            py::arg("lazy_buffer"), py::arg("first"), py::arg("device"))
       .def_property_readonly("memory_bytes", &CudaBinding::bytes)
-      .def("image", &CudaBinding::image, py::arg("address"))
+      .def("initial_bytes", &CudaBinding::initial_bytes, py::arg("address"))
       .def("square_sum", &CudaBinding::square_sum, py::arg("group_numbers"))
       .def_property_readonly("square_sum_at", &CudaBinding::square_sum_at)
       .def("run", &CudaBinding::run, py::arg("group_numbers"), py::arg("clip"), py::arg("grad_scale"),
            py::arg("found_inf"))
-      .def("judged", &CudaBinding::judged)
+      .def("decided", &CudaBinding::decided)
       .def_property_readonly("verdicts_at", &CudaBinding::verdicts_at)
       .def_property_readonly("captured", &CudaBinding::captured)
       .def_property_readonly("stream", &CudaBinding::stream)
       .def_property_readonly("launches", &CudaBinding::launches)
-      .def_property_readonly("room_bytes", &CudaBinding::room_bytes);
+      .def_property_readonly("row_cache_bytes", &CudaBinding::row_cache_bytes);
 }
 
 }  // namespace onepass

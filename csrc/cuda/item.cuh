@@ -1,4 +1,4 @@
-// One item of a plan, opened: its operands, its rows as stretches, and what the rule does to one vector of elements.
+// Access to one work item: its operands, its rows as spans, and the rule applied to one vector of elements.
 #pragma once
 
 #include "memory.cuh"
@@ -7,18 +7,18 @@
 namespace onepass::cuda {
 
 template <class Rule>
-struct Opened {
+struct ItemView {
   const DeviceTensor* t;
-  const Course<Rule>* course;
+  const KernelScalars<Rule>* scalars;
   const void* gradient;
   int64_t first_row, first;  // of the item; its first element, counted in elements of the tensor
   int rows, length;
   unsigned tensor;
   bool piece;
 
-  __device__ __forceinline__ Opened(const Item& item, const DeviceTensor* t, const Course<Rule>* course,
-                                    const void* gradient)
-      : t(t), course(course), gradient(gradient), first_row(item.row), tensor(item.tensor) {
+  __device__ __forceinline__ ItemView(const WorkItem& item, const DeviceTensor* t, const KernelScalars<Rule>* scalars,
+                                      const void* gradient)
+      : t(t), scalars(scalars), gradient(gradient), first_row(item.row), tensor(item.tensor) {
     rows = int(item.rows);
     length = int(item.end - item.begin);
     first = item.row * t->length + item.begin;
@@ -26,36 +26,35 @@ struct Opened {
   }
 };
 
-// An opened item with its operands. is_packed decides how elements are reached: 16 bytes at a time, or one by one
-// through the strides.
+// The operands of an item. is_packed: elements are accessed 16 bytes at a time, else one by one through the strides.
 template <class P, class Rule, bool is_packed>
-struct Operands : Opened<Rule> {
+struct Operands : ItemView<Rule> {
   typedef typename Rule::Number S;
   static constexpr int lanes = is_packed ? Vector<P>::lanes : 1;
   static constexpr int at_a_time = lanes == 4 ? 2 : 1;  // vectors; two of float64 would spill
   template <class T, Operand operand>
   using Stream = std::conditional_t<is_packed, Packed<T, operand>, Strided<T, operand>>;
-  using Opened<Rule>::t;
+  using ItemView<Rule>::t;
 
   Stream<P, of_p> p;
   Stream<const P, of_g> g;
   Stream<S, of_m> m;
   Stream<S, of_v> v;
 
-  __device__ __forceinline__ explicit Operands(const Opened<Rule>& opened) : Opened<Rule>(opened) {
+  __device__ __forceinline__ explicit Operands(const ItemView<Rule>& view) : ItemView<Rule>(view) {
     reach(p, t->p);
     reach(g, const_cast<void*>(this->gradient));
     if (Rule::moments > 0) reach(m, t->moment[0]);
     if (Rule::moments > 1) reach(v, t->moment[1]);
   }
 
-  __device__ __forceinline__ Stretch<lanes> row(int r) const {
+  __device__ __forceinline__ Span<lanes> row(int r) const {
     const int64_t at = this->first + int64_t(r) * this->length;
     return {at, this->length, int(reinterpret_cast<uint64_t>(p.data + at) / sizeof(P) % lanes)};
   }
 
-  // Where the elements of one vector of a stretch are.
-  __device__ __forceinline__ auto place(const Stretch<lanes>& s, int vector) const {
+  // The place of one vector of a span.
+  __device__ __forceinline__ auto place(const Span<lanes>& s, int vector) const {
     if constexpr (is_packed)
       return PackedPlace<lanes>{s, s.at(vector), s.first + s.at(vector)};
     else

@@ -1,140 +1,148 @@
-// The kernels: step (elementwise), and update, measure and settle (with a gate). A persistent grid walks the items of a
-// plan; blocks take the large ones, warps the small ones.
+// The kernels: step (elementwise), and update, gate_stats and correct (with a gate). A persistent grid walks the items
+// of a plan; blocks take the large ones, warps the small ones.
 //
-//     prepare     scalars and step counts of groups whose steps the device counts, before all else
-//     step        moments and p in one go
-//     measure     sums of p and g, and from them the gate, for tensors that do not speculate
-//     update      moments, p under the gate predicted or known, and the sums; a tensor's last crew judges it
-//     settle      p of the tensors whose prediction was wrong, or whose rows were left alone
-//     square_sum  of the gradient of every tensor, for clipping
+//     device_scalars  scalars and step counts of the groups whose steps the device counts, before all others
+//     step            moments and p in one pass
+//     gate_stats      sums of p and g, and from them the gate, for tensors that do not speculate
+//     update          moments, p under the gate predicted or known, and the sums; the last group of a tensor decides
+//     correct         p of the tensors whose prediction was wrong, or that have deferred rows
+//     square_sum      of the gradient of every tensor, for clipping
 #pragma once
 
-#include "crew.cuh"
-#include "judge.cuh"
-#include "live.cuh"
+#include "device_scalars.cuh"
+#include "finalizer.cuh"
 #include "rows.cuh"
+#include "thread_group.cuh"
 
 namespace onepass::cuda {
 
-enum class Phase { step, measure, update, settle, square_sum };
+enum class Phase { step, gate_stats, update, correct, square_sum };
 
-// Calls work with the rows of an item, however their elements are reached. The host gives strided tensors to blocks.
-template <class Crew, class P, class Rule, class Work>
-__device__ __forceinline__ void with_rows(const Frame& f, Board& board, const Opened<Rule>& o, const Work& work) {
+// Calls work(rows) with the rows of an item, packed or strided. The host gives strided tensors to blocks.
+template <class Group, class P, class Rule, class Work>
+__device__ __forceinline__ void with_rows(const DevicePlan& plan, SharedStorage& shared, const ItemView<Rule>& o,
+                                          const Work& work) {
   if (!o.t->layout) {
     const Operands<P, Rule, true> packed(o);
-    work(Rows<Crew, Operands<P, Rule, true>, Rule>{f, board, packed});
-  } else if constexpr (Crew::size == block_size) {
+    work(Rows<Group, Operands<P, Rule, true>, Rule>{plan, shared, packed});
+  } else if constexpr (Group::size == block_size) {
     const Operands<P, Rule, false> strided(o);
-    work(Rows<Crew, Operands<P, Rule, false>, Rule>{f, board, strided});
+    work(Rows<Group, Operands<P, Rule, false>, Rule>{plan, shared, strided});
   }
 }
 
 // One item in one phase.
-template <Phase phase, class Crew, class P, class Rule>
-__device__ __forceinline__ void visit(const Frame& f, Board& board, const Opened<Rule>& o, unsigned index) {
+template <Phase phase, class Group, class P, class Rule>
+__device__ __forceinline__ void visit(const DevicePlan& plan, SharedStorage& shared, const ItemView<Rule>& o,
+                                      unsigned index) {
   const DeviceTensor& t = *o.t;
-  const Judge<Crew, Opened<Rule>> judge{f, board, o};
-  auto rows = [&](const auto& work) { with_rows<Crew, P>(f, board, o, work); };
+  const Finalizer<Group, ItemView<Rule>> finalizer{plan, shared, o};
+  auto rows = [&](const auto& work) { with_rows<Group, P>(plan, shared, o, work); };
 
   if constexpr (phase == Phase::step) {
     rows([](const auto& r) { r.step(); });
   } else if constexpr (phase == Phase::square_sum) {
-    Crew::clear(board);
+    Group::clear(shared);
     rows([](const auto& r) { r.square_sum(); });
-    if (judge.put(index)) judge.squared();
-  } else if constexpr (phase == Phase::measure) {
+    if (finalizer.publish(index)) finalizer.finalize_square_sum();
+  } else if constexpr (phase == Phase::gate_stats) {
     if (!t.projected || t.speculates) return;
-    Crew::clear(board);
-    rows([](const auto& r) { r.measure(); });
-    if (judge.put(index)) judge.measured();
+    Group::clear(shared);
+    rows([](const auto& r) { r.gate_stats(); });
+    if (finalizer.publish(index)) finalizer.finalize_gate_stats();
   } else if constexpr (phase == Phase::update) {
     Gate prediction = Gate::none;
     if (t.speculates)
       prediction = predicted(load(t.gate_counter, of_plan));
     else if (t.projected)
-      prediction = load(&f.verdicts[o.tensor].gate, of_reports);
+      prediction = load(&plan.verdicts[o.tensor].gate, of_stats);
     if (!t.speculates && prediction == Gate::none) return rows([](const auto& r) { r.step(); });
-    const Write write = write_for(prediction, t.rows_fit);
-    Crew::clear(board);
-    rows([&](const auto& r) { r.update(write); });
-    if (judge.put(index)) judge.updated(write);
+    const WritePolicy policy = write_policy_for(prediction, t.rows_fit);
+    Group::clear(shared);
+    rows([&](const auto& r) { r.update(policy); });
+    if (finalizer.publish(index)) finalizer.finalize_update(policy);
   } else {
-    if (!t.projected || !load(&f.verdicts[o.tensor].settle, of_reports)) return;
-    const DeviceVerdict v = load(&f.verdicts[o.tensor], of_reports);
-    const bool left_alone = load(&f.reports[index].deferred, of_reports);
-    rows([&](const auto& r) { r.settle(v, left_alone); });
+    if (!t.projected || !load(&plan.verdicts[o.tensor].needs_correction, of_stats)) return;
+    const DeviceVerdict v = load(&plan.verdicts[o.tensor], of_stats);
+    const bool deferred = load(&plan.row_stats[index].deferred, of_stats);
+    rows([&](const auto& r) { r.correct(v, deferred); });
   }
 }
 
-// Opens an item and visits it, if it is for this launch and its tensor has a gradient.
-template <Phase phase, class Crew, class P, class Rule>
-__device__ __forceinline__ void open(const Arguments<Rule>& a, Board& board, unsigned index) {
-  const Frame& f = a.frame;
-  const Item item = load(f.items + index, of_plan);
-  const DeviceTensor* t = f.tensors + unsigned(item.tensor);
+// Steps an item if it has this launch's kernel key and its tensor has a gradient.
+template <Phase phase, class Group, class P, class Rule>
+__device__ __forceinline__ void run_item(const KernelParams<Rule>& params, SharedStorage& shared, unsigned index) {
+  const DevicePlan& plan = params.plan;
+  const WorkItem item = load(plan.items + index, of_plan);
+  const DeviceTensor* t = plan.tensors + unsigned(item.tensor);
   ONEPASS_TRACE(of_plan, sizeof(DeviceTensor), false);
-  if (t->kind != f.kind) return;
-  const void* g = f.gradients ? load(f.gradients + unsigned(item.tensor), of_plan) : a.gradient[unsigned(item.tensor)];
+  if (t->key != plan.key) return;
+  const void* g =
+      plan.gradients ? load(plan.gradients + unsigned(item.tensor), of_plan) : params.gradient[unsigned(item.tensor)];
   if (!g) return;
-  const Course<Rule>* course =
-      f.courses ? reinterpret_cast<const Course<Rule>*>(f.courses + int64_t(t->course) * course_bytes)
-                : a.course + t->course;
-  visit<phase, Crew, P>(f, board, Opened<Rule>(item, t, course, g), index);
+  const KernelScalars<Rule>* scalars =
+      plan.scalars
+          ? reinterpret_cast<const KernelScalars<Rule>*>(plan.scalars + int64_t(t->scalars_index) * scalars_bytes)
+          : params.scalars + t->scalars_index;
+  visit<phase, Group, P>(plan, shared, ItemView<Rule>(item, t, scalars, g), index);
 }
 
 template <Phase phase, class P, class Rule>
-__device__ __forceinline__ void each_item(const Arguments<Rule>& a) {
-  const Frame& f = a.frame;
-  if (phase != Phase::square_sum && skipped(f.scaling)) return;
-  Board& board = *reinterpret_cast<Board*>(onepass_room);
-  for (int i = blockIdx.x; i < f.block_items; i += gridDim.x) {
-    open<phase, Block, P>(a, board, i);
+__device__ __forceinline__ void each_item(const KernelParams<Rule>& params) {
+  const DevicePlan& plan = params.plan;
+  if (phase != Phase::square_sum && skipped(plan.scaling)) return;
+  SharedStorage& shared = *reinterpret_cast<SharedStorage*>(onepass_shared);
+  for (int i = blockIdx.x; i < plan.block_items; i += gridDim.x) {
+    run_item<phase, BlockGroup, P>(params, shared, i);
     __syncthreads();
   }
-  for (int i = f.block_items + int(blockIdx.x) * warps + warp(); i < f.all_items; i += gridDim.x * warps) {
-    open<phase, Warp, P>(a, board, i);
+  for (int i = plan.block_items + int(blockIdx.x) * warps + warp(); i < plan.all_items; i += gridDim.x * warps) {
+    run_item<phase, WarpGroup, P>(params, shared, i);
     __syncwarp();
   }
 }
 
-// Blocks to a multiprocessor that the registers are to allow; without spills, float64 allows fewer.
+// Blocks per multiprocessor that the registers must allow; float64 would spill at as many.
 template <class Rule>
 constexpr int blocks_of(int blocks) {
   return sizeof(typename Rule::Number) == 8 ? blocks - 1 : blocks;
 }
 
 template <class P, class Rule>
-__global__ void __launch_bounds__(block_size, blocks_of<Rule>(4)) step(const Arguments<Rule> __grid_constant__ a) {
-  each_item<Phase::step, P>(a);
+__global__ void __launch_bounds__(block_size, blocks_of<Rule>(4))
+    step(const KernelParams<Rule> __grid_constant__ params) {
+  each_item<Phase::step, P>(params);
 }
 template <class P, class Rule>
-__global__ void __launch_bounds__(block_size, blocks_of<Rule>(3)) measure(const Arguments<Rule> __grid_constant__ a) {
-  each_item<Phase::measure, P>(a);
+__global__ void __launch_bounds__(block_size, blocks_of<Rule>(3))
+    gate_stats(const KernelParams<Rule> __grid_constant__ params) {
+  each_item<Phase::gate_stats, P>(params);
 }
 template <class P, class Rule>
-__global__ void __launch_bounds__(block_size, blocks_of<Rule>(3)) update(const Arguments<Rule> __grid_constant__ a) {
-  each_item<Phase::update, P>(a);
+__global__ void __launch_bounds__(block_size, blocks_of<Rule>(3))
+    update(const KernelParams<Rule> __grid_constant__ params) {
+  each_item<Phase::update, P>(params);
 }
 template <class P, class Rule>
-__global__ void __launch_bounds__(block_size, blocks_of<Rule>(3)) settle(const Arguments<Rule> __grid_constant__ a) {
-  each_item<Phase::settle, P>(a);
+__global__ void __launch_bounds__(block_size, blocks_of<Rule>(3))
+    correct(const KernelParams<Rule> __grid_constant__ params) {
+  each_item<Phase::correct, P>(params);
 }
 
 template <class P, class Rule>
 __global__ void __launch_bounds__(block_size, blocks_of<Rule>(4))
-    square_sum(const Arguments<Rule> __grid_constant__ a) {
-  each_item<Phase::square_sum, P>(a);
+    square_sum(const KernelParams<Rule> __grid_constant__ params) {
+  each_item<Phase::square_sum, P>(params);
 }
 
-// A block to a multiprocessor is all it needs: where nothing is said, nvcc 13.0 saves registers and spills on sm_120.
+// One block per multiprocessor is enough; without a bound, nvcc 13.0 saves registers and spills on sm_120.
 template <class P, class Rule>
-__global__ void __launch_bounds__(block_size, 1) prepare(const Arguments<Rule> __grid_constant__ a) {
-  const Frame& f = a.frame;
-  if (skipped(f.scaling)) return;
-  for (int i = int(blockIdx.x) * block_size + int(threadIdx.x); i < f.all_tensors; i += gridDim.x * block_size) {
-    const void* g = f.gradients ? load(f.gradients + i, of_plan) : a.gradient[i];
-    if (g && f.tensors[i].kind == f.kind && f.tensors[i].live >= 0) prepare<Rule>(f, i);
+__global__ void __launch_bounds__(block_size, 1) device_scalars(const KernelParams<Rule> __grid_constant__ params) {
+  const DevicePlan& plan = params.plan;
+  if (skipped(plan.scaling)) return;
+  for (int i = int(blockIdx.x) * block_size + int(threadIdx.x); i < plan.all_tensors; i += gridDim.x * block_size) {
+    const void* g = plan.gradients ? load(plan.gradients + i, of_plan) : params.gradient[i];
+    if (g && plan.tensors[i].key == plan.key && plan.tensors[i].hyper_index >= 0) device_scalars<Rule>(plan, i);
   }
 }
 

@@ -2,6 +2,6 @@
 
 namespace onepass::cuda {
 
-extern const Launcher* const launchers_bf16 = Launchers<BFloat16>::of;
+extern const Launcher* const launchers_bf16 = Launchers<BFloat16>::of.data();
 
 }  // namespace onepass::cuda

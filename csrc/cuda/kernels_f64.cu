@@ -2,6 +2,6 @@
 
 namespace onepass::cuda {
 
-extern const Launcher* const launchers_f64 = Launchers<double>::of;
+extern const Launcher* const launchers_f64 = Launchers<double>::of.data();
 
 }  // namespace onepass::cuda

@@ -1,6 +1,8 @@
 // Launchers of the kernels of one dtype.
 #pragma once
 
+#include <array>
+
 #include "kernels.cuh"
 #include "launch.h"
 
@@ -8,55 +10,60 @@ namespace onepass::cuda {
 
 template <class P, class Rule>
 struct LauncherOf {
-  typedef void (*Function)(const Arguments<Rule> __grid_constant__);
-  static_assert(sizeof(Arguments<Rule>) <= 32764, "the limit of a kernel's arguments");
-  static_assert(sizeof(Course<Rule>) <= course_bytes);
+  typedef void (*Function)(const KernelParams<Rule> __grid_constant__);
+  static_assert(sizeof(KernelParams<Rule>) <= 32764, "the limit of a kernel's arguments");
+  static_assert(sizeof(KernelScalars<Rule>) <= scalars_bytes);
 
   static Function function(Kernel kernel) {
-    if (kernel == Kernel::prepare) return prepare<P, Rule>;
+    if (kernel == Kernel::device_scalars) return device_scalars<P, Rule>;
     if (kernel == Kernel::step) return step<P, Rule>;
     if (kernel == Kernel::square_sum) return square_sum<P, Rule>;
     if constexpr (Rule::moments > 0) {
-      if (kernel == Kernel::measure) return measure<P, Rule>;
+      if (kernel == Kernel::gate_stats) return gate_stats<P, Rule>;
       if (kernel == Kernel::update) return update<P, Rule>;
-      if (kernel == Kernel::settle) return settle<P, Rule>;
+      if (kernel == Kernel::correct) return correct<P, Rule>;
     }
     return nullptr;
   }
 
-  static cudaError_t launch(Kernel kernel, const Frame& frame, const ByValue& values, int blocks, cudaStream_t stream) {
-    Arguments<Rule> a{frame, {}, {}};
-    for (int i = 0; i < values.scalars_count; ++i) a.course[i] = course_of<Rule>(values.scalars[i]);
-    for (int i = 0; i < values.gradients_count; ++i) a.gradient[i] = values.gradients[i];
+  static cudaError_t launch(Kernel kernel, const DevicePlan& plan, const ByValue& values, int blocks,
+                            cudaStream_t stream) {
+    KernelParams<Rule> params{plan, {}, {}};
+    for (int i = 0; i < values.scalars_count; ++i) params.scalars[i] = kernel_scalars<Rule>(values.scalars[i]);
+    for (int i = 0; i < values.gradients_count; ++i) params.gradient[i] = values.gradients[i];
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(block_size);
-    config.dynamicSmemBytes = shared_bytes(kernel, frame.room_bytes);
+    config.dynamicSmemBytes = shared_bytes(kernel, plan.row_cache_bytes);
     config.stream = stream;
-    return cudaLaunchKernelEx(&config, function(kernel), a);
+    return cudaLaunchKernelEx(&config, function(kernel), params);
   }
 
-  static cudaError_t blocks_per_multiprocessor(Kernel kernel, int room_bytes, int most_shared_bytes, int* out) {
-    const int bytes = shared_bytes(kernel, room_bytes);
+  static cudaError_t blocks_per_multiprocessor(Kernel kernel, int row_cache_bytes, int most_shared_bytes, int* out) {
+    const int bytes = shared_bytes(kernel, row_cache_bytes);
     const cudaError_t error =
         cudaFuncSetAttribute(function(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes);
     if (error != cudaSuccess) return error;
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(out, function(kernel), block_size, bytes);
   }
 
-  static void write_course(const Scalars& s, unsigned char* to) {
-    *reinterpret_cast<Course<Rule>*>(to) = course_of<Rule>(s);
+  static void write_scalars(const Scalars& s, unsigned char* to) {
+    *reinterpret_cast<KernelScalars<Rule>*>(to) = kernel_scalars<Rule>(s);
   }
 
-  static constexpr Launcher launcher() { return {launch, blocks_per_multiprocessor, write_course}; }
+  static constexpr Launcher launcher() { return {launch, blocks_per_multiprocessor, write_scalars}; }
 };
 
-// In the order of Family.
+template <class P, class... Rule>
+constexpr std::array<Launcher, sizeof...(Rule)> launchers_of(const std::tuple<Rule...>*) {
+  return {LauncherOf<P, Rule>::launcher()...};
+}
+
+// In the order of RuleId.
 template <class P>
 struct Launchers {
-  typedef typename WorkOf<P>::type S;
-  static constexpr Launcher of[3] = {LauncherOf<P, Adam<S>>::launcher(), LauncherOf<P, Sgd<S, true>>::launcher(),
-                                     LauncherOf<P, Sgd<S, false>>::launcher()};
+  static constexpr std::array<Launcher, rule_count> of =
+      launchers_of<P>(static_cast<const Rules<typename WorkOf<P>::type>*>(nullptr));
 };
 
 }  // namespace onepass::cuda

@@ -21,7 +21,7 @@
 
 namespace onepass::cuda {
 
-enum Operand : int { of_p, of_g, of_m, of_v, of_plan, of_reports, operands };
+enum Operand : int { of_p, of_g, of_m, of_v, of_plan, of_stats, operands };
 
 template <class T>
 __device__ __forceinline__ T load(const T* from, Operand operand) {
@@ -48,7 +48,7 @@ __device__ __forceinline__ void store(T* to, const T& x, Operand operand) {
   *to = x;
 }
 
-// What other blocks have written during this launch: past the first-level cache, which may hold what was there before.
+// Reads what other blocks have written during this launch: bypasses the first-level cache, which may be stale.
 template <class T>
 __device__ __forceinline__ T load_fresh(const T* from, Operand operand) {
   ONEPASS_TRACE(operand, sizeof(T), false);
@@ -62,11 +62,11 @@ struct alignas(16) Vector {
   T x[lanes];
 };
 
-// A stretch of a tensor: `length` elements from element `first`, walked in vectors of `lanes` elements. The first
-// starts `phase` elements before the stretch, so that vectors lie on 16-byte boundaries of p; it and the last may be
+// A span of a tensor: `length` elements from element `first`, walked in vectors of `lanes` elements. The first
+// starts `phase` elements before the span, so that vectors lie on 16-byte boundaries of p; it and the last may be
 // partial.
 template <int lanes>
-struct Stretch {
+struct Span {
   int64_t first;
   int length, phase;
 
@@ -76,10 +76,10 @@ struct Stretch {
   __device__ __forceinline__ bool holds(int at) const { return at >= 0 && at < length; }
 };
 
-// Where some elements of a tensor are. Packed: those from `at` of a stretch on, in every operand.
+// Where some elements of a tensor are. Packed: those from `at` of a span on, in every operand.
 template <int lanes>
 struct PackedPlace {
-  const Stretch<lanes>& s;
+  const Span<lanes>& s;
   int at;
   int64_t index;  // of the first of them in the tensor; one for all operands, which saves registers
 };
@@ -111,7 +111,7 @@ struct Packed {
   T* data;
   bool vectors;
 
-  // Elements outside of the stretch read as 0 and are not written.
+  // Elements outside of the span read as 0 and are not written.
   template <class S, int lanes>
   __device__ __forceinline__ void read(const PackedPlace<lanes>& place, S (&x)[lanes]) const {
     const auto [s, at, index] = place;

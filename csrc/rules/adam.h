@@ -4,8 +4,8 @@
 //     D = sqrt(v)/sqrt(bc2) + eps    u = m/D                  nesterov: u = (b1*m + (1-b1)*g)/D
 //     AdamProxL2: u = (m + (q/s)*p)/(D + q) with q = wd*lr, which makes p - s*u the prox step (p - s*m/D)/(1 + q/D)
 //
-// R is a number or a pack of numbers, S the number. Every operation rounds once and the compilers are told not to
-// contract, so that all backends return the bits of reference.py.
+// R is a number or a pack of numbers, S the number. Every operation rounds once, and compilers may not contract, so
+// that all backends return the bits of reference.py.
 #pragma once
 
 #include <cmath>
@@ -23,6 +23,7 @@ ONEPASS_HD S where_zero(S x, S instead) {
 template <class S>
 struct Adam {
   typedef S Number;
+  static constexpr RuleId id = RuleId::adam;
   static constexpr int moments = 2;
 
   S grad_scale, l2;
@@ -55,7 +56,7 @@ struct Adam {
     using std::sqrt;
     R m = moment[0], v = moment[1];
     R D = sqrt(v) * inv_sqrt_bc2 + eps;
-    // D is 0 where eps is 0 and no gradient was ever seen: dividing by infinity leaves p alone and keeps a NaN in m.
+    // D is 0 where eps is 0 and all gradients were 0: dividing by infinity leaves p alone and keeps a NaN in m.
     if (!has_eps) D = where_zero(D, R(std::numeric_limits<S>::infinity()));
     if (nesterov) m = beta1 * m + one_minus_beta1 * g;
     if (has_metric_decay) return (m + metric_decay_over_s * p) / (D + metric_decay);

@@ -5,9 +5,14 @@
 #include "projection.h"
 #include "sgd.h"
 
+#include <tuple>
+
 namespace onepass {
 
-enum class Family : int { adam = 0, sgd = 1, plain_sgd = 2 };  // plain: without a buffer
+// Every rule, in the order of RuleId.
+template <class S>
+using Rules = std::tuple<Adam<S>, Momentum<S>, Sgd<S>>;
+static_assert(std::tuple_size_v<Rules<float>> == rule_count);
 
 // The fields of hyper.py's Hyper, under the same names; what they mean stands there.
 struct Hyper {
@@ -21,7 +26,7 @@ struct Hyper {
 };
 
 // A hyper-parameter that is read at every step from the device, if `at` is not null.
-struct LiveNumber {
+struct DeviceNumber {
   double value = 0;
   const void* at = nullptr;
   bool wide = false;  // a double, not a float
@@ -31,11 +36,11 @@ enum class Decay : int { direct, l2, metric };  // which field of Hyper the weig
 
 // The hyper-parameters of a group whose steps the device counts, before hyper.py's hyper_of has made Hyper's fields of
 // them.
-struct LiveHyper {
+struct DeviceHyper {
   bool on_device = false;   // whether the group is one
   bool capturable = false;  // whether its steps may be captured into a graph
   Hyper fixed;
-  LiveNumber lr, weight_decay, beta1, beta2, momentum, initial_lr;
+  DeviceNumber lr, weight_decay, beta1, beta2, momentum, initial_lr;
   Decay decay = Decay::direct;
   bool decouple_lr = false, over_one_minus_momentum = false;
 };
@@ -43,23 +48,23 @@ struct LiveHyper {
 // What the gradients of a step are multiplied by besides their group's sign, and whether it is not to be taken:
 // scaling.py.
 struct Scaling {
-  LiveNumber clip{1}, grad_scale{1}, found_inf{0};
+  DeviceNumber clip{1}, grad_scale{1}, found_inf{0};
 };
 
 // Every scalar of one tensor at one step.
 struct Scalars {
   Adam<double> adam;
-  Sgd<double, true> sgd;
+  Momentum<double> momentum;  // of Sgd too
   Projection projection;
   bool project_momentum;
 };
 
 // t: the tensor's step count, this step included. first: its buffer was made for this step (`lazy_buffer` rules).
-ONEPASS_HD Scalars scalars_of(const Hyper& h, bool is_sgd, double t, bool first) {
+ONEPASS_HD Scalars scalars_of(const Hyper& h, RuleId rule, double t, bool first) {
   Scalars out{};
   double s = h.lr;
-  if (is_sgd) {
-    out.sgd = {h.grad_scale, h.l2, h.momentum, 1 - (first ? 0.0 : h.dampening), h.nesterov, h.l2 != 0};
+  if (rule != RuleId::adam) {
+    out.momentum = {h.grad_scale, h.l2, h.momentum, 1 - (first ? 0.0 : h.dampening), h.nesterov, h.l2 != 0};
   } else {
     s = h.lr / (1 - std::pow(h.beta1, t));
     out.adam = {.grad_scale = h.grad_scale,
@@ -100,8 +105,8 @@ ONEPASS_HD Adam<S> narrow(const Adam<double>& a) {
           .has_eps = S(a.eps) != S(0)};
 }
 
-template <class S, bool buffered>
-ONEPASS_HD Sgd<S, buffered> narrow(const Sgd<double, true>& a) {
+template <class S>
+ONEPASS_HD Momentum<S> narrow(const Momentum<double>& a) {
   return {.grad_scale = S(a.grad_scale),
           .l2 = S(a.l2),
           .momentum = S(a.momentum),
@@ -110,12 +115,22 @@ ONEPASS_HD Sgd<S, buffered> narrow(const Sgd<double, true>& a) {
           .has_l2 = a.has_l2};
 }
 
+// A rule with its scalars in its own dtype.
 template <class Rule>
 ONEPASS_HD Rule rule_of(const Scalars& s) {
-  if constexpr (Rule::moments == 2)
-    return narrow<typename Rule::Number>(s.adam);
+  typedef typename Rule::Number S;
+  if constexpr (Rule::id == RuleId::adam)
+    return narrow<S>(s.adam);
+  else if constexpr (Rule::id == RuleId::momentum)
+    return narrow<S>(s.momentum);
   else
-    return narrow<typename Rule::Number, Rule::moments == 1>(s.sgd);
+    return {S(s.momentum.grad_scale), S(s.momentum.l2), s.momentum.has_l2};
+}
+
+// The factor of the gradient, in double.
+template <class Rule>
+ONEPASS_HD double grad_scale_of(const Scalars& s) {
+  return Rule::id == RuleId::adam ? s.adam.grad_scale : s.momentum.grad_scale;
 }
 
 }  // namespace onepass

@@ -74,9 +74,9 @@ ONEPASS_HD double max_or_nan(double a, double b) {
   return a > b || a != a ? a : b;
 }
 
-// Whether p can be had back from p' = p - (d*p + k*u) to full accuracy: p' must keep half of p at least, and the
-// projection s*c of the update must not exceed p itself, or the rounding of p' would grow by as much when p' is settled
-// to another gate. False for NaN and infinity.
+// Whether p can be recovered from p' = p - (d*p + k*u) to full accuracy: p' must keep half of p at least, and the
+// projection s*c of the update must not exceed p itself, or the rounding of p' would grow by as much when p' is
+// corrected to another gate. False for NaN and infinity.
 ONEPASS_HD bool recoverable(const Affine& a, double sc) {
   return std::fabs(1 - a.d) >= 0.5 && std::fabs(sc) <= 1;
 }

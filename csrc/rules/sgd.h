@@ -2,17 +2,18 @@
 //
 //     g = grad_scale*g (+ l2*p)      b = momentum*b + (1-dampening)*g      u = b, nesterov: u = g + momentum*b
 //
-// Without a buffer (torch.optim.SGD while momentum is 0) u = g. R and S as in adam.h.
+// Sgd is torch.optim.SGD while momentum is 0: no buffer, and u = g. R and S as in adam.h.
 #pragma once
 
 #include "config.h"
 
 namespace onepass {
 
-template <class S, bool buffered>
-struct Sgd {
+template <class S>
+struct Momentum {
   typedef S Number;
-  static constexpr int moments = buffered ? 1 : 0;
+  static constexpr RuleId id = RuleId::momentum;
+  static constexpr int moments = 1;
 
   S grad_scale, l2;
   S momentum, one_minus_dampening;
@@ -26,15 +27,40 @@ struct Sgd {
 
   template <class R>
   ONEPASS_HD void advance(R g, R* moment) const {
-    if constexpr (buffered) moment[0] = momentum * moment[0] + one_minus_dampening * g;
+    moment[0] = momentum * moment[0] + one_minus_dampening * g;
   }
 
-  ONEPASS_HD bool reads_gradient() const { return nesterov || !buffered; }
+  ONEPASS_HD bool reads_gradient() const { return nesterov; }
 
   template <class R>
   ONEPASS_HD R direction(R, R g, const R* moment) const {
-    if constexpr (!buffered) return g;
     return nesterov ? g + momentum * moment[0] : moment[0];
+  }
+};
+
+template <class S>
+struct Sgd {
+  typedef S Number;
+  static constexpr RuleId id = RuleId::sgd;
+  static constexpr int moments = 0;
+
+  S grad_scale, l2;
+  bool has_l2;
+
+  template <class R>
+  ONEPASS_HD R gradient(R p, R g) const {
+    g = grad_scale * g;
+    return has_l2 ? g + l2 * p : g;
+  }
+
+  template <class R>
+  ONEPASS_HD void advance(R, R*) const {}
+
+  ONEPASS_HD bool reads_gradient() const { return true; }
+
+  template <class R>
+  ONEPASS_HD R direction(R, R g, const R*) const {
+    return g;
   }
 };
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .hyper import Hyper
+from .hyperparams import Hyper
 
 version: str
 build_flags: str
@@ -16,7 +16,7 @@ def isas() -> list[str]: ...
 class Plan:
     def set_hypers(self, hypers: list[Hyper]) -> None: ...
     def ready(self, params: list[list[Tensor]]) -> bool: ...
-    def let_go(self) -> None: ...
+    def release_gradients(self) -> None: ...
 
 class CpuPlan(Plan):
     def __init__(
@@ -24,7 +24,7 @@ class CpuPlan(Plan):
         params: list[list[Tensor]],
         state: dict[Any, Any],
         moments: list[str],
-        sgd: bool,
+        rule: str,
         projected: bool,
         lazy_buffer: bool,
         first: list[Tensor],
@@ -47,19 +47,19 @@ class CudaPlan(Plan):  # absent from a build without CUDA
     @property
     def launches(self) -> list[str]: ...
     @property
-    def room_bytes(self) -> int: ...
+    def row_cache_bytes(self) -> int: ...
     def __init__(
         self,
         params: list[list[Tensor]],
         state: dict[Any, Any],
         moments: list[str],
-        sgd: bool,
+        rule: str,
         projected: bool,
         lazy_buffer: bool,
         first: list[Tensor],
         device: int,
     ) -> None: ...
-    def image(self, address: int) -> bytes: ...
+    def initial_bytes(self, address: int) -> bytes: ...
     def square_sum(self, group_numbers: list[int]) -> None: ...
     def run(
         self,
@@ -68,4 +68,4 @@ class CudaPlan(Plan):  # absent from a build without CUDA
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> list[Tensor]: ...
-    def judged(self) -> list[tuple[int, Tensor]]: ...
+    def decided(self) -> list[tuple[int, Tensor]]: ...

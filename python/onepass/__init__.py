@@ -3,11 +3,11 @@
 from ._version import __version__
 from .adam import Adam, AdamProx, AdamProxL2, AdamW
 from .adamp import AdamP
-from .backends import backends
-from .last_step import GATES, LastStep
+from .backend.registry import backends
+from .last_step import LastStep
 from .optimizer import Optimizer
-from .reference import Verdict
 from .sgd import SGD, SGDP
+from .verdict import GATES, Verdict
 
 __all__ = [
     "GATES",

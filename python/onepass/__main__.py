@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from . import SGD, SGDP, Adam, AdamP, AdamProx, AdamProxL2, AdamW, __version__, backends, native
+from . import SGD, SGDP, Adam, AdamP, AdamProx, AdamProxL2, AdamW, __version__, backends
+from .backend import compiled
 
 SHAPES = ((64, 3, 3, 3), (48, 40), (7, 1001), (33,), ())
 OPTIMIZERS: tuple[Any, ...] = (Adam, AdamW, AdamProx, AdamProxL2, AdamP, SGD, SGDP)
@@ -20,11 +21,11 @@ def report() -> None:
     print(f"onepass {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     for name, reason in backends().items():
         print(f"  {name:<10} {'usable' if reason is None else reason}")
-    if native.unavailable() is None:
-        print(f"instruction set: {native._C.isa()} of {', '.join(native._C.isas())}")
+    if compiled.unavailable() is None:
+        print(f"instruction set: {compiled._C.isa()} of {', '.join(compiled._C.isas())}")
         print(f"threads: {torch.get_num_threads()}")
-        print(f"CUDA kernels: {native._C.cuda_archs or 'not built'}")
-        print(f"built with {native._C.build_flags}")
+        print(f"CUDA kernels: {compiled._C.cuda_archs or 'not built'}")
+        print(f"built with {compiled._C.build_flags}")
 
 
 def largest_difference(cls: Any, backend: str, device: str = "cpu") -> float:

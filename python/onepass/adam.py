@@ -15,10 +15,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from .backends import Backend
+from .backend.registry import BackendName
 from .docstrings import ADAM, AMSGRAD, COMMON, DECOUPLED, documented
-from .hyper import Rule
 from .optimizer import Optimizer, ParamsT
+from .spec import OptimizerSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -31,7 +31,7 @@ class Adam(Optimizer):
     torch.optim.Adam. decouple_lr changes nothing here: this wd is not multiplied by lr.
     """
 
-    rule = Rule(family="adam", moments=MOMENTS, decay="l2")
+    spec = OptimizerSpec(rule="adam", moments=MOMENTS, decay="l2")
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Adam(Optimizer):
         decoupled_weight_decay: Literal[False] = False,
         decouple_lr: bool = False,
         capturable: bool = False,
-        backend: Backend = "auto",
+        backend: BackendName = "auto",
     ):
         super().__init__(
             params,
@@ -78,7 +78,7 @@ class AdamW(Optimizer):
     Source: arXiv 1711.05101; arXiv 2202.00089, Alg. 1. The same as torch.optim.AdamW.
     """
 
-    rule = Rule(family="adam", moments=MOMENTS, decay="decoupled")
+    spec = OptimizerSpec(rule="adam", moments=MOMENTS, decay="decoupled")
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class AdamW(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         capturable: bool = False,
-        backend: Backend = "auto",
+        backend: BackendName = "auto",
     ):
         super().__init__(
             params,
@@ -123,7 +123,7 @@ class AdamProx(Optimizer):
     Source: arXiv 2202.00089, Alg. 2. Never overshoots zero, for any wd; AdamW is its first-order approximation.
     """
 
-    rule = Rule(family="adam", moments=MOMENTS, decay="proximal")
+    spec = OptimizerSpec(rule="adam", moments=MOMENTS, decay="proximal")
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class AdamProx(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         capturable: bool = False,
-        backend: Backend = "auto",
+        backend: BackendName = "auto",
     ):
         super().__init__(
             params,
@@ -169,7 +169,7 @@ class AdamProxL2(Optimizer):
     scale-free. Computed as `p - (s*m + lr*wd*p)/(D + lr*wd)`, which is the same and takes one division.
     """
 
-    rule = Rule(family="adam", moments=MOMENTS, decay="proximal_l2")
+    spec = OptimizerSpec(rule="adam", moments=MOMENTS, decay="proximal_l2")
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class AdamProxL2(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         capturable: bool = False,
-        backend: Backend = "auto",
+        backend: BackendName = "auto",
     ):
         super().__init__(
             params,

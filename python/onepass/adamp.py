@@ -7,10 +7,11 @@ from typing import Literal
 from torch import Tensor
 
 from .adam import MOMENTS
-from .backends import Backend
+from .backend.registry import BackendName
 from .docstrings import AMSGRAD, COMMON, documented
-from .hyper import Decay, Rule
+from .hyperparams import Decay
 from .optimizer import Optimizer, ParamsT
+from .spec import OptimizerSpec
 
 
 @documented(AMSGRAD, COMMON)
@@ -48,7 +49,7 @@ class AdamP(Optimizer):
             of the predictor; False never predicts.
     """
 
-    rule = Rule(family="adam", moments=MOMENTS, decay="group", projected=True)
+    spec = OptimizerSpec(rule="adam", moments=MOMENTS, decay="group", projected=True)
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class AdamP(Optimizer):
         decouple_lr: bool = False,
         speculate: bool = True,
         capturable: bool = False,
-        backend: Backend = "auto",
+        backend: BackendName = "auto",
     ):
         super().__init__(
             params,

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from .backends import callers_level
-from .hyper import Rule
+from .callers import callers_level
+from .spec import OptimizerSpec
 from .values import truth_of
 
 # Only one value of each can be honoured: which, and why.
@@ -21,7 +21,7 @@ ONE_VALUE: dict[str, tuple[bool, str]] = {
 }
 # How torch is to traverse the tensors. Every step here is fused.
 NO_CHOICE = ("foreach", "fused")
-# Taken, checked and kept out of the param groups, where torch.optim fills in its own defaults when it loads them.
+# DecidedParams, checked and kept out of the param groups, where torch.optim fills in its own defaults when it loads them.
 OF_TORCH = ("amsgrad", "differentiable", "decoupled_weight_decay", *NO_CHOICE)
 
 # Keys that timm, MMEngine, Megatron and others put into groups, and read themselves.
@@ -48,7 +48,7 @@ _OF_ADAMP = "the projection is that of onepass.AdamP"
 _OF_SGDP = "the projection is that of onepass.SGDP"
 _BY_CLASS = "use onepass.AdamW for decoupled and onepass.Adam for l2 weight decay"
 _BETAS = "use betas=(beta1, beta2)"
-# What to use in place of an argument that others have, by the rule's family.
+# What to use in place of an argument that others have, by the rule.
 ADVICE: dict[str, dict[str, str]] = {
     "adam": {
         **_BOTH,
@@ -66,7 +66,7 @@ ADVICE: dict[str, dict[str, str]] = {
         "beta2": _BETAS,
         "bias_correction": "moments are always corrected for their bias",
     },
-    "sgd": {
+    "momentum": {
         **_BOTH,
         "decay": "the weight decay of onepass.SGD is l2; onepass.SGDP takes 'decoupled' or 'proximal'",
         "delta": _OF_SGDP,
@@ -80,26 +80,26 @@ ADVICE: dict[str, dict[str, str]] = {
 }
 
 
-def refuse_unknown(cls: type, rule: Rule, names: Iterable[str]) -> None:
+def refuse_unknown(cls: type, spec: OptimizerSpec, names: Iterable[str]) -> None:
     """Raises TypeError if `cls` does not take one of these keyword arguments: as Python would, and says what to use."""
     taken = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
     if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         return  # a subclass that passes them on
     for name in names:
         if name not in taken:
-            advice = _advice(rule, name, [*taken][1:])
+            advice = _advice(spec, name, [*taken][1:])
             raise TypeError(f"{cls.__name__}.__init__() got an unexpected keyword argument {name!r}; {advice}")
 
 
-def refuse_unsupported(rule: Rule, values: Mapping[str, Any], where: str) -> None:
+def refuse_unsupported(spec: OptimizerSpec, values: Mapping[str, Any], where: str) -> None:
     """Raises ValueError if arguments, or a param group, ask for what is not implemented. `where` begins the message."""
     for name, (only, why) in ONE_VALUE.items():
         if name in values and truth_of(values[name]) is not only:
             raise ValueError(f"{where}: {why}; use {name}={only}, got {values[name]!r}")
     if "decoupled_weight_decay" in values:
         asked = values["decoupled_weight_decay"]
-        if truth_of(asked) is not rule.decoupled:
-            use = rule.class_whose_decay_is(not rule.decoupled)
+        if truth_of(asked) is not spec.decoupled:
+            use = spec.class_whose_decay_is(not spec.decoupled)
             raise ValueError(f"{where}: decoupled_weight_decay={asked!r} asks for another rule; use {use}")
     for name in NO_CHOICE:
         value = values.get(name)
@@ -108,7 +108,7 @@ def refuse_unsupported(rule: Rule, values: Mapping[str, Any], where: str) -> Non
 
 
 def warn_unknown(
-    cls: type, rule: Rule, group: Mapping[str, Any], index: int, own: Collection[str], warned: set[str]
+    cls: type, spec: OptimizerSpec, group: Mapping[str, Any], index: int, own: Collection[str], warned: set[str]
 ) -> None:
     """Warns of each key of a param group that changes nothing, once.
 
@@ -118,7 +118,7 @@ def warn_unknown(
     for key in [key for key in group if key not in own and key not in KNOWN_KEYS and key not in warned]:
         warned.add(key)
         if not str(key).startswith("_"):
-            advice = _advice(rule, key, [*own])
+            advice = _advice(spec, key, [*own])
             warnings.warn(
                 f"onepass: param group {index} has a key {key!r}, which {cls.__name__} does not read; {advice}; begin "
                 "the name of a key of your own with an underscore",
@@ -126,8 +126,8 @@ def warn_unknown(
             )
 
 
-def _advice(rule: Rule, name: str, known: list[str]) -> str:
-    if name in ADVICE[rule.family]:
-        return ADVICE[rule.family][name]
+def _advice(spec: OptimizerSpec, name: str, known: list[str]) -> str:
+    if name in ADVICE[spec.rule]:
+        return ADVICE[spec.rule][name]
     nearest = get_close_matches(str(name), known, 1, cutoff=0.5)
     return f"did you mean {nearest[0]!r}?" if nearest else f"it takes {', '.join(known)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .hyper import Rule
+from .spec import OptimizerSpec
 
 # Arguments of the optimizer that loads, never of the checkpoint, which may have been written on another machine.
 OWN = ("backend", "capturable")
@@ -67,7 +67,7 @@ DECOUPLED = ("decoupled_weight_decay", "decoupled", "weight_decouple")
 FOREIGN = frozenset([*HARMLESS, *REFUSED, *OF_SOME, *DECOUPLED])
 
 
-def check_arguments(rule: Rule, name: str, groups: list[dict[str, Any]], mine: list[dict[str, Any]]) -> None:
+def check_arguments(spec: OptimizerSpec, name: str, groups: list[dict[str, Any]], mine: list[dict[str, Any]]) -> None:
     """Raises ValueError if a group of a state dict asks for what the class `name` does not do.
 
     mine: the groups to be replaced. An argument of some of our classes that the user has put there is the user's own.
@@ -77,7 +77,7 @@ def check_arguments(rule: Rule, name: str, groups: list[dict[str, Any]], mine: l
         where = f"the state dict's param group {index} has"
         for key, value in group.items():
             if key in DECOUPLED:
-                _check_decay(rule, name, f"{key}={value!r}", bool(value), where)
+                _check_decay(spec, name, f"{key}={value!r}", bool(value), where)
             elif key in refused and not _is_neutral(value, refused[key].neutral):
                 neutral, use = refused[key]
                 instead = f"delete {key}" if neutral is _ANY else f"set {key}={neutral!r}"
@@ -86,13 +86,13 @@ def check_arguments(rule: Rule, name: str, groups: list[dict[str, Any]], mine: l
                     "without it"
                 )
         if "corrected_weight_decay" in group:  # timm's classes that have it decouple the decay
-            _check_decay(rule, name, "corrected_weight_decay, whose decay is decoupled", True, where)
-        if rule.family == "adam" and "foreach" in group and "amsgrad" not in group:
+            _check_decay(spec, name, "corrected_weight_decay, whose decay is decoupled", True, where)
+        if spec.rule == "adam" and "foreach" in group and "amsgrad" not in group:
             raise ValueError(
                 f"{where} 'foreach' but no 'amsgrad', which torch.optim.Adam and AdamW have, so it is of another optimizer, such as "
                 f"RAdam or timm's NAdamW; use the class that it is of, or delete 'foreach' to go on with onepass.{name}"
             )
-        for key in _required(rule):
+        for key in _required(spec):
             if key not in group:
                 raise ValueError(
                     f"{where} no {key!r}, so it is of another optimizer; use the class that it is of, or put {key!r} "
@@ -100,18 +100,18 @@ def check_arguments(rule: Rule, name: str, groups: list[dict[str, Any]], mine: l
                 )
 
 
-def _required(rule: Rule) -> tuple[str, ...]:
+def _required(spec: OptimizerSpec) -> tuple[str, ...]:
     """Arguments that no optimizer with such a rule is without. SGD, whose decay is l2, has no delta."""
-    if rule.family == "adam":
+    if spec.rule == "adam":
         return ("betas",)
-    return ("momentum", "delta") if rule.projected else ("momentum",)
+    return ("momentum", "delta") if spec.projected else ("momentum",)
 
 
-def _check_decay(rule: Rule, name: str, what: str, decoupled: bool, where: str) -> None:
-    if decoupled != rule.decoupled:
-        own = "decoupled from the gradient" if rule.decoupled else "that of l2 regularization"
+def _check_decay(spec: OptimizerSpec, name: str, what: str, decoupled: bool, where: str) -> None:
+    if decoupled != spec.decoupled:
+        own = "decoupled from the gradient" if spec.decoupled else "that of l2 regularization"
         raise ValueError(
-            f"{where} {what}, but the weight decay of onepass.{name} is {own}; use {rule.class_whose_decay_is(decoupled)}, or "
+            f"{where} {what}, but the weight decay of onepass.{name} is {own}; use {spec.class_whose_decay_is(decoupled)}, or "
             f"delete it from the state dict to go on with the decay of {name}"
         )
 

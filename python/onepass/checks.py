@@ -1,7 +1,7 @@
 """Every check of the tensors of a step, in a fixed order, all of it before the first write.
 
-A message says what was wrong, what was given and what to do. The compiled backends look at each tensor themselves at
-every step; whenever something is not as it was they come here, where it is either accepted anew or refused.
+A message names what was wrong, what was given and what to do. Backends compare every tensor with what was bound at every step;
+only when one differs are these checks run, which accept or refuse it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .hyper import Rule
-from .reference import working_dtype
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from .dtypes import PARAM_DTYPES, moment_dtype
+from .spec import OptimizerSpec
+from .torch_compat import base_of, is_flat_parameter, is_fsdp, is_traceable_wrapper_subclass
 
 Group = dict[str, Any]
 
@@ -31,8 +29,8 @@ def each_parameter(groups: Sequence[Group], first: int = 0) -> Iterator[tuple[st
             yield f"parameter {i} of group {g}{name}, shape {tuple(p.shape)}", p
 
 
-def check_parameters(rule: Rule, groups: Sequence[Group], first: int = 0) -> None:
-    """Raises if a parameter cannot be stepped at all; the rule only matters for what is to be done instead.
+def check_parameters(spec: OptimizerSpec, groups: Sequence[Group], first: int = 0) -> None:
+    """Raises if a parameter cannot be stepped at all; the spec only matters for the advice.
 
     first: the number of the first of these groups.
     """
@@ -42,10 +40,10 @@ def check_parameters(rule: Rule, groups: Sequence[Group], first: int = 0) -> Non
             raise ValueError(f"{name}: was given twice, and two threads would write to it at once; pass it once")
         seen.add(id(p))
         if is_traceable_wrapper_subclass(p):
-            raise TypeError(f"{name}: is a {type(p).__name__}, which wraps other tensors; {_instead_of_wrapped(rule)}")
+            raise TypeError(f"{name}: is a {type(p).__name__}, which wraps other tensors; {_instead_of_wrapped(spec)}")
         if p.layout != torch.strided:
             raise TypeError(f"{name}: must be dense, got layout {p.layout}; use p.to_dense()")
-        if p.dtype not in DTYPES:
+        if p.dtype not in PARAM_DTYPES:
             raise TypeError(f"{name}: must be float16, bfloat16, float32 or float64, got {p.dtype}")
         if p.is_inference() and not torch.is_inference_mode_enabled():
             raise ValueError(
@@ -67,8 +65,8 @@ def check_parameters(rule: Rule, groups: Sequence[Group], first: int = 0) -> Non
             )
 
 
-def _instead_of_wrapped(rule: Rule) -> str:
-    if rule.projected:
+def _instead_of_wrapped(spec: OptimizerSpec) -> str:
+    if spec.projected:
         return (
             "the projection needs whole tensors, which DistributedDataParallel and ZeroRedundancyOptimizer leave; or use "
             "an optimizer without projection, with what this process holds of them, p.detach().to_local() of a DTensor"
@@ -79,18 +77,18 @@ def _instead_of_wrapped(rule: Rule) -> str:
     )
 
 
-def check_rows(rule: Rule, groups: Sequence[Group]) -> None:
+def check_rows(spec: OptimizerSpec, groups: Sequence[Group]) -> None:
     """Raises if the rule projects and a parameter is known to be a flat piece of a matrix: it would be taken for a vector,
     and not be projected.
 
-    What sharding libraries give to an optimizer need not tell what it was cut from: see `_cut_from`.
+    Not every shard can be recognised: see `_cut_from`.
     """
-    if not rule.projected:
+    if not spec.projected:
         return
     named = list(each_parameter(groups))
     # Where FSDP does not shard, it gives matrices back as matrices, and its vectors are vectors. All groups are looked
     # at together, since one may be of vectors alone.
-    sharded = not any(of_fsdp(p) and p.dim() > 1 for _, p in named)
+    sharded = not any(is_fsdp(p) and p.dim() > 1 for _, p in named)
     for name, p in named:
         matrix = _cut_from(p, sharded) if p.dim() == 1 else None
         if matrix is not None:
@@ -100,23 +98,19 @@ def check_rows(rule: Rule, groups: Sequence[Group]) -> None:
             )
 
 
-def of_fsdp(p: Tensor) -> bool:
-    return bool(getattr(p, "_fsdp_flattened", False))
-
-
 def _cut_from(p: Tensor, sharded: bool) -> str | None:
-    """What a one-dimensional parameter is a flat piece of, if it can be told; None for a vector.
+    """Names the flat shard that a one-dimensional parameter is, if it can be recognised; None for a vector.
 
-    Not to be told: DeepSpeed's ZeRO 1 and 2 and Megatron's column-parallel weights, whose pieces are plain copies.
+    Not recognised: DeepSpeed's ZeRO 1 and 2 and Megatron's column-parallel weights, whose pieces are plain copies.
     """
-    if (of_fsdp(p) and sharded) or type(p).__name__ == "FlatParameter":
+    if (is_fsdp(p) and sharded) or is_flat_parameter(p):
         return "a flat shard made by FSDP"
     if isinstance(getattr(p, "ds_id", None), str):  # an unsharded parameter has a number there
         return "a flat shard made by DeepSpeed's ZeRO 3"
     dim = getattr(p, "partition_dim", None)  # of the matrix, copied to its shard
     if isinstance(dim, int) and dim > 0:
         return f"a flat shard made by Megatron (of a matrix, since its partition_dim is {dim})"
-    base = p._base
+    base = base_of(p)
     # A view as long as a row or a column is one: a vector of a stack of them.
     if base is not None and base.dim() > 1 and p.numel() not in base.shape:
         return (
@@ -151,18 +145,18 @@ def check_gradients(groups: Sequence[Group]) -> None:
             )
 
 
-def check_state(rule: Rule, groups: Sequence[Group], state: Any, counts_on_device: bool) -> None:
+def check_state(spec: OptimizerSpec, groups: Sequence[Group], state: Any, counts_on_device: bool) -> None:
     """Raises if a state tensor, loaded or replaced by hand, does not fit its parameter."""
     owners = [group for group in groups for _ in group["params"]]
     for (name, p), group in zip(each_parameter(groups), owners, strict=True):
         own = state.get(p, {})
         if not isinstance(own, dict):
             raise TypeError(f"{name}: its state must be a dict, got {own!r}; delete it from the optimizer's state")
-        for key in rule.moments:
+        for key in spec.moments:
             moment = own.get(key)
             if moment is None:
                 continue
-            dtype = working_dtype(p.dtype)
+            dtype = moment_dtype(p.dtype)
             fits = isinstance(moment, Tensor) and moment.shape == p.shape and moment.device == p.device
             if not fits or moment.dtype != dtype or moment.layout != torch.strided or overlaps(moment):
                 given = (
@@ -175,9 +169,9 @@ def check_state(rule: Rule, groups: Sequence[Group], state: Any, counts_on_devic
                     f"got {given}; {_state_advice(p, moment)}"
                 )
         numbers = []
-        if rule.counted:
+        if spec.counted:
             numbers.append(("step", torch.float32, step_device(p, group, counts_on_device)))
-        if rule.projected and p.dim() > 1:
+        if spec.projected and p.dim() > 1:
             numbers.append(("gate_counter", torch.uint8, p.device))
         for key, dtype, device in numbers:
             value = own.get(key)
@@ -200,12 +194,12 @@ def _state_advice(p: Tensor, moment: Any) -> str:
 
 
 def step_device(p: Tensor, group: Group, counts_on_device: bool) -> torch.device:
-    """Where the step count of `p` lies: beside it only if the device is to count, since the host reads it otherwise."""
+    """The device of the step count of `p`: that of `p` only if the device counts the steps, since the host reads it otherwise."""
     return p.device if group["capturable"] or counts_on_device else torch.device("cpu")
 
 
 def overlaps(t: Tensor) -> bool:
-    """Whether two elements of `t` may share memory, judged by its strides."""
+    """Whether two elements of `t` may share memory, decided by its strides."""
     if t.numel() < 2:
         return False
     reach = 1

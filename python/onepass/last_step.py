@@ -1,4 +1,4 @@
-"""What the gates saw at the last step, as tensors that nobody has waited for and as numbers once somebody reads them."""
+"""Gate statistics of the last step: tensors on the device, and numbers once they are read."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .reference import Verdict
+from .verdict import GATES, Verdict
 
-GATES = ("none", "channel", "layer")
-NUMBERS = ("gate", "cosine", "p_norm", "g_norm", "settled")
+NUMBERS = ("gate", "cosine", "p_norm", "g_norm", "corrected")
 
 
-class Seen(NamedTuple):
-    """What one backend tells of its parameters: of each an element of every tensor, on the parameters' device."""
+class GateStatistics(NamedTuple):
+    """Gate statistics of some parameters: one element of every tensor for each, on the parameters' device."""
 
     params: list[Tensor]
     gate: Tensor
     cosine: Tensor
     p_norm: Tensor
     g_norm: Tensor
-    settled: Tensor
+    corrected: Tensor
 
 
-def seen_on_host(verdicts: Mapping[Tensor, Verdict]) -> list[Seen]:
-    """Of a backend that has its verdicts as numbers; empty if there are none."""
+def gate_statistics_on_host(verdicts: Mapping[Tensor, Verdict]) -> list[GateStatistics]:
+    """Gate statistics from verdicts that are numbers; empty if there are none."""
     if not verdicts:
         return []
     params, each = list(verdicts), verdicts.values()
@@ -37,62 +36,31 @@ def seen_on_host(verdicts: Mapping[Tensor, Verdict]) -> list[Seen]:
         return torch.tensor([getattr(v, name) for v in each], dtype=torch.float64, device=params[0].device)
 
     gate = torch.tensor([GATES.index(v.gate) for v in each], dtype=torch.int32, device=params[0].device)
-    return [Seen(params, gate, numbers("cosine"), numbers("p_norm"), numbers("g_norm"), numbers("settled").bool())]
-
-
-def rows_of(table: Tensor, rows: Iterable[int]) -> Tensor:
-    """A copy of some rows. No index is sent to the device, which would wait for it."""
-    each = table.unbind()
-    return torch.stack([each[row] for row in rows])
-
-
-Judged = list[tuple[int, Tensor]]  # the tensors that a step has judged, by number in their plan, and their parameters
-
-
-class Taken:
-    """The tensors that the last step which was taken has judged.
-
-    Whether a scaled step was taken only its device knows. So the newest steps are kept, oldest first, each with the tensor
-    that tells (None if it was taken), and nobody asks as long as all of them have judged the same tensors.
-    """
-
-    LONGEST = 8
-
-    def __init__(self, judged: Judged):
-        self.steps: list[tuple[Tensor | None, Judged]] = [(None, judged)]
-
-    def add(self, judged: Judged, found_inf: Tensor) -> None:
-        self.steps = [*self.steps, (found_inf, judged)][-self.LONGEST :]
-        numbers = [[number for number, _ in each] for _, each in self.steps]
-        if numbers.count(numbers[0]) == len(numbers):
-            self.steps = [(None, judged)]
-
-    def last(self) -> Judged:
-        """Waits for the device if the steps differ."""
-        while self.steps and self.steps[-1][0] is not None and float(self.steps[-1][0]) != 0:
-            self.steps.pop()
-        self.steps = [(None, self.steps[-1][1] if self.steps else [])]
-        return self.steps[0][1]
+    return [
+        GateStatistics(
+            params, gate, numbers("cosine"), numbers("p_norm"), numbers("g_norm"), numbers("corrected").bool()
+        )
+    ]
 
 
 class LastStep(Mapping[Tensor, Verdict]):
-    """What the gates of AdamP and SGDP saw at a step: a snapshot, which later steps do not change.
+    """Gate statistics of AdamP and SGDP at one step: a snapshot, which later steps do not change.
 
     As a mapping it has a `Verdict` for each projected parameter that was stepped. The first one that is read waits for
     the device, and fetches all of them at once. The tensors wait for nothing; they have one element for each of
-    `params`, in that order, and lie on the device of the first of them:
+    `params`, in that order, on the device of the first of them:
 
     gate: int32, the position of the gate in `onepass.GATES`, ("none", "channel", "layer").
-    cosine: float64, max over rows of |cos(g, p)| * sqrt(row length), to be read against delta (per-channel view).
+    cosine: float64, max over rows of |cos(g, p)| * sqrt(row length), to be compared with delta (per-channel view).
     p_norm, g_norm: float64, norms of the whole parameter, before the step, and of its gradient.
-    settled: bool, whether the prediction was wrong and the parameter was corrected afterwards.
+    corrected: bool, whether the predicted gate was wrong, and the parameter was corrected within the same step.
 
     Where an optimizer steps several devices, the tensors are brought together on one, which waits if one is the CPU.
     """
 
-    def __init__(self, seen: Iterable[Seen], groups: Iterable[Mapping[str, Any]] = ()):
-        self._seen, self._groups = list(seen), list(groups)
-        self.params = [p for part in self._seen for p in part.params]
+    def __init__(self, parts: Iterable[GateStatistics], groups: Iterable[Mapping[str, Any]] = ()):
+        self._parts, self._groups = list(parts), list(groups)
+        self.params = [p for part in self._parts for p in part.params]
         self._places = {p: place for place, p in enumerate(self.params)}
 
     # ------------------------------------------------------------------ tensors
@@ -114,11 +82,16 @@ class LastStep(Mapping[Tensor, Verdict]):
         return self._together("g_norm", torch.float64)
 
     @property
+    def corrected(self) -> Tensor:
+        return self._together("corrected", torch.bool)
+
+    @property
     def settled(self) -> Tensor:
-        return self._together("settled", torch.bool)
+        """The former name of `corrected`."""
+        return self.corrected
 
     def _together(self, name: str, dtype: torch.dtype) -> Tensor:
-        parts: list[Tensor] = [getattr(part, name) for part in self._seen]
+        parts: list[Tensor] = [getattr(part, name) for part in self._parts]
         if not parts:
             return torch.empty(0, dtype=dtype, device="cpu")
         if len(parts) == 1:
@@ -132,7 +105,7 @@ class LastStep(Mapping[Tensor, Verdict]):
         if not self.params:
             return []
         rows = torch.stack([getattr(self, name).double() for name in NUMBERS], dim=1).tolist()
-        return [Verdict(GATES[int(gate)], cosine, p, g, bool(settled)) for gate, cosine, p, g, settled in rows]
+        return [Verdict(GATES[int(gate)], cosine, p, g, bool(corrected)) for gate, cosine, p, g, corrected in rows]
 
     def __getitem__(self, p: Tensor) -> Verdict:
         if p not in self._places:
@@ -155,7 +128,7 @@ class LastStep(Mapping[Tensor, Verdict]):
     def flat(self, named_parameters: Iterable[tuple[str, Tensor]] | None = None) -> dict[str, float]:
         """Every number under a name, as loggers of scalars take them: {"conv1.weight/cosine": 0.02, ...}.
 
-        Each parameter has "/gate" (its position in GATES), "/cosine", "/p_norm", "/g_norm" and "/settled" (0.0 or 1.0).
+        Each parameter has "/gate" (its position in GATES), "/cosine", "/p_norm", "/g_norm" and "/corrected" (0.0 or 1.0).
         named_parameters: `model.named_parameters()`. A parameter that is not in it goes by the name under which it was
         given to the optimizer, with "group1." before it if another has that name too, or else by its place, as
         "group0.param3". One that is in no group any more is "removed2", by its place in `params`.
@@ -168,6 +141,7 @@ class LastStep(Mapping[Tensor, Verdict]):
             out[f"{name}/gate"] = float(GATES.index(verdict.gate))
             for number in NUMBERS[1:]:
                 out[f"{name}/{number}"] = float(getattr(verdict, number))
+            out[f"{name}/settled"] = float(verdict.corrected)
         return out
 
     def _names(self) -> dict[Tensor, str]:

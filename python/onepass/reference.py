@@ -14,55 +14,35 @@ D Adam's denominator, c the projection coefficient of a row.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .hyper import Hyper, Rule, has_buffer
+from .dtypes import compute_dtype
+from .hyperparams import Hyper, has_moments
 from .rounding import square_root
+from .spec import OptimizerSpec
+from .verdict import Verdict
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the gate of one projected parameter saw at the last step.
-
-    gate: "channel", "layer" or "none".
-    cosine: max over rows of |cos(g, p)| * sqrt(row length), to be read against delta (per-channel view).
-    p_norm, g_norm: norms of the whole tensor before the step.
-    settled: whether the prediction was wrong and the parameter was corrected afterwards.
-    """
-
-    gate: str
-    cosine: float
-    p_norm: float
-    g_norm: float
-    settled: bool = False
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of arithmetic and moments: float64 for float64, float32 for everything narrower."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def step(rule: Rule, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, first: bool) -> Verdict | None:
+def step(spec: OptimizerSpec, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, first: bool) -> Verdict | None:
     """One step of one parameter, in place on `p` and on the tensors of `state`.
 
-    first: whether the state was made for this step (torch.optim.SGD's first buffer is the gradient itself).
+    first: whether the moments were made for this step (torch.optim.SGD's first buffer is the gradient itself).
     Returns the verdict of the gate for a projected parameter of more than one dimension, else None.
     """
-    x = p.to(working_dtype(p.dtype))
+    x = p.to(compute_dtype(p.dtype))
     g = h.grad_scale * grad.to(x.dtype)
     if h.l2:
         g = g + h.l2 * x
-    if rule.family == "adam":
+    if spec.rule == "adam":
         u, s = adam_direction(x, g, state, h)
     else:
-        u, s = sgd_direction(rule, g, state, h, first), h.lr
+        u, s = sgd_direction(spec, g, state, h, first), h.lr
 
     # A gate takes values to decide, which meta tensors do not have.
-    if not rule.projected or p.dim() < 2 or p.numel() == 0 or p.is_meta:
+    if not spec.projected or p.dim() < 2 or p.numel() == 0 or p.is_meta:
         d, k = affine(h, s, projected=False, c=0.0)
         p.copy_(apply(x, u, d, k))
         return None
@@ -72,7 +52,7 @@ def step(rule: Rule, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, f
     d, k = affine(h, s, projected=verdict.gate != "none", c=c)
     stepped = apply(x, u, d, k)
     if h.project_momentum and not h.nesterov and isinstance(c, Tensor):
-        state[rule.moments[0]].sub_(c.to(x.dtype) * x)
+        state[spec.moments[0]].sub_(c.to(x.dtype) * x)
     p.copy_(stepped)
     return verdict
 
@@ -102,15 +82,15 @@ def adam_direction(p: Tensor, g: Tensor, state: dict[str, Any], h: Hyper) -> tup
     return m / D, s
 
 
-def sgd_direction(rule: Rule, g: Tensor, state: dict[str, Any], h: Hyper, first: bool) -> Tensor:
+def sgd_direction(spec: OptimizerSpec, g: Tensor, state: dict[str, Any], h: Hyper, first: bool) -> Tensor:
     """b = momentum*b + (1-dampening)*g;  u = b, or g + momentum*b with nesterov.
 
-    torch.optim.SGD (rule.lazy_buffer) has no buffer while momentum is 0, and its first b is g, undampened.
+    torch.optim.SGD (spec.lazy_buffer) has no buffer while momentum is 0, and its first b is g, undampened.
     """
-    if not has_buffer(rule, h):
+    if not has_moments(spec, h):
         return g
-    b = state[rule.moments[0]]
-    dampening = 0.0 if first and rule.lazy_buffer else h.dampening
+    b = state[spec.moments[0]]
+    dampening = 0.0 if first and spec.lazy_buffer else h.dampening
     b.copy_(h.momentum * b + (1 - dampening) * g)
     u: Tensor = g + h.momentum * b if h.nesterov else b
     return u

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .backends import Backend
+from .backend.registry import BackendName
 from .docstrings import COMMON, documented
-from .hyper import Decay, Rule
+from .hyperparams import Decay
 from .optimizer import Optimizer, ParamsT
+from .spec import OptimizerSpec
 
 
 @documented(COMMON)
@@ -32,7 +33,7 @@ class SGD(Optimizer):
         nesterov: takes a momentum above 0 and a dampening of 0.
     """
 
-    rule = Rule(family="sgd", moments=("momentum_buffer",), decay="l2", counted=False, lazy_buffer=True)
+    spec = OptimizerSpec(rule="momentum", moments=("momentum_buffer",), decay="l2", counted=False, lazy_buffer=True)
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class SGD(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         capturable: bool = False,
-        backend: Backend = "auto",
+        backend: BackendName = "auto",
     ):
         super().__init__(
             params,
@@ -99,7 +100,7 @@ class SGDP(Optimizer):
         speculate: see `onepass.AdamP`.
     """
 
-    rule = Rule(family="sgd", moments=("momentum",), decay="group", projected=True, counted=False)
+    spec = OptimizerSpec(rule="momentum", moments=("momentum",), decay="group", projected=True, counted=False)
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class SGDP(Optimizer):
         decouple_lr: bool = False,
         speculate: bool = True,
         capturable: bool = False,
-        backend: Backend = "auto",
+        backend: BackendName = "auto",
     ):
         defaults: dict[str, Any] = dict(
             momentum=momentum,

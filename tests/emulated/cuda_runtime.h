@@ -20,7 +20,7 @@
 #define __global__
 #define __device__
 #define __host__
-// Makes `extern __shared__ unsigned char onepass_room[];`, outside of functions, one array whatever the namespace.
+// Makes `extern __shared__ unsigned char onepass_shared[];`, outside of functions, one array whatever the namespace.
 #define __shared__ "C"
 #define __noinline__  // empty, because libstdc++ says __attribute__((__noinline__))
 #define __forceinline__ inline __attribute__((always_inline))

@@ -15,7 +15,7 @@ emulated::Index threadIdx, blockIdx, blockDim, gridDim;
 
 // The dynamic shared memory, under the name that kernels declare it by.
 extern "C" {
-alignas(128) unsigned char onepass_room[emulated::room_bytes];
+alignas(128) unsigned char onepass_shared[emulated::room_bytes];
 }
 
 namespace emulated {
@@ -112,10 +112,10 @@ constexpr unsigned char guard = 0xa5;
 // What a block finds in shared memory is NaN. What lies behind it is guarded, with AddressSanitizer out of bounds.
 void poison_room(size_t bytes) {
 #ifdef EMULATED_ASAN
-  ASAN_UNPOISON_MEMORY_REGION(onepass_room, bytes);
-  ASAN_POISON_MEMORY_REGION(onepass_room + bytes, room_bytes - bytes);
+  ASAN_UNPOISON_MEMORY_REGION(onepass_shared, bytes);
+  ASAN_POISON_MEMORY_REGION(onepass_shared + bytes, room_bytes - bytes);
 #endif
-  std::memset(onepass_room, 0xff, bytes);
+  std::memset(onepass_shared, 0xff, bytes);
 }
 
 #ifdef EMULATED_ASAN
@@ -123,13 +123,13 @@ void place_guards(size_t) {}
 void check_guards(size_t) {}
 #else
 void place_guards(size_t bytes) {
-  std::memset(onepass_room + bytes, guard, room_bytes - bytes);
+  std::memset(onepass_shared + bytes, guard, room_bytes - bytes);
 }
 void check_guards(size_t bytes) {
-  const unsigned char *begin = onepass_room + bytes, *end = onepass_room + room_bytes;
+  const unsigned char *begin = onepass_shared + bytes, *end = onepass_shared + room_bytes;
   if (*begin == guard && std::memcmp(begin, begin + 1, end - begin - 1) == 0) return;
   const unsigned char* touched = std::find_if(begin, end, [](unsigned char byte) { return byte != guard; });
-  die("a block wrote to byte %zu of its shared memory, of which it has %zu", size_t(touched - onepass_room), bytes);
+  die("a block wrote to byte %zu of its shared memory, of which it has %zu", size_t(touched - onepass_shared), bytes);
 }
 #endif
 

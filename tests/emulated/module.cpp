@@ -3,8 +3,8 @@
 #include <pybind11/stl.h>
 
 #include "../../csrc/cuda/binding.h"
-#include "../../csrc/cuda/crew.cuh"
 #include "../../csrc/cuda/memory.cuh"
+#include "../../csrc/cuda/thread_group.cuh"
 #include "control.h"
 
 namespace py = pybind11;
@@ -13,7 +13,7 @@ using namespace onepass;
 
 namespace {
 
-constexpr const char* operand_names[cuda::operands] = {"p", "g", "m", "v", "plan", "reports"};
+constexpr const char* operand_names[cuda::operands] = {"p", "g", "m", "v", "plan", "row_stats"};
 
 // Bytes that kernels have loaded and stored since the reset, of every operand.
 py::dict traffic() {
@@ -31,7 +31,7 @@ std::vector<std::tuple<unsigned, unsigned, size_t>> tuples_of(const std::vector<
 
 // How tensors that need not exist would be laid onto the emulated device: the room, the number of items that blocks
 // take, and of every item its tensor, first row, rows, and first and last element of the row.
-py::tuple shape_of(const std::vector<std::tuple<int, std::vector<int64_t>, bool, bool>>& tensors) {
+py::tuple launch_layout_of(const std::vector<std::tuple<int, std::vector<int64_t>, bool, bool>>& tensors) {
   Plan plan;
   for (const auto& [dtype, shape, projected, packed] : tensors) {
     Tensor t;
@@ -47,25 +47,25 @@ py::tuple shape_of(const std::vector<std::tuple<int, std::vector<int64_t>, bool,
   }
   const Device& d = emulated::device;
   const cuda::Limits limits{d.multiprocessors, d.shared_per_multiprocessor, d.shared_per_block, d.shared_reserved};
-  const cuda::Shape shape = cuda::shape_of(plan, limits, cuda::board_bytes());
+  const cuda::LaunchLayout layout = cuda::launch_layout_of(plan, limits, cuda::shared_storage_bytes());
   py::list items;
-  for (const Item& item : plan.items)
+  for (const WorkItem& item : plan.items)
     items.append(py::make_tuple(item.tensor, item.row, item.rows, item.begin, item.end));
-  return py::make_tuple(shape.room_bytes, shape.block_items, items);
+  return py::make_tuple(layout.row_cache_bytes, layout.block_items, items);
 }
 
 // What the kernels are bounded by, and the bytes of what they read of a plan.
 py::dict limits() {
   py::dict out;
   out["gradients"] = cuda::max_gradients;
-  out["courses"] = cuda::max_courses;
-  out["words"] = cuda::Parcel::max_words;
+  out["scalars"] = cuda::max_scalars;
+  out["words"] = cuda::Chunk::max_words;
   out["block"] = cuda::block_size;
   out["warp"] = cuda::warp_size;
-  out["board"] = cuda::board_bytes();
-  out["item_bytes"] = sizeof(Item);
+  out["shared_storage"] = cuda::shared_storage_bytes();
+  out["item_bytes"] = sizeof(WorkItem);
   out["tensor_bytes"] = sizeof(cuda::DeviceTensor);
-  out["report_bytes"] = sizeof(Report);
+  out["row_stats_bytes"] = sizeof(RowStats);
   out["verdict_bytes"] = sizeof(cuda::DeviceVerdict);
   return out;
 }
@@ -96,5 +96,5 @@ PYBIND11_MODULE(emulated, m) {
   m.def(
       "fail_next_launch", [](int error) { emulated::fail_next_launch(static_cast<cudaError_t>(error)); },
       py::arg("error") = static_cast<int>(cudaErrorLaunchFailure));
-  m.def("shape_of", &shape_of, py::arg("tensors"));
+  m.def("launch_layout_of", &launch_layout_of, py::arg("tensors"));
 }

@@ -5,7 +5,7 @@ namespace selftest {
 
 constexpr unsigned all = 0xffffffffu;
 
-extern __shared__ __align__(16) unsigned char onepass_room[];
+extern __shared__ __align__(16) unsigned char onepass_shared[];
 
 template <class T>
 __device__ __forceinline__ T sum_of_warp(T x) {
@@ -16,7 +16,7 @@ __device__ __forceinline__ T sum_of_warp(T x) {
 // The sum of the row that is the block's.
 template <bool barrier>
 __global__ void __launch_bounds__(1024) sum_rows(const float* x, float* sums, int length) {
-  float* partial = reinterpret_cast<float*>(onepass_room);
+  float* partial = reinterpret_cast<float*>(onepass_shared);
   float sum = 0;
   for (int i = threadIdx.x; i < length; i += blockDim.x) sum += x[size_t(blockIdx.x) * length + i];
   sum = sum_of_warp(sum);
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(1024) sum_rows(const float* x, float* sums, in
 // Each warp's numbers in the opposite order.
 template <bool barrier>
 __global__ void reverse_warps(int* x) {
-  int* room = reinterpret_cast<int*>(onepass_room);
+  int* room = reinterpret_cast<int*>(onepass_shared);
   room[threadIdx.x] = x[threadIdx.x];
   if (barrier) __syncwarp();
   x[threadIdx.x] = room[threadIdx.x ^ 31];
@@ -43,8 +43,8 @@ __global__ void come(unsigned* count, unsigned* place) {
 }
 
 __global__ void copy_room(unsigned char* to, int at) {
-  to[blockIdx.x * blockDim.x + threadIdx.x] = onepass_room[at + threadIdx.x];
-  onepass_room[threadIdx.x] = 0;
+  to[blockIdx.x * blockDim.x + threadIdx.x] = onepass_shared[at + threadIdx.x];
+  onepass_shared[threadIdx.x] = 0;
 }
 
 __global__ void one_warp_waits() {

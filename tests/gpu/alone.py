@@ -24,9 +24,9 @@ def plan_is_dropped_while_a_side_stream_steps() -> None:
     opt, other = (train(record.make(on_device(), backend=BACKEND, **record.typical), range(2)) for _ in range(2))
     for each in (opt, other):
         feed(each, 2)
-    (runner,) = opt._runtime.runners
-    nbytes, stream, done = runner.memory.nbytes, torch.cuda.Stream(), torch.cuda.Event()
-    del runner
+    (bound,) = opt._execution.backends
+    nbytes, stream, done = bound.memory.nbytes, torch.cuda.Stream(), torch.cuda.Event()
+    del bound
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(LONG)

@@ -1,6 +1,6 @@
 """The backend on the device and the reference on the CPU, stepped side by side and compared after every step.
 
-What tests/twins.py does for backends of the CPU, with the same bounds.
+What tests/side_by_side.py does for backends of the CPU, with the same bounds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from compare import assert_same_bits, assert_within
 from gpu.target import BACKEND, DEVICE, to_host
 from oracles import Arguments
 from records import Record
+from side_by_side import UNITS
 from tensors import FORBIDDEN, GUARD, LAYOUTS, Layout
-from twins import UNITS
 
 
 class Held:

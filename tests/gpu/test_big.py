@@ -18,7 +18,7 @@ import onepass
 import truth
 from compare import assert_same_bits, assert_within
 from gpu.target import BACKEND, DEVICE, ON_CUDA, pick, to_host
-from twins import UNITS
+from side_by_side import UNITS
 
 BIG = pick(2**31, 2**13)
 N = BIG + 1000

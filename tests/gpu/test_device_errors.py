@@ -20,7 +20,7 @@ def test_the_backend_is_there() -> None:
 @each_optimizer
 def test_auto_is_this_backend(record: Record, recwarn: pytest.WarningsRecorder) -> None:
     opt = train(record.make(on_device(), backend="auto", **record.typical), range(2))
-    assert [runner.name for runner in opt._runtime.runners] == [BACKEND]
+    assert [bound.name for bound in opt._execution.backends] == [BACKEND]
     assert not [warning for warning in recwarn if "onepass" in str(warning.message)]
     assert_same_everywhere(opt, train(record.make(on_device(), backend=BACKEND, **record.typical), range(2)))
 
@@ -46,7 +46,7 @@ def test_a_group_on_two_devices() -> None:
 
 @cuda_only
 def test_groups_on_host_and_device() -> None:
-    """One optimizer, a runner for each."""
+    """One optimizer, a bound for each."""
     params = [torch.ones(5, 4), torch.ones(5, 4, device=DEVICE)]
     opt = onepass.AdamP([{"params": [p]} for p in params], lr=0.1, weight_decay=0.1)
     for _ in range(3):

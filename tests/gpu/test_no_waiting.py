@@ -82,7 +82,7 @@ def test_last_step_waits_when_a_verdict_is_read(record: Record, capturable: bool
     with no_synchronization():
         opt.step()
         last = opt.last_step()
-        tensors = [last.gate, last.cosine, last.p_norm, last.g_norm, last.settled]
+        tensors = [last.gate, last.cosine, last.p_norm, last.g_norm, last.corrected]
         with pytest.raises(RuntimeError, match="synchroniz"):
             last.flat()
     told = [verdict.cosine for verdict in last.values()]

@@ -31,4 +31,4 @@ def _step(opt: onepass.AdamP) -> int:
     (p,) = opt.param_groups[0]["params"]
     p.grad = to_device(gradient("channel", to_host(p), 1))
     opt.step()
-    return opt._runtime.runners[0].plan.room_bytes
+    return opt._execution.backends[0].plan.row_cache_bytes

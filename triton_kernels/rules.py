@@ -1,6 +1,6 @@
 """The rules in Triton: what reference.py and csrc/rules/ say, under the same names.
 
-A course is the record of a cohort's scalars (plan.py's COURSE), float64; a rule narrows them to the dtype of p, once.
+`scalars` points to the scalars of a bucket (plan.py's SCALARS), float64; a rule narrows each to the dtype of p, once.
 Every operation rounds once: the kernels are launched without contraction, and division and square root are IEEE's. What
 belongs to a row is float64.
 
@@ -12,33 +12,33 @@ from __future__ import annotations
 import triton.language as tl
 
 from .jit import device
-from .plan import COURSE
+from .plan import SCALARS
 
-GRAD_SCALE = tl.constexpr(COURSE.index("grad_scale"))
-L2 = tl.constexpr(COURSE.index("l2"))
-BETA1 = tl.constexpr(COURSE.index("beta1"))
-ONE_MINUS_BETA1 = tl.constexpr(COURSE.index("one_minus_beta1"))
-BETA2 = tl.constexpr(COURSE.index("beta2"))
-ONE_MINUS_BETA2 = tl.constexpr(COURSE.index("one_minus_beta2"))
-INV_SQRT_BC2 = tl.constexpr(COURSE.index("inv_sqrt_bc2"))
-EPS = tl.constexpr(COURSE.index("eps"))
-METRIC_DECAY = tl.constexpr(COURSE.index("metric_decay"))
-METRIC_DECAY_OVER_S = tl.constexpr(COURSE.index("metric_decay_over_s"))
-NESTEROV = tl.constexpr(COURSE.index("nesterov"))
-MOMENTUM = tl.constexpr(COURSE.index("momentum"))
-ONE_MINUS_DAMPENING = tl.constexpr(COURSE.index("one_minus_dampening"))
-S = tl.constexpr(COURSE.index("s"))
-DECAY = tl.constexpr(COURSE.index("decay"))
-WD_RATIO = tl.constexpr(COURSE.index("wd_ratio"))
-DELTA = tl.constexpr(COURSE.index("delta"))
-PROXIMAL = tl.constexpr(COURSE.index("proximal"))
-PROJECT_MOMENTUM = tl.constexpr(COURSE.index("project_momentum"))
-SKIPPED = tl.constexpr(COURSE.index("skipped"))
+GRAD_SCALE = tl.constexpr(SCALARS.index("grad_scale"))
+L2 = tl.constexpr(SCALARS.index("l2"))
+BETA1 = tl.constexpr(SCALARS.index("beta1"))
+ONE_MINUS_BETA1 = tl.constexpr(SCALARS.index("one_minus_beta1"))
+BETA2 = tl.constexpr(SCALARS.index("beta2"))
+ONE_MINUS_BETA2 = tl.constexpr(SCALARS.index("one_minus_beta2"))
+INV_SQRT_BC2 = tl.constexpr(SCALARS.index("inv_sqrt_bc2"))
+EPS = tl.constexpr(SCALARS.index("eps"))
+METRIC_DECAY = tl.constexpr(SCALARS.index("metric_decay"))
+METRIC_DECAY_OVER_S = tl.constexpr(SCALARS.index("metric_decay_over_s"))
+NESTEROV = tl.constexpr(SCALARS.index("nesterov"))
+MOMENTUM = tl.constexpr(SCALARS.index("momentum"))
+ONE_MINUS_DAMPENING = tl.constexpr(SCALARS.index("one_minus_dampening"))
+S = tl.constexpr(SCALARS.index("s"))
+DECAY = tl.constexpr(SCALARS.index("decay"))
+WD_RATIO = tl.constexpr(SCALARS.index("wd_ratio"))
+DELTA = tl.constexpr(SCALARS.index("delta"))
+PROXIMAL = tl.constexpr(SCALARS.index("proximal"))
+PROJECT_MOMENTUM = tl.constexpr(SCALARS.index("project_momentum"))
+SKIPPED = tl.constexpr(SCALARS.index("skipped"))
 
-# Families and gates.
-ADAM = tl.constexpr(0)
-SGD = tl.constexpr(1)
-PLAIN_SGD = tl.constexpr(2)
+# Rules and gates.
+ADAM_RULE = tl.constexpr(0)
+MOMENTUM_RULE = tl.constexpr(1)
+SGD_RULE = tl.constexpr(2)
 NONE = tl.constexpr(0)
 CHANNEL = tl.constexpr(1)
 LAYER = tl.constexpr(2)
@@ -51,9 +51,9 @@ EIGHT_UNITS = tl.constexpr(2.0**-50)  # of float64
 
 
 @device
-def number(course, name, p):
-    """One scalar of a course, in the dtype of p."""
-    return tl.load(course + name).to(p.dtype)
+def number(scalars, name, p):
+    """One scalar, in the dtype of p."""
+    return tl.load(scalars + name).to(p.dtype)
 
 
 @device
@@ -75,52 +75,52 @@ def root(a):
 
 
 @device
-def gradient(p, g, course):
+def gradient(p, g, scalars):
     """g = grad_scale*g (+ l2*p)"""
-    g = number(course, GRAD_SCALE, p) * g
-    l2 = number(course, L2, p)
+    g = number(scalars, GRAD_SCALE, p) * g
+    l2 = number(scalars, L2, p)
     if l2 != 0:
         g = g + l2 * p
     return g
 
 
 @device
-def advance(g, m, v, course, FAMILY: tl.constexpr):
+def advance(g, m, v, scalars, RULE: tl.constexpr):
     """m = b1*m + (1-b1)*g;  v = b2*v + (1-b2)*g^2.  With momentum, m is b = momentum*b + (1-dampening)*g."""
-    if FAMILY == ADAM:
-        m = number(course, BETA1, g) * m + number(course, ONE_MINUS_BETA1, g) * g
-        v = number(course, BETA2, g) * v + number(course, ONE_MINUS_BETA2, g) * (g * g)
-    if FAMILY == SGD:
-        m = number(course, MOMENTUM, g) * m + number(course, ONE_MINUS_DAMPENING, g) * g
+    if RULE == ADAM_RULE:
+        m = number(scalars, BETA1, g) * m + number(scalars, ONE_MINUS_BETA1, g) * g
+        v = number(scalars, BETA2, g) * v + number(scalars, ONE_MINUS_BETA2, g) * (g * g)
+    if RULE == MOMENTUM_RULE:
+        m = number(scalars, MOMENTUM, g) * m + number(scalars, ONE_MINUS_DAMPENING, g) * g
     return m, v
 
 
 @device
-def reads_gradient(course):
+def reads_gradient(scalars):
     """Whether `direction` needs the gradient beside the moments."""
-    return tl.load(course + NESTEROV) != 0
+    return tl.load(scalars + NESTEROV) != 0
 
 
 @device
-def direction(p, g, m, v, course, FAMILY: tl.constexpr):
+def direction(p, g, m, v, scalars, RULE: tl.constexpr):
     """u = m/D with D = sqrt(v)/sqrt(bc2) + eps; nesterov: (b1*m + (1-b1)*g)/D.  With momentum, u = b or g + momentum*b.
 
     AdamProxL2: u = (m + (q/s)*p)/(D + q) with q = wd*lr. Where D is 0, and no eps to help, nothing is known of the coordinate: 0/0 := 0.
     """
-    nesterov = tl.load(course + NESTEROV) != 0
-    if FAMILY == ADAM:
-        D = root(v) * number(course, INV_SQRT_BC2, p) + number(course, EPS, p)
+    nesterov = tl.load(scalars + NESTEROV) != 0
+    if RULE == ADAM_RULE:
+        D = root(v) * number(scalars, INV_SQRT_BC2, p) + number(scalars, EPS, p)
         D = tl.where(D == 0, INFINITY, D)
         if nesterov:
-            m = number(course, BETA1, p) * m + number(course, ONE_MINUS_BETA1, p) * g
-        if tl.load(course + METRIC_DECAY) != 0:
-            m = m + number(course, METRIC_DECAY_OVER_S, p) * p
-            D = D + number(course, METRIC_DECAY, p)
+            m = number(scalars, BETA1, p) * m + number(scalars, ONE_MINUS_BETA1, p) * g
+        if tl.load(scalars + METRIC_DECAY) != 0:
+            m = m + number(scalars, METRIC_DECAY_OVER_S, p) * p
+            D = D + number(scalars, METRIC_DECAY, p)
         u = divide(m, D)
-    elif FAMILY == SGD:
+    elif RULE == MOMENTUM_RULE:
         u = m
         if nesterov:
-            u = g + number(course, MOMENTUM, p) * m
+            u = g + number(scalars, MOMENTUM, p) * m
     else:
         u = g
     return u
@@ -149,9 +149,9 @@ def clamp_below(x, low):
 
 
 @device
-def cosine_squared(pg, pp, gg, course):
+def cosine_squared(pg, pp, gg, scalars):
     """cos(p, g)^2; a row of zeros has cosine 0, a row with a NaN has NaN."""
-    eps = tl.load(course + EPS)
+    eps = tl.load(scalars + EPS)
     return pg * pg / or_infinity(clamp_below(pp, eps * eps) * clamp_below(gg, eps * eps))
 
 
@@ -163,20 +163,20 @@ def cosine_of(squared, length):
 
 
 @device
-def coefficient(pp, pu, course):
+def coefficient(pp, pu, scalars):
     """c = <p,u>/(|p|+eps)^2"""
-    norm = tl.sqrt(pp) + tl.load(course + EPS)
+    norm = tl.sqrt(pp) + tl.load(scalars + EPS)
     return pu / or_infinity(norm * norm)
 
 
 @device
-def passes(max_cosine, row_length, course):
+def passes(max_cosine, row_length, scalars):
     """cos < delta/sqrt(length); false for NaN."""
-    return max_cosine < tl.load(course + DELTA) / tl.sqrt(row_length)
+    return max_cosine < tl.load(scalars + DELTA) / tl.sqrt(row_length)
 
 
 @device
-def affine(gate, c, course):
+def affine(gate, c, scalars):
     """d and k of p' = p - (d*p + k*u), to which every rule comes down.
 
     decoupled  p' = (1 - q)*p - s*(u - c*p):        d = q - s*c          k = s
@@ -184,11 +184,11 @@ def affine(gate, c, course):
 
     q is the decay, times wd_ratio where projected.
     """
-    s = tl.load(course + S)
-    decay = tl.load(course + DECAY)
-    q = tl.where(gate == NONE, decay, decay * tl.load(course + WD_RATIO))
+    s = tl.load(scalars + S)
+    decay = tl.load(scalars + DECAY)
+    q = tl.where(gate == NONE, decay, decay * tl.load(scalars + WD_RATIO))
     d = q - tl.where(gate == NONE, 0.0, s * c)
-    scale = tl.where(tl.load(course + PROXIMAL) != 0, 1 + q, 1.0)
+    scale = tl.where(tl.load(scalars + PROXIMAL) != 0, 1 + q, 1.0)
     return d / scale, s / scale
 
 
@@ -207,7 +207,7 @@ def largest_or_nan(x):
 
 @device
 def recoverable(d, sc):
-    """Whether p can be had back from p' = p - (d*p + k*u) to full accuracy: p' keeps half of p at least, and the
+    """Whether p can be recovered from p' = p - (d*p + k*u) to full accuracy: p' keeps half of p at least, and the
     projection s*c does not exceed p itself. False for NaN and infinity."""
     return (tl.abs(1 - d) >= 0.5) & (tl.abs(sc) <= 1)
 

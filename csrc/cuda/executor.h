@@ -1,4 +1,4 @@
-// One step on a CUDA device: which launches, with what arguments.
+// One step on a CUDA device: the memory of the plan, and the launches with their parameters.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,17 +6,17 @@
 #include <string>
 
 #include "launch.h"
-#include "shape.h"
+#include "launch_layout.h"
 
 namespace onepass::cuda {
 
-class CudaStepper {
+class CudaExecutor {
  public:
-  CudaStepper(Plan& plan, int device);
+  CudaExecutor(Plan& plan, int device);
 
-  // Device memory for the plan, and what it is to hold at first, if it starts at `address`.
+  // The size of the plan's device memory, and its initial content if it starts at `address`.
   int64_t bytes() const { return bytes_; }
-  std::vector<char> image(uint64_t address);
+  std::vector<char> initial_bytes(uint64_t address);
 
   // Launches a step of every active tensor on a stream of the plan's device, which is the current one; does not wait.
   // group_numbers: of the plan's groups, for messages.
@@ -28,33 +28,33 @@ class CudaStepper {
 
   // Where in the plan's memory the verdicts of its tensors begin, and which tensors have one of the last step.
   int64_t verdicts_at() const { return verdicts_.offset; }
-  std::vector<int> judged() const;
+  std::vector<int> decided() const;
 
-  // The kernels of the last step in order, and how the plan is laid onto the device.
+  // The kernels of the last step in order, and the launch layout.
   const std::vector<const char*>& launches() const { return launches_; }
-  const Shape& shape() const { return shape_; }
+  const LaunchLayout& layout() const { return layout_; }
   bool capturing() const { return capturing_; }  // whether the last step was captured into a graph
 
  private:
-  // A part of the plan's memory.
-  struct Section {
+  // A region of the plan's memory.
+  struct Region {
     int64_t offset, bytes;
   };
 
-  // What the device holds of a part, and which of it has changed since it was sent. Once some of it was sent in the
-  // course of a capture, nobody here knows what the device holds: each replay writes it again. It is sent whole then,
-  // in that capture and at every step from there on.
-  struct Mirror {
+  // The host's copy of a region, and the range that has changed since its last upload. An upload that was captured into
+  // a graph is repeated by each replay, so that the device's content is unknown from then on: the region is uploaded
+  // whole, in that capture and at every later step.
+  struct ShadowBuffer {
     std::vector<char> bytes;
     int64_t begin = 0, end = 0;
     bool captured = false;
 
-    void put(int64_t at, const void* from, int64_t count);
+    void set(int64_t at, const void* from, int64_t count);
   };
 
-  Section section(int64_t bytes);
+  Region region(int64_t bytes);
   template <class T>
-  T* in(const Section& s) const {
+  T* in(const Region& s) const {
     return reinterpret_cast<T*>(address_ + s.offset);
   }
   void lay_out();
@@ -63,49 +63,50 @@ class CudaStepper {
   void begin(cudaStream_t stream, const std::vector<int>& group_numbers);
   bool is_captured(cudaStream_t stream) const;
   void check_capturable(const std::vector<int>& group_numbers) const;
-  void set_courses();
-  int course_of(const Tensor& t, float count);
+  void set_scalars();
+  int scalars_index_of(const Tensor& t, float count);
   DeviceTensor describe(int tensor) const;
-  void upload(cudaStream_t stream);
-  void send(const Section& s, Mirror& mirror, cudaStream_t stream);
-  // What the tensors of one dtype and family that are to be stepped ask for.
-  struct Kind {
-    bool present, gated, measured, live;
+  void upload_changes(cudaStream_t stream);
+  void upload(const Region& region, ShadowBuffer& shadow, cudaStream_t stream);
+  // Which kernels the active tensors of one dtype and rule need.
+  struct Work {
+    bool present, gated, gate_stats, device_scalars;
   };
   template <class Launch>
-  void each_kind(const Launch& launch) const;
+  void each_kernel_key(const Launch& launch) const;
   void launch_all(cudaStream_t stream, const Scaling& scaling);
-  void launch(Kernel kernel, Dtype dtype, Family family, cudaStream_t stream, const Scaling& scaling = {});
-  int blocks(Kernel kernel, Dtype dtype, Family family);
+  void launch(Kernel kernel, Dtype dtype, RuleId rule_id, cudaStream_t stream, const Scaling& scaling = {});
+  int blocks(Kernel kernel, Dtype dtype, RuleId rule_id);
   // Throws if a call has failed; `doing` and `what` say which.
   void check(cudaError_t error, const char* doing, const char* what = "") const;
 
   Plan& plan_;
   int device_;
   Limits limits_;
-  Shape shape_;
+  LaunchLayout layout_;
   uint64_t address_ = 0;
   int64_t bytes_ = 0;
-  Section tensors_, items_, layouts_, live_, verdicts_, reports_, coefficients_, tickets_, gradients_, courses_;
-  Section fresh_, square_sums_, square_sum_;
+  Region tensors_, items_, layouts_, hypers_, verdicts_, row_stats_, coefficients_, arrivals_, gradients_,
+      scalars_memory_;
+  Region first_steps_, square_sums_, square_sum_;
   std::vector<int64_t> layout_at_;  // of every tensor, in `layouts_`; -1 if it is packed
 
-  // What a course is made of: tensors that share these share their scalars.
+  // Tensors with equal keys have equal scalars.
   struct Key {
     int group;
     float count;
-    bool first, negated;
+    bool first_step, negated;
     bool operator==(const Key&) const = default;
   };
   std::vector<Key> keys_;
   std::vector<Scalars> scalars_;
-  std::vector<int> course_;            // of every tensor
+  std::vector<int> scalars_index_;     // of every tensor
   std::vector<const void*> gradient_;  // of every tensor; null where it is not stepped
   std::vector<char> stepped_;
   bool capturing_ = false;
 
-  bool gradients_in_memory_, courses_in_memory_;
-  Mirror known_tensors_, known_live_, known_gradients_, known_courses_;
+  bool gradients_in_memory_, scalars_in_memory_;
+  ShadowBuffer shadow_tensors_, shadow_hypers_, shadow_gradients_, shadow_scalars_;
   std::vector<int> blocks_;  // of every kernel, 0 if not known
   std::vector<const char*> launches_;
 };

@@ -1,7 +1,7 @@
-"""The Triton backend: the same plan and the same steps as the compiled ones, with no compiler at install.
+"""The Triton backend: the same phases as the compiled backends, with no compiler at install.
 
-This is the boundary: it looks at every tensor at every step, has triton_tables.py send what has changed, and lets
-triton_kernels/ do the rest. Triton is imported when the backend is first used. Nothing here needs the compiled module.
+Reads the address of every tensor at every step, has tables.py upload what has changed, and launches the kernels of
+triton_kernels/. Nothing here needs the compiled module.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import importlib
 import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from . import triton_tables
-from .hyper import Hyper, has_buffer
-from .last_step import Judged, Seen, Taken, rows_of
-from .scaling import Scaling
-from .triton_entry import Entry, facts_of
-from .triton_tables import CAPTURING, DeviceTables
-
-if TYPE_CHECKING:
-    from .optimizer import Optimizer
+from ...hyperparams import Hyper, has_moments
+from ...last_step import GateStatistics
+from ...scaling import Scaling
+from ...spec import OptimizerSpec
+from ...torch_compat import foreach_add_
+from ..base import Groups
+from ..decided import Decided, DecidedParams, rows_of
+from .bound_param import BoundParam, facts_of
+from .tables import CAPTURING, TableUploader, capturing
 
 OLDEST = (3, 5)
 
@@ -48,61 +48,61 @@ def unavailable() -> str | None:
     return None
 
 
-class TritonRunner:
+class TritonBackend:
     """Steps the tensors of some groups, all on one device. Nothing waits for the device."""
 
     name = "triton"
     capturable = True
 
-    def __init__(self, optimizer: Optimizer, indices: list[int]):
-        self.rule, self.indices = optimizer.rule, indices
-        self.params = [list(optimizer.param_groups[i]["params"]) for i in indices]
+    def __init__(self, spec: OptimizerSpec, groups: Groups, indices: list[int], graph_tensors: list[Tensor]):
+        self.spec, self.indices = spec, indices
+        self.params = [list(groups[i]["params"]) for i in indices]
         self.device = self.params[0][0].device
         self.on_gpu = self.device.type == "cuda"
-        if triton_tables.capturing(self.device):
+        if capturing(self.device):
             raise RuntimeError(CAPTURING)
-        self.captured = optimizer._runtime.captured
+        self.graph_tensors = graph_tensors
         self.launches: list[str] = []  # of the last step
-        self.taken = Taken([])
+        self.decided = DecidedParams([])
         self.stream: Any = None
         self.hypers: list[Hyper] = []
-        self.changed = True  # whether any tensor is not as it was at the last step
+        self.changed = True  # whether any tensor differs from the last step
 
-    # ------------------------------------------------------------------ what is bound, and whether it is so still
+    # ------------------------------------------------------------------ binding
 
     def bind(self, state: Any, first: list[Tensor]) -> None:
         self.state = state
-        fresh = {id(p) for p in first}
-        self.entries = []
+        new = {id(p) for p in first}
+        self.bound = []
         for group, params in enumerate(self.params):
             for p in params:
-                entry = Entry(p, group, self.rule.projected and p.dim() > 1 and p.numel() > 0)
-                entry.fresh = self.rule.lazy_buffer and id(p) in fresh
-                self.entries.append(entry)
-        self.tables = DeviceTables(self.rule, self.indices, self.entries, self.device, self.captured)
+                param = BoundParam(p, group, self.spec.projected and p.dim() > 1 and p.numel() > 0)
+                param.first_step = self.spec.lazy_buffer and id(p) in new
+                self.bound.append(param)
+        self.tables = TableUploader(self.spec, self.indices, self.bound, self.device, self.graph_tensors)
 
-    def ready(self, groups: list[dict[str, Any]], hypers: list[Hyper]) -> bool:
+    def ready(self, groups: Groups, hypers: list[Hyper]) -> bool:
         for i, params in zip(self.indices, self.params, strict=True):
             given = groups[i]["params"]
             if len(given) != len(params) or not all([a is b for a, b in zip(given, params, strict=True)]):
                 return False
         self.hypers = [hypers[i] for i in self.indices]
         try:
-            return all([self.look(entry) for entry in self.entries])
+            return all([self.read(param) for param in self.bound])
         except (KeyError, AttributeError, TypeError, RuntimeError, NotImplementedError):
-            return False  # some tensor is not what it was; what it is, checks.py finds out
+            return False  # some tensor differs from what was bound; checks.py finds out how
 
-    def look(self, e: Entry) -> bool:
-        """Takes the addresses of a parameter that has a gradient, and of its state."""
+    def read(self, e: BoundParam) -> bool:
+        """Reads the addresses of a parameter, its gradient and its state; False if one differs from what was bound."""
         g = e.p.grad
         if g is None:
             self.changed |= bool(e.operands)
             e.operands, e.facts = [], []
             return True
         h = self.hypers[e.group]
-        moments = self.rule.moments if has_buffer(self.rule, h) else ()
-        counted = self.rule.counted and self.rule.family == "adam"
-        own = self.state.get(e.p, {})  # which makes no entry
+        moments = self.spec.moments if has_moments(self.spec, h) else ()
+        counted = self.spec.counted and self.spec.rule == "adam"
+        own = self.state.get(e.p, {})  # without making an entry
         e.operands = [e.p, g, *[own[key] for key in moments]]
         e.step = own["step"] if counted else None
         e.counter = own["gate_counter"] if e.projected else None
@@ -114,7 +114,9 @@ class TritonRunner:
         if forms[0] != e.form:
             return False
         if forms != e.forms:
-            if self.tables.structure is not None and forms != e.expected(len(moments), counted, h.live is not None):
+            if self.tables.structure is not None and forms != e.expected(
+                len(moments), counted, h.device_hyper is not None
+            ):
                 return False
             e.forms = forms
             e.facts = facts
@@ -128,12 +130,12 @@ class TritonRunner:
 
     @torch.no_grad()
     def square_sum(self) -> Tensor:
-        from .triton_kernels import launch
+        from ...triton_kernels import launch
 
         tables = self.prepare()
         with self.on_device():
             self.launches = launch.square_sum(tables)
-        self.let_go()
+        self.release_gradients()
         total: Tensor = tables.square_sum[0]
         return total
 
@@ -142,69 +144,73 @@ class TritonRunner:
         tables = self.prepare()
         with self.on_device():
             self.launch(tables, scaling.to(self.device))
-        active = [e for e in self.entries if e.operands]
+        active = [e for e in self.bound if e.operands]
         for e in active:
             e.scatter()
-        counted = [e.step for e in active if e.step is not None and not self.tables.live(e)]
+        counted = [e.step for e in active if e.step is not None and not self.tables.device_hyper(e)]
         if counted:
-            torch._foreach_add_(counted, 1.0)
+            foreach_add_(counted, 1.0)
         for e in active:
-            if e.fresh and not self.tables.live(e):
-                e.fresh, e.facts = False, []  # the table is to be sent again
-        judged: Judged = [(i, e.p) for i, e in enumerate(self.entries) if e.operands and e.projected]
+            if e.first_step and not self.tables.device_hyper(e):
+                e.first_step, e.facts = False, []  # the table is to be sent again
+        decided: Decided = [(i, e.p) for i, e in enumerate(self.bound) if e.operands and e.projected]
         if scaling.found_inf is None:
-            self.taken = Taken(judged)
+            self.decided = DecidedParams(decided)
         else:
-            self.taken.add(judged, scaling.found_inf)
-        # autograd refuses a backward pass through weights that were written to: it knows by their version.
+            self.decided.add(decided, scaling.found_inf)
+        # So that autograd refuses a backward pass through weights that were written to.
         increment_version([e.p for e in active])
-        self.let_go()
+        self.release_gradients()
 
-    def let_go(self) -> None:
-        """Of the gradients, so that to replace them frees their memory."""
-        for e in self.entries:
+    def release_gradients(self) -> None:
+        """Releases the gradients, so that their memory is freed when they are replaced."""
+        for e in self.bound:
             e.operands = e.operands[:1]
 
     def prepare(self) -> Any:
-        """The tables of the launches to come, and operands where the kernels look for them."""
+        """The tables of the next launches, up to date; copies operands that the kernels cannot read in place."""
         tables = self.tables.update(self.hypers, self.changed)
         self.changed = False
         if self.on_gpu and torch.cuda.current_stream(self.device) != self.stream:
             self.stream = torch.cuda.current_stream(self.device)
-            buffers = [buffer for e in self.entries for buffer in e.buffers.values()]
+            buffers = [buffer for e in self.bound for buffer in e.buffers.values()]
             for table in (*vars(tables).values(), self.tables.numbers, *buffers):
-                if isinstance(table, Tensor):  # torch must not give it to others before this stream is done
+                if isinstance(table, Tensor):  # torch must not reuse it before this stream is done
                     table.record_stream(self.stream)
-        for e in self.entries:
+        for e in self.bound:
             if e.operands:
                 e.gather()
         return tables
 
     def launch(self, tables: Any, scaling: Scaling) -> None:
-        from .triton_kernels import launch
+        from ...triton_kernels import launch
 
         stepped = [
-            (kind, e) for kind, e in zip(self.tables.kinds, self.entries, strict=True) if e.operands and e.p.numel()
+            (key, e) for key, e in zip(self.tables.kernel_keys, self.bound, strict=True) if e.operands and e.p.numel()
         ]
-        active = {kind for kind, _ in stepped}
-        gated = {kind for kind, e in stepped if e.projected}
-        measured = {kind for kind, e in stepped if e.projected and not self.tables.speculates(e, self.hypers[e.group])}
+        active = {key for key, _ in stepped}
+        gated = {key for key, e in stepped if e.projected}
+        unpredicted = {key for key, e in stepped if e.projected and not self.tables.speculates(e)}
         projects = any(h.project_momentum and not h.nesterov for h in self.hypers)
         given = (scaling.clip, scaling.grad_scale, scaling.found_inf)
-        self.launches = launch.launch_all(tables, given, active, gated, measured, projects)
+        self.launches = launch.launch_all(tables, given, active, gated, unpredicted, projects)
 
     def on_device(self) -> AbstractContextManager[Any]:
         """Launches go to the current device."""
         here = not self.on_gpu or torch.cuda.current_device() == self.device.index
         return nullcontext() if here else torch.cuda.device(self.device)
 
-    def verdicts(self) -> list[Seen]:
-        from .triton_kernels.plan import VERDICT
+    def verdicts(self) -> list[GateStatistics]:
+        from ...triton_kernels.plan import VERDICT
 
-        judged = self.taken.last()
-        if not judged:
+        decided = self.decided.last()
+        if not decided:
             return []
-        rows, params = zip(*judged, strict=True)
+        rows, params = zip(*decided, strict=True)
         with self.on_device():
             v = dict(zip(VERDICT, rows_of(self.tables.sent.verdicts, rows).unbind(1), strict=True))
-            return [Seen(list(params), v["gate"].int(), v["cosine"], v["pp"].sqrt(), v["gg"].sqrt(), v["settled"] != 0)]
+            return [
+                GateStatistics(
+                    list(params), v["gate"].int(), v["cosine"], v["pp"].sqrt(), v["gg"].sqrt(), v["corrected"] != 0
+                )
+            ]

@@ -1,4 +1,4 @@
-#include "shape.h"
+#include "launch_layout.h"
 
 #include <algorithm>
 
@@ -20,30 +20,30 @@ int64_t slot_bytes(const Tensor& t) {
   return 2 * work_bytes_of(t.dtype) * lanes_of(t) * block_size;
 }
 
-// Elements of a row that `threads` keep in so much room. One vector more than its elements fill, as its ends may lie
+// Elements of a row that `threads` threads can cache. One vector more than its elements fill, as its ends may lie
 // across 16-byte boundaries.
-int64_t elements_kept(const Tensor& t, int room_bytes, int threads) {
-  return std::max<int64_t>(0, (room_bytes / slot_bytes(t) * threads - 1) * lanes_of(t));
+int64_t elements_cached(const Tensor& t, int row_cache_bytes, int threads) {
+  return std::max<int64_t>(0, (row_cache_bytes / slot_bytes(t) * threads - 1) * lanes_of(t));
 }
 
-int room_of(const Limits& limits, int blocks, int board_bytes) {
+int row_cache_of(const Limits& limits, int blocks, int shared_storage_bytes) {
   const int share = limits.shared_per_multiprocessor / blocks - limits.reserved_per_block;
-  return (std::min(share, limits.shared_per_block) - board_bytes) / 8192 * 8192;  // a slot of any dtype
+  return (std::min(share, limits.shared_per_block) - shared_storage_bytes) / 8192 * 8192;  // a slot of any dtype
 }
 
-bool goes_to_a_warp(const Tensor& t, int room_bytes) {
+bool goes_to_a_warp(const Tensor& t, int row_cache_bytes) {
   if (!t.packed || t.elements() > warp_elements) return false;
-  return !t.projected || t.length <= elements_kept(t, room_bytes, warp_size);
+  return !t.projected || t.length <= elements_cached(t, row_cache_bytes, warp_size);
 }
 
-void cut(Plan& plan, int tensor, int room_bytes) {
+void cut(Plan& plan, int tensor, int row_cache_bytes) {
   const Tensor& t = plan.tensors[tensor];
-  const int64_t longest = longest_row(t, room_bytes);
+  const int64_t longest = longest_row(t, row_cache_bytes);
   if (!t.projected) {
     plan.cut(tensor, item_elements, item_elements);
   } else if (t.length > longest) {
     plan.cut(tensor, longest, longest);
-  } else if (t.length <= elements_kept(t, room_bytes, warp_size)) {
+  } else if (t.length <= elements_cached(t, row_cache_bytes, warp_size)) {
     // A row to each warp or less: as many rows as keep all warps busy.
     const int64_t round = warps * std::max<int64_t>(1, t.length);
     plan.cut(tensor, std::max<int64_t>(1, item_elements / round) * round, longest);
@@ -54,26 +54,27 @@ void cut(Plan& plan, int tensor, int room_bytes) {
 
 }  // namespace
 
-int64_t longest_row(const Tensor& t, int room_bytes) {
-  return elements_kept(t, room_bytes, block_size);
+int64_t longest_row(const Tensor& t, int row_cache_bytes) {
+  return elements_cached(t, row_cache_bytes, block_size);
 }
 
-Shape shape_of(Plan& plan, const Limits& limits, int board_bytes) {
+LaunchLayout launch_layout_of(Plan& plan, const Limits& limits, int shared_storage_bytes) {
   // Three blocks to a multiprocessor keep its memory busy, and are as many as the registers allow; two, where that lets
   // a longer row stay whole.
-  Shape shape{};
-  const int third = room_of(limits, 3, board_bytes), half = room_of(limits, 2, board_bytes);
-  shape.room_bytes = third;
+  LaunchLayout layout{};
+  const int third = row_cache_of(limits, 3, shared_storage_bytes), half = row_cache_of(limits, 2, shared_storage_bytes);
+  layout.row_cache_bytes = third;
   for (const Tensor& t : plan.tensors)
-    if (t.projected && t.length > longest_row(t, third) && t.length <= longest_row(t, half)) shape.room_bytes = half;
+    if (t.projected && t.length > longest_row(t, third) && t.length <= longest_row(t, half))
+      layout.row_cache_bytes = half;
 
   for (bool to_warps : {false, true}) {
-    if (to_warps) shape.block_items = static_cast<int>(plan.items.size());
+    if (to_warps) layout.block_items = static_cast<int>(plan.items.size());
     for (size_t i = 0; i < plan.tensors.size(); ++i)
-      if (goes_to_a_warp(plan.tensors[i], shape.room_bytes) == to_warps)
-        cut(plan, static_cast<int>(i), shape.room_bytes);
+      if (goes_to_a_warp(plan.tensors[i], layout.row_cache_bytes) == to_warps)
+        cut(plan, static_cast<int>(i), layout.row_cache_bytes);
   }
-  return shape;
+  return layout;
 }
 
 }  // namespace onepass::cuda

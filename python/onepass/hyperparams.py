@@ -1,6 +1,6 @@
-"""What one step needs to know of a param group: checked, and in the paper's terms.
+"""The hyper-parameters of a param group: checked, and in the papers' terms.
 
-A param group holds what the user wrote. `Hyper` holds what the rules use: the decay already multiplied by the
+A param group holds the values that the user gave. `Hyper` holds the values that the rules use: the decay multiplied by the
 learning rate, the sign of `maximize` folded into the gradient's scale. Every backend reads this one record.
 """
 
@@ -11,54 +11,18 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from .spec import OptimizerSpec
 from .values import Values
 
 Decay = Literal["decoupled", "proximal"]
+RuleName = Literal["adam", "momentum", "sgd"]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What an optimizer class is made of.
-
-    family: "adam" (moments m, v) or "sgd" (buffer b).
-    moments: the state keys of the moments, as torch.optim or the adamp package names them.
-    decay: "l2" (g += wd*p), "decoupled", "proximal", "proximal_l2" (the prox in Adam's own metric), or
-        "group": the param group says, "decoupled" or "proximal".
-    projected: whether AdamP's projection applies.
-    counted: whether a parameter's state has a step count.
-    lazy_buffer: torch.optim.SGD's buffer: none while momentum is 0, and the first gradient enters undampened.
-    """
-
-    family: str
-    moments: tuple[str, ...]
-    decay: str
-    projected: bool = False
-    counted: bool = True
-    lazy_buffer: bool = False
-
-    @property
-    def decoupled(self) -> bool:
-        """Whether the rule keeps the weight decay out of the gradient, so that D does not divide it: the
-        decoupled_weight_decay of torch.optim.Adam."""
-        return self.decay not in ("l2", "proximal_l2")
-
-    def class_whose_decay_is(self, decoupled: bool) -> str:
-        """The class of this family to use for the other kind of weight decay."""
-        if self.family == "sgd":
-            return "onepass.SGDP" if decoupled else "onepass.SGD"
-        return "onepass.AdamW" if decoupled else "onepass.Adam"
-
-    @property
-    def state_keys(self) -> tuple[str, ...]:
-        """The keys of a parameter's state; all others in it are not this optimizer's."""
-        return (*self.moments, *["step"] * self.counted, *["gate_counter"] * self.projected)
-
-
-@dataclass(frozen=True)
-class Live:
-    """The hyper-parameters of a group whose steps the device counts, before they are put into `Hyper`'s terms, which the
-    device then does at every step. A tensor on the parameters' device is read there if the group is capturable, so that a
-    captured graph sees what it is set to.
+class DeviceHyper:
+    """The hyper-parameters of a group whose steps the device counts, as the group has them: the device computes `Hyper`'s
+    fields from them at every step. In a capturable group, a tensor on the parameters' device is read there, so that
+    replaying a captured graph uses its current value.
 
     decay: "direct" (decoupled or proximal), "l2" or "metric": which field of `Hyper` the weight decay enters.
     identities: of the tensors, by which two of these are compared.
@@ -86,7 +50,7 @@ class Hyper:
     l2: coefficient of `g += l2*p`.
     metric_decay: q of AdamProxL2's `p = (p - s*u)/(1 + q/D)`: lr*wd, or (lr/initial_lr)*wd with decouple_lr.
     grad_scale: every gradient is multiplied by it: -1 to maximize, else 1.
-    live: None unless the device counts the steps; lr, betas, momentum and the decays then come from there.
+    device_hyper: None unless the device counts the steps; lr, betas, momentum and the decays then come from it.
     """
 
     lr: float
@@ -105,10 +69,10 @@ class Hyper:
     wd_ratio: float = 1.0
     project_momentum: bool = False
     speculate: bool = True
-    live: Live | None = None
+    device_hyper: DeviceHyper | None = None
 
 
-def hyper_of(rule: Rule, group: dict[str, Any], index: int, counts_on_device: bool) -> Hyper:
+def hyper_of(spec: OptimizerSpec, group: dict[str, Any], index: int, counts_on_device: bool) -> Hyper:
     """Checks the param group `group`, number `index`, and returns its `Hyper`.
 
     counts_on_device: whether the device counts the steps though the group is not capturable.
@@ -122,23 +86,23 @@ def hyper_of(rule: Rule, group: dict[str, Any], index: int, counts_on_device: bo
     decouple_lr = number.flag("decouple_lr")
     decay_lr = _decay_lr(group, number, lr) if decouple_lr else lr
 
-    if rule.family == "adam":
+    if spec.rule == "adam":
         common["beta1"], common["beta2"] = number.betas()
     else:
         common["momentum"] = number("momentum", low=0.0)
         common["dampening"] = number("dampening")
-    if rule.family == "sgd" or rule.projected:
+    if spec.rule == "momentum" or spec.projected:
         common["nesterov"] = number.flag("nesterov")
-    if rule.family == "adam" or rule.projected:
+    if spec.rule == "adam" or spec.projected:
         common["eps"] = number("eps", low=0.0)
-    if rule.lazy_buffer and common["nesterov"] and (common["momentum"] == 0 or common["dampening"] != 0):
+    if spec.lazy_buffer and common["nesterov"] and (common["momentum"] == 0 or common["dampening"] != 0):
         raise ValueError(
             f"param group {index}: nesterov takes a momentum above 0 and a dampening of 0, got "
             f"momentum={common['momentum']}, dampening={common['dampening']}"
         )
 
-    decay = rule.decay if rule.decay != "group" else group["decay"]
-    if rule.decay == "group" and decay not in get_args(Decay):
+    decay = spec.decay if spec.decay != "group" else group["decay"]
+    if spec.decay == "group" and decay not in get_args(Decay):
         raise ValueError(f"param group {index}: decay must be 'decoupled' or 'proximal', got {decay!r}")
     if decay == "l2":
         common["l2"] = wd
@@ -148,36 +112,38 @@ def hyper_of(rule: Rule, group: dict[str, Any], index: int, counts_on_device: bo
         common["decay"] = decay_lr * wd
         common["proximal"] = decay == "proximal"
 
-    if rule.projected:
+    if spec.projected:
         common["delta"] = number("delta", low=0.0)
         common["wd_ratio"] = number("wd_ratio", low=0.0)
         common["speculate"] = number.flag("speculate")
-        if rule.family == "sgd":
+        if spec.rule == "momentum":
             common["project_momentum"] = number.flag("project_momentum")
             if wd:
                 common["decay"] /= _one_minus_momentum(common["momentum"], index)
     if number.capturable or counts_on_device:
-        common["live"] = _live_of(rule, group, decay, decouple_lr, number)
+        common["device_hyper"] = _device_hyper_of(spec, group, decay, decouple_lr, number)
     return Hyper(**common)
 
 
-def _live_of(rule: Rule, group: dict[str, Any], decay: str, decouple_lr: bool, number: Values) -> Live:
+def _device_hyper_of(
+    spec: OptimizerSpec, group: dict[str, Any], decay: str, decouple_lr: bool, number: Values
+) -> DeviceHyper:
     """The group's own values, tensors on the device unread."""
-    beta1, beta2 = group["betas"] if rule.family == "adam" else (0.0, 0.0)
+    beta1, beta2 = group["betas"] if spec.rule == "adam" else (0.0, 0.0)
     given = {
         "lr": group["lr"],
         "weight_decay": group["weight_decay"],
         "beta1": beta1,
         "beta2": beta2,
-        "momentum": group["momentum"] if rule.family == "sgd" else 0.0,
+        "momentum": group["momentum"] if spec.rule == "momentum" else 0.0,
         "initial_lr": group["initial_lr"] if decouple_lr else 0.0,
     }
     values: dict[str, Any] = {name: value if number.is_live(value) else float(value) for name, value in given.items()}
-    return Live(
+    return DeviceHyper(
         **values,
         decay={"l2": "l2", "proximal_l2": "metric"}.get(decay, "direct"),
         decouple_lr=decouple_lr,
-        over_one_minus_momentum=rule.projected and rule.family == "sgd",
+        over_one_minus_momentum=spec.projected and spec.rule == "momentum",
         capturable=number.capturable,
         identities=tuple(id(value) if number.is_live(value) else value for value in values.values()),
     )
@@ -207,6 +173,17 @@ def _one_minus_momentum(momentum: float, index: int) -> float:
     return 1 - momentum
 
 
-def has_buffer(rule: Rule, h: Hyper) -> bool:
-    """Whether a step of this rule reads and writes moments: torch.optim.SGD keeps no buffer while momentum is 0."""
-    return not (rule.lazy_buffer and h.momentum == 0)
+def has_moments(spec: OptimizerSpec, h: Hyper) -> bool:
+    """Whether a step reads and writes moments: torch.optim.SGD has no momentum buffer while momentum is 0."""
+    return not (spec.lazy_buffer and h.momentum == 0)
+
+
+def rule_of(spec: OptimizerSpec, h: Hyper) -> RuleName:
+    """The rule of a step: the spec's, or "sgd" without a momentum buffer."""
+    return spec.rule if has_moments(spec, h) else "sgd"
+
+
+def speculates(h: Hyper, itemsize: int) -> bool:
+    """Whether a projected parameter of so many bytes an element is updated under a predicted gate. The correction recovers p
+    from p', which needs more digits than a 16-bit p has; and it cannot undo the projection of a momentum buffer."""
+    return h.speculate and not (h.project_momentum and not h.nesterov) and itemsize >= 4

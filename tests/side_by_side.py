@@ -14,11 +14,11 @@ from records import Record
 from tensors import LAYOUTS, Guarded, Layout
 
 # Of the magnitude of the terms, where sums over rows differ: the reference has them in float64. Measured: at most 5.6
-# for a step that was settled, 3.6 for others.
+# for a step that was corrected, 3.6 for others.
 UNITS = 6
 
 
-class Twins:
+class SideBySide:
     """The same parameters under the reference and under `backend`.
 
     All tensors of the compiled side, moments included, are surrounded by guards.

@@ -1,4 +1,4 @@
-"""A parameter of the Triton backend, its gradient and state: how they lie in memory, and what is known of them at a step."""
+"""A parameter of the Triton backend with its gradient and state: layout, addresses, and copies where they are needed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import working_dtype
+from ...dtypes import moment_dtype
 
-# The address of a tensor, and what else must be as it was bound.
+# The address of a tensor, and its form: what must not change after binding.
 Facts = tuple[int, tuple[Any, ...]]
 
 
@@ -19,7 +19,7 @@ def facts_of(t: Tensor) -> Facts:
 
 
 def packs(shape: Sequence[int], strides: Sequence[int], projected: bool) -> bool:
-    """Whether the elements fill a stretch of memory and, for a projected tensor, dim 0 is the outermost."""
+    """Whether the elements are contiguous in some order of dimensions and, for a projected tensor, dim 0 is the outermost."""
     reach, outermost = 1, True
     for stride, size, dim in sorted(
         (st, si, d) for d, (st, si) in enumerate(zip(strides, shape, strict=True)) if si != 1
@@ -35,8 +35,8 @@ def same_layout(shape: Sequence[int], a: Sequence[int], b: Sequence[int]) -> boo
     return all(size == 1 or x == y for size, x, y in zip(shape, a, b, strict=True))
 
 
-class Entry:
-    """One parameter, as it was bound, and what is known of it at this step."""
+class BoundParam:
+    """One parameter: its form when it was bound, and its operands at this step."""
 
     def __init__(self, p: Tensor, group: int, projected: bool):
         self.p, self.group, self.projected = p, group, projected
@@ -47,16 +47,16 @@ class Entry:
         self.operands: list[Tensor] = []  # p, g, the moments; empty without a gradient
         self.step: Tensor | None = None
         self.counter: Tensor | None = None
-        self.negated = self.fresh = False
+        self.negated = self.first_step = False
         self.facts: list[Facts] = []
         self.forms: list[tuple[Any, ...]] = []
-        self.buffers: dict[int, Tensor] = {}  # for operands that do not lie as the kernels need them
-        self.cohort: Any = None
+        self.buffers: dict[int, Tensor] = {}  # copies of operands whose layout the kernels cannot read
+        self.bucket: Any = None
 
     def expected(self, moments: int, counted: bool, capturable: bool) -> list[tuple[Any, ...]]:
-        """How a gradient and a state look that were not there when the parameter was bound."""
+        """The forms that a gradient and state must have if they were missing when the parameter was bound."""
         dtype, *like = self.form  # as it was bound: another dtype or shape needs another plan
-        work, one = working_dtype(dtype), (torch.Size(()), ())
+        work, one = moment_dtype(dtype), (torch.Size(()), ())
         forms: list[tuple[Any, ...]] = [self.form, self.form, *[(work, *like)] * moments]
         if counted:
             forms.append((torch.float32, *one, like[2] if capturable else torch.device("cpu"), torch.strided))
@@ -65,7 +65,7 @@ class Entry:
         return forms
 
     def lay_out(self) -> None:
-        """Makes a buffer for each operand that does not lie as the others, or not row after row."""
+        """Makes a buffer for each operand whose rows are not contiguous, or whose layout is not the parameter's."""
         p = self.p
         strides: Sequence[int] = p.stride()
         if not packs(p.shape, strides, self.projected):
@@ -86,7 +86,7 @@ class Entry:
                 self.operands[i].copy_(buffer)
 
     def addresses(self) -> list[int]:
-        """Of p, g, and two moments."""
+        """Addresses of p, g and two moments; 0 where there is none."""
         found = [
             self.buffers[i].data_ptr() if i in self.buffers else self.facts[i][0] for i in range(len(self.operands))
         ]
@@ -98,5 +98,5 @@ class Entry:
 
     @property
     def negative(self) -> bool:
-        """Whether the gradient is the negative of what the kernel reads; torch resolves that in a buffer."""
+        """Whether the kernels must negate the gradient that they read; a copy in a buffer is negated already."""
         return self.negated and 1 not in self.buffers

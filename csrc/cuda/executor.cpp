@@ -1,0 +1,334 @@
+#include "executor.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+namespace onepass::cuda {
+
+namespace {
+
+constexpr const char* dtype_names[] = {"float32", "float64", "bfloat16", "float16"};
+constexpr const char* rule_names[] = {"Adam", "SGD with a buffer", "SGD"};
+
+std::string kernel_name(Kernel kernel, Dtype dtype, RuleId rule_id) {
+  return std::string(kernel_names[static_cast<int>(kernel)]) + " (" + dtype_names[static_cast<int>(dtype)] + ", " +
+         rule_names[static_cast<int>(rule_id)] + ")";
+}
+
+// Where the gradient of a tensor without elements is: not at null, as it is there, and its step counts.
+constexpr char no_elements = 0;
+
+template <class T>
+void put(std::vector<char>& bytes, int64_t offset, const T* from, int64_t count) {
+  if (count) std::memcpy(bytes.data() + offset, from, count * sizeof(T));
+}
+
+}  // namespace
+
+CudaExecutor::CudaExecutor(Plan& plan, int device)
+    : plan_(plan), device_(device), blocks_(4 * rule_count * kernel_count) {
+  auto attribute = [&](cudaDeviceAttr name) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, name, device), "asking for its limits");
+    return value;
+  };
+  limits_ = {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+             attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrReservedSharedMemoryPerBlock)};
+  layout_ = launch_layout_of(plan, limits_, shared_storage_bytes());
+  lay_out();
+}
+
+// ---------------------------------------------------------------- the plan's memory
+
+CudaExecutor::Region CudaExecutor::region(int64_t bytes) {
+  const Region s{bytes_, (bytes + 7) / 8 * 8};
+  bytes_ += (bytes + 255) / 256 * 256;
+  return s;
+}
+
+void CudaExecutor::lay_out() {
+  const int64_t tensors = static_cast<int64_t>(plan_.tensors.size()), items = static_cast<int64_t>(plan_.items.size());
+  gradients_in_memory_ = tensors > max_gradients;
+  tensors_ = region(tensors * sizeof(DeviceTensor));
+  items_ = region(items * sizeof(WorkItem));
+  layouts_ = region(static_cast<int64_t>(layouts().size()) * sizeof(int64_t));
+  hypers_ = region(tensors * sizeof(DeviceHyper));
+  verdicts_ = region(tensors * sizeof(DeviceVerdict));
+  row_stats_ = region(items * sizeof(RowStats));
+  coefficients_ = region(plan_.coefficients * sizeof(double));
+  arrivals_ = region(tensors * sizeof(unsigned));
+  first_steps_ = region(tensors * sizeof(bool));
+  square_sums_ = region(tensors * sizeof(double));
+  square_sum_ = region(sizeof(double));
+  gradients_ = region(gradients_in_memory_ ? tensors * sizeof(void*) : 0);
+  scalars_memory_ = region(2 * tensors * scalars_bytes);  // a tensor's own, then those that are shared
+  scalars_index_.resize(tensors);
+  gradient_.resize(tensors);
+  stepped_.resize(tensors);
+}
+
+// Sizes and strides of the tensors that are not packed.
+std::vector<int64_t> CudaExecutor::layouts() {
+  std::vector<int64_t> all;
+  layout_at_.clear();
+  for (const Tensor& t : plan_.tensors) {
+    layout_at_.push_back(t.packed ? -1 : static_cast<int64_t>(all.size()));
+    if (t.packed) continue;
+    all.insert(all.end(), t.shape.begin(), t.shape.end());
+    for (const View* view : {&t.p, &t.g, &t.moment[0], &t.moment[1]})
+      all.insert(all.end(), view->strides.begin(), view->strides.end());
+  }
+  return all;
+}
+
+std::vector<char> CudaExecutor::initial_bytes(uint64_t address) {
+  address_ = address;
+  std::vector<char> bytes(bytes_);
+  const std::vector<int64_t> layouts = this->layouts();
+  put(bytes, items_.offset, plan_.items.data(), static_cast<int64_t>(plan_.items.size()));
+  put(bytes, layouts_.offset, layouts.data(), static_cast<int64_t>(layouts.size()));
+  std::fill_n(bytes.begin() + first_steps_.offset, plan_.tensors.size(), char(true));
+  shadow_tensors_ = {std::vector<char>(tensors_.bytes)};
+  shadow_hypers_ = {std::vector<char>(hypers_.bytes)};
+  shadow_gradients_ = {std::vector<char>(gradients_.bytes)};
+  shadow_scalars_ = {std::vector<char>(scalars_memory_.bytes)};
+  return bytes;
+}
+
+std::vector<int> CudaExecutor::decided() const {
+  std::vector<int> out;
+  for (size_t i = 0; i < stepped_.size(); ++i)
+    if (stepped_[i]) out.push_back(static_cast<int>(i));
+  return out;
+}
+
+// ---------------------------------------------------------------- a step
+
+void CudaExecutor::step(cudaStream_t stream, const std::vector<int>& group_numbers, const Scaling& scaling) {
+  begin(stream, group_numbers);
+  launch_all(stream, scaling);
+  for (size_t i = 0; i < plan_.tensors.size(); ++i) {
+    Tensor& t = plan_.tensors[i];
+    stepped_[i] = t.active && t.projected;
+    if (!t.active || plan_.device_hypers[t.group].on_device) continue;
+    if (t.step) *t.step += 1;
+    t.first_step = false;
+  }
+}
+
+void CudaExecutor::square_sum(cudaStream_t stream, const std::vector<int>& group_numbers) {
+  begin(stream, group_numbers);
+  each_kernel_key([&](Dtype d, RuleId r, const Work&) { launch(Kernel::square_sum, d, r, stream); });
+  check(add_up(in<double>(square_sums_), static_cast<int>(plan_.tensors.size()), in<double>(square_sum_), stream),
+        "launching add_up");
+  launches_.push_back("add_up");
+}
+
+// Brings the device's copy of the plan up to date for the coming launches.
+void CudaExecutor::begin(cudaStream_t stream, const std::vector<int>& group_numbers) {
+  capturing_ = is_captured(stream);
+  if (capturing_) check_capturable(group_numbers);
+  launches_.clear();
+  set_scalars();
+  upload_changes(stream);
+}
+
+bool CudaExecutor::is_captured(cudaStream_t stream) const {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "asking whether the stream is being captured");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void CudaExecutor::check_capturable(const std::vector<int>& group_numbers) const {
+  for (const Tensor& t : plan_.tensors)
+    if (t.active && !plan_.device_hypers[t.group].capturable)
+      throw std::runtime_error(
+          "onepass: the stream is being captured into a CUDA graph, but param group " +
+          std::to_string(group_numbers[t.group]) +
+          " has capturable=False: the step count and lr of this step would be replayed for ever; use capturable=True");
+}
+
+// The scalars of every tensor. Where the device counts the steps, it computes them, for each tensor alone.
+void CudaExecutor::set_scalars() {
+  keys_.clear();
+  scalars_.clear();
+  const int count = static_cast<int>(plan_.tensors.size());
+  scalars_in_memory_ = false;
+  for (int i = 0; i < count; ++i) {
+    const Tensor& t = plan_.tensors[i];
+    gradient_[i] = !t.active ? nullptr : t.g.data ? t.g.data : &no_elements;
+    if (!t.active) continue;
+    const bool on_device = plan_.device_hypers[t.group].on_device;
+    scalars_index_[i] = on_device ? i : scalars_index_of(t, t.step ? *t.step + 1 : 0);
+    scalars_in_memory_ |= on_device || scalars_index_[i] >= max_scalars;
+  }
+  if (!scalars_in_memory_) return;
+  for (int i = 0; i < count; ++i)
+    if (plan_.tensors[i].active && !plan_.device_hypers[plan_.tensors[i].group].on_device) scalars_index_[i] += count;
+}
+
+int CudaExecutor::scalars_index_of(const Tensor& t, float count) {
+  const Key key{t.group, count, t.first_step, t.negated};
+  // From the end: tensors mostly share what their neighbour has.
+  for (int i = static_cast<int>(keys_.size()) - 1; i >= 0; --i)
+    if (keys_[i] == key) return i;
+  Hyper h = plan_.hypers[t.group];
+  if (t.negated) h.grad_scale = -h.grad_scale;
+  keys_.push_back(key);
+  scalars_.push_back(scalars_of(h, plan_.rule, count, t.first_step && plan_.lazy_buffer));
+  return static_cast<int>(keys_.size()) - 1;
+}
+
+DeviceTensor CudaExecutor::describe(int i) const {
+  const Tensor& t = plan_.tensors[i];
+  const bool on_device = plan_.device_hypers[t.group].on_device;
+  DeviceTensor d;
+  std::memset(&d, 0, sizeof d);  // padding too: the bytes are compared
+  d.p = t.p.data;
+  for (int j = 0; j < max_moments; ++j) d.moment[j] = t.moment[j].data;
+  d.step = on_device ? t.step : nullptr;
+  d.gate_counter = t.gate_counter;
+  d.layout = t.packed ? nullptr : in<int64_t>(layouts_) + layout_at_[i];
+  d.rows = t.rows, d.length = t.length;
+  d.first_item = t.first_item, d.first_coefficient = t.first_coefficient;
+  d.items = static_cast<int>(t.items);
+  d.dims = static_cast<int>(t.shape.size());
+  d.key = kernel_key(t.dtype, plan_.rule_id(t.group));
+  d.scalars_index = scalars_index_[i];
+  d.hyper_index = on_device ? t.group : -1;
+  d.projected = t.projected;
+  d.speculates = plan_.speculates(t);
+  d.rows_fit = t.length <= longest_row(t, layout_.row_cache_bytes);
+  d.negated = on_device && t.negated, d.first_step = on_device && t.first_step;
+  return d;
+}
+
+void CudaExecutor::ShadowBuffer::set(int64_t at, const void* from, int64_t count) {
+  if (std::memcmp(bytes.data() + at, from, count) == 0) return;
+  std::memcpy(bytes.data() + at, from, count);
+  begin = begin == end ? at : std::min(begin, at);
+  end = std::max(end, at + count);
+}
+
+// Uploads what has changed since the last step: mostly nothing.
+void CudaExecutor::upload_changes(cudaStream_t stream) {
+  const int count = static_cast<int>(plan_.tensors.size());
+  for (size_t g = 0; g < plan_.device_hypers.size(); ++g)
+    if (plan_.device_hypers[g].on_device)
+      shadow_hypers_.set(g * sizeof(DeviceHyper), &plan_.device_hypers[g], sizeof(DeviceHyper));
+  for (int i = 0; i < count; ++i) {
+    if (gradients_in_memory_) shadow_gradients_.set(i * sizeof(void*), &gradient_[i], sizeof(void*));
+    const Tensor& t = plan_.tensors[i];
+    if (!t.active) continue;
+    const DeviceTensor d = describe(i);
+    shadow_tensors_.set(i * sizeof d, &d, sizeof d);
+    if (!scalars_in_memory_ || scalars_index_[i] < count) continue;
+    alignas(16) unsigned char scalars[scalars_bytes] = {};
+    launcher(t.dtype, plan_.rule_id(t.group)).write_scalars(scalars_[scalars_index_[i] - count], scalars);
+    shadow_scalars_.set(static_cast<int64_t>(scalars_index_[i]) * scalars_bytes, scalars, scalars_bytes);
+  }
+  shadow_gradients_.captured |= capturing_ && gradients_in_memory_;  // a graph has gradients of its own
+  upload(hypers_, shadow_hypers_, stream);
+  upload(tensors_, shadow_tensors_, stream);
+  upload(gradients_, shadow_gradients_, stream);
+  upload(scalars_memory_, shadow_scalars_, stream);
+}
+
+// From the first to the last word that differs.
+void CudaExecutor::upload(const Region& region, ShadowBuffer& shadow, cudaStream_t stream) {
+  shadow.captured |= capturing_ && shadow.begin < shadow.end;
+  if (shadow.captured) shadow.begin = 0, shadow.end = region.bytes;
+  const int64_t end = shadow.end;
+  for (int64_t at = shadow.begin / 8 * 8; at < end; at += Chunk::max_words * 8) {
+    Chunk chunk;
+    chunk.to = in<uint64_t>(region) + at / 8;
+    chunk.count = static_cast<int>((std::min<int64_t>(end - at, Chunk::max_words * 8) + 7) / 8);
+    std::memcpy(chunk.word, shadow.bytes.data() + at, chunk.count * 8);
+    check(launch_upload(chunk, stream), "launching upload");
+    launches_.push_back("upload");
+  }
+  shadow.begin = shadow.end = 0;
+}
+
+// Calls launch(dtype, rule_id, work) for every dtype and rule that has active tensors.
+template <class Launch>
+void CudaExecutor::each_kernel_key(const Launch& launch) const {
+  Work work_of[4][rule_count] = {};
+  for (const Tensor& t : plan_.tensors) {
+    if (!t.active) continue;
+    Work& work = work_of[static_cast<int>(t.dtype)][static_cast<int>(plan_.rule_id(t.group))];
+    work.present |= t.items > 0;
+    work.gated |= t.projected;
+    work.gate_stats |= t.projected && !plan_.speculates(t);
+    work.device_scalars |= plan_.device_hypers[t.group].on_device;
+  }
+  for (int d = 0; d < 4; ++d)
+    for (int r = 0; r < rule_count; ++r)
+      if (work_of[d][r].present || work_of[d][r].device_scalars) launch(Dtype(d), RuleId(r), work_of[d][r]);
+}
+
+void CudaExecutor::launch_all(cudaStream_t stream, const Scaling& scaling) {
+  each_kernel_key([&](Dtype d, RuleId r, const Work& work) {
+    auto run = [&](Kernel kernel) { launch(kernel, d, r, stream, scaling); };
+    if (work.device_scalars) run(Kernel::device_scalars);
+    if (!work.present) return;
+    if (work.gate_stats) run(Kernel::gate_stats);
+    run(work.gated ? Kernel::update : Kernel::step);
+    if (work.gated) run(Kernel::correct);
+  });
+}
+
+void CudaExecutor::launch(Kernel kernel, Dtype dtype, RuleId rule_id, cudaStream_t stream, const Scaling& scaling) {
+  DevicePlan plan{};
+  plan.scaling = scaling;
+  plan.items = in<WorkItem>(items_);
+  plan.block_items = layout_.block_items;
+  plan.all_items = static_cast<int>(plan_.items.size());
+  plan.tensors = in<DeviceTensor>(tensors_);
+  plan.all_tensors = static_cast<int>(plan_.tensors.size());
+  plan.gradients = gradients_in_memory_ ? in<const void*>(gradients_) : nullptr;
+  plan.scalars = scalars_in_memory_ ? in<unsigned char>(scalars_memory_) : nullptr;
+  plan.hypers = in<DeviceHyper>(hypers_);
+  plan.row_stats = in<RowStats>(row_stats_);
+  plan.coefficients = in<double>(coefficients_);
+  plan.verdicts = in<DeviceVerdict>(verdicts_);
+  plan.arrivals = in<unsigned>(arrivals_);
+  plan.first_steps = in<bool>(first_steps_);
+  plan.square_sums = in<double>(square_sums_);
+  plan.key = kernel_key(dtype, rule_id);
+  plan.row_cache_bytes = layout_.row_cache_bytes;
+  plan.lazy_buffer = plan_.lazy_buffer;
+
+  const ByValue values{scalars_.data(), scalars_in_memory_ ? 0 : static_cast<int>(scalars_.size()), gradient_.data(),
+                       gradients_in_memory_ ? 0 : static_cast<int>(gradient_.size())};
+  const cudaError_t error =
+      launcher(dtype, rule_id).launch(kernel, plan, values, blocks(kernel, dtype, rule_id), stream);
+  if (error != cudaSuccess) check(error, "launching", kernel_name(kernel, dtype, rule_id).c_str());
+  launches_.push_back(kernel_names[static_cast<int>(kernel)]);
+}
+
+// As many as the device holds at once, if there is work for them.
+int CudaExecutor::blocks(Kernel kernel, Dtype dtype, RuleId rule_id) {
+  int& known = blocks_[kernel_key(dtype, rule_id) * kernel_count + static_cast<int>(kernel)];
+  if (known == 0) {
+    int each = 0;
+    check(launcher(dtype, rule_id)
+              .blocks_per_multiprocessor(kernel, layout_.row_cache_bytes, limits_.shared_per_block, &each),
+          "reserving shared memory for", kernel_name(kernel, dtype, rule_id).c_str());
+    const int warp_items = static_cast<int>(plan_.items.size()) - layout_.block_items;
+    const int wanted = std::max({layout_.block_items, (warp_items + warps - 1) / warps, 1});
+    known = std::clamp(wanted, 1, std::max(1, each * limits_.multiprocessors));
+  }
+  return known;
+}
+
+void CudaExecutor::check(cudaError_t error, const char* doing, const char* what) const {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next call would report it once more
+  throw std::runtime_error(std::string("onepass: ") + doing + (*what ? " " : "") + what +
+                           " on cuda:" + std::to_string(device_) + " failed: " + cudaGetErrorName(error) + " (" +
+                           cudaGetErrorString(error) + ")");
+}
+
+}  // namespace onepass::cuda

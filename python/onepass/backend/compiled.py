@@ -1,0 +1,84 @@
+"""The compiled module onepass._C, and the part of a backend that CPU and CUDA share: binding tensors to a plan in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._version import __version__
+from ..hyperparams import Hyper
+from ..spec import OptimizerSpec
+from ..torch_compat import has_exchange_table
+from .base import Groups
+
+try:
+    from .. import _C as _C
+except ImportError as error:
+    _C = None  # type: ignore[assignment]
+    _import_error: str = str(error)
+
+
+def unavailable() -> str | None:
+    """None if the compiled module can be used, else a sentence saying why not and what to do."""
+    if _C is None:
+        return (
+            f"The compiled module onepass._C cannot be imported ({_import_error}); reinstall onepass with a C++ "
+            "compiler on the PATH."
+        )
+    if not has_exchange_table():
+        return (
+            f"torch {torch.__version__} has no DLPack exchange table, through which tensors reach the kernels; install "
+            "torch 2.10 or later."
+        )
+    if _C.version != __version__:
+        return (
+            f"The compiled module is of onepass {_C.version}, the Python files are of {__version__}; reinstall onepass, so "
+            "that both are built from one tree."
+        )
+    return None
+
+
+class CompiledBackend:
+    """Steps the tensors of some groups, all on one device, through one compiled plan, built once."""
+
+    name: str
+    capturable = False
+    plan: _C.Plan
+
+    def __init__(self, spec: OptimizerSpec, groups: Groups, indices: list[int], graph_tensors: list[Tensor]):
+        self.spec = spec
+        self.indices = indices
+        self.params = [list(groups[i]["params"]) for i in indices]
+        self.hypers: list[Hyper] = []
+
+    def bind(self, state: Any, first: list[Tensor]) -> None:
+        spec = self.spec
+        # The plan borrows these objects; referenced here, the garbage collector sees them.
+        own = [state[p] for params in self.params for p in params if p in state]
+        keys = ("step", "gate_counter", *spec.moments)
+        self.retained = [state, own, [[entries.get(key) for key in keys] for entries in own]]
+        self.hypers = []
+        self.make_plan(
+            params=self.params,
+            state=state,
+            moments=list(spec.moments),
+            rule=spec.rule,
+            projected=spec.projected,
+            lazy_buffer=spec.lazy_buffer,
+            first=first,
+        )
+
+    def make_plan(self, **arguments: Any) -> None:
+        raise NotImplementedError
+
+    def ready(self, groups: Groups, hypers: list[Hyper]) -> bool:
+        mine = [hypers[i] for i in self.indices]
+        if mine != self.hypers:
+            self.plan.set_hypers(mine)
+            self.hypers = mine
+        return self.plan.ready([groups[i]["params"] for i in self.indices])
+
+    def release_gradients(self) -> None:
+        self.plan.release_gradients()

@@ -1,0 +1,48 @@
+"""The mutable state of an optimizer besides its groups and state: backends, caches, pending clipping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .backend.base import Backend
+from .checkpoint_state import Loading
+from .clipping import Clip
+from .hyperparams import Hyper
+
+
+@dataclass(eq=False)
+class ExecutionState:
+    """One object for the life of an optimizer, changed in place: a wrapper that borrows the optimizer's methods, as
+    Lightning's does, has attributes of its own, and shares this.
+
+    backends, cached, layout, members: derived from groups and state; dropped by `forget`, and derived anew when they are
+        needed. cached: of each group, its values and their `Hyper`. layout: identity of the state, identity and backend
+        name of the groups. members: identities of the parameters of all groups, None if unknown. They are stale once
+        groups were changed by hand, so a parameter that is found there must be looked for in the groups.
+    stepped: the backends of the last step that was not skipped.
+    loading: the content of a state dict that is being loaded.
+    graph_tensors: the tensors to which captured CUDA graphs of steps point.
+    counts_on_device: whether step counts are on the parameters' device in groups that are not capturable too: once a step
+        was scaled on a device, as only the device knows whether it was skipped.
+    clip: the coefficient that `clip_grad_norm_` has left for the next step.
+    provisional: parameters whose state was made for a step that has not been taken yet.
+    warned: keys of param groups that were warned of.
+    """
+
+    backends: list[Backend] = field(default_factory=list)
+    cached: list[tuple[list[Any], Hyper] | None] = field(default_factory=list)
+    layout: list[Any] = field(default_factory=list)
+    stepped: list[Backend] = field(default_factory=list)
+    loading: Loading | None = None
+    graph_tensors: list[Tensor] = field(default_factory=list)
+    counts_on_device: bool = False
+    clip: Clip | None = None
+    provisional: set[Tensor] = field(default_factory=set)
+    members: set[int] | None = None
+    warned: set[str] = field(default_factory=set)
+
+    def forget(self) -> None:
+        self.backends, self.cached, self.layout, self.members = [], [], [], None

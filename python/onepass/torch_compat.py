@@ -1,0 +1,102 @@
+"""Every private name of torch that onepass uses, each with its reason. Checked with torch 2.13.0.
+
+Also what torch reads of an optimizer under private names: `TorchOptimizer`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import profiler
+
+# The hooks of all optimizers; there is no public way to ask whether there are any.
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+# Whether a tensor is a subclass that wraps others (DTensor, quantized tensors), whose memory is not its own.
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
+
+# Applies a function to the tensors in nested containers; torch.utils has no public one.
+from torch.utils._pytree import tree_map_only as tree_map_only
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Step counts are incremented in one call for all tensors; torch's own optimizers do the same.
+foreach_add_ = torch._foreach_add_
+
+# Keeps torch.compile from tracing a method. `torch.compiler.disable` would do, but takes longer at every call.
+disable_dynamo: Callable[[Callable[P, R]], Callable[P, R]] = torch._disable_dynamo  # type: ignore[attr-defined]
+
+
+def has_exchange_table() -> bool:
+    """Whether torch has DLPack's C exchange table, through which the compiled module reads tensors: since torch 2.10."""
+    return hasattr(Tensor, "__dlpack_c_exchange_api__")
+
+
+def version_of(t: Tensor) -> int:
+    """The number of writes to a tensor, by which autograd detects in-place changes; 0 for one of inference mode."""
+    try:
+        return t._version
+    except RuntimeError:
+        return 0
+
+
+def base_of(t: Tensor) -> Tensor | None:
+    """The tensor that `t` is a view of."""
+    return t._base
+
+
+def is_fsdp(p: Tensor) -> bool:
+    """Whether FSDP1 has flattened the parameter: its own mark, which the original parameters have (use_orig_params)."""
+    return bool(getattr(p, "_fsdp_flattened", False))
+
+
+def is_flat_parameter(p: Tensor) -> bool:
+    """Whether it is the flat parameter of an FSDP1 unit."""
+    return type(p).__name__ == "FlatParameter"
+
+
+def hooked(func: Callable[P, R]) -> Callable[P, R]:
+    """A step with its hooks and its name in profiles, and never traced by torch.compile.
+
+    torch's own wrapper takes as long as the rest of a small step, so it is called only where it has something to do.
+    Traced, a step would be dozens of graphs, guarded by the values of hyper-parameters.
+    """
+    with_hooks = torch.optim.Optimizer.profile_hook_step(func)
+
+    @functools.wraps(func)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        return (with_hooks if _has_listeners(cast(torch.optim.Optimizer, args[0])) else func)(*args, **kwargs)
+
+    reason = "onepass steps in compiled code of its own; call step outside of a region compiled with fullgraph=True"
+    untraced: Callable[P, R] = torch.compiler.disable(wrapper, reason=reason)  # type: ignore[no-untyped-call]
+    return untraced
+
+
+def _has_listeners(opt: torch.optim.Optimizer) -> bool:
+    return bool(
+        opt._optimizer_step_pre_hooks
+        or opt._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or profiler._is_profiler_enabled
+    )
+
+
+class TorchOptimizer(torch.optim.Optimizer):
+    """torch.optim.Optimizer with the private attributes that torch reads."""
+
+    profile_hook_step = staticmethod(hooked)  # torch's base class applies it to `step` of every subclass
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Read by torch.amp.GradScaler, which then leaves the gradients as they are, and sets `grad_scale` and `found_inf`
+        for the step. Lightning reads it too, and would refuse to clip, although it only need call `unscale_` first: so it
+        is True for the scaler alone."""
+        caller: Any = sys._getframe(1).f_globals.get("__name__")
+        return bool(caller == torch.amp.GradScaler.__module__)

@@ -1,0 +1,112 @@
+"""Global memory: the tables of a plan (plan.py), and tiles of the tensors' elements. All offsets are 64 bits wide."""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from .jit import device
+from .plan import ROW_STATS, SCALARS, TENSOR, VERDICT
+
+TENSOR_FIELDS = tl.constexpr(len(TENSOR))
+P = tl.constexpr(TENSOR.index("p"))
+G = tl.constexpr(TENSOR.index("g"))
+M = tl.constexpr(TENSOR.index("m"))
+V = tl.constexpr(TENSOR.index("v"))
+GATE_COUNTER = tl.constexpr(TENSOR.index("gate_counter"))
+BUCKET = tl.constexpr(TENSOR.index("bucket"))
+ROW_COUNT = tl.constexpr(TENSOR.index("rows"))
+ROW_LENGTH = tl.constexpr(TENSOR.index("length"))
+PIECES = tl.constexpr(TENSOR.index("pieces"))
+FIRST_ROW = tl.constexpr(TENSOR.index("first_row"))
+SPECULATES = tl.constexpr(TENSOR.index("speculates"))
+
+SCALARS_FIELDS = tl.constexpr(len(SCALARS))
+
+PG = tl.constexpr(ROW_STATS.index("pg"))
+PP = tl.constexpr(ROW_STATS.index("pp"))
+GG = tl.constexpr(ROW_STATS.index("gg"))
+PU = tl.constexpr(ROW_STATS.index("pu"))
+C = tl.constexpr(ROW_STATS.index("c"))
+DEFERRED = tl.constexpr(ROW_STATS.index("deferred"))
+
+VERDICT_FIELDS = tl.constexpr(len(VERDICT))
+V_GATE = tl.constexpr(VERDICT.index("gate"))
+V_WRITTEN = tl.constexpr(VERDICT.index("written"))
+V_CORRECTED = tl.constexpr(VERDICT.index("corrected"))
+V_NEEDS_CORRECTION = tl.constexpr(VERDICT.index("needs_correction"))
+V_COSINE = tl.constexpr(VERDICT.index("cosine"))
+V_C = tl.constexpr(VERDICT.index("c"))
+V_PG = tl.constexpr(VERDICT.index("pg"))
+V_PP = tl.constexpr(VERDICT.index("pp"))
+V_GG = tl.constexpr(VERDICT.index("gg"))
+V_PU = tl.constexpr(VERDICT.index("pu"))
+
+# ------------------------------------------------------------------ tables
+
+
+@device
+def of(record, name):
+    """A field of a tensor's record, or of a verdict."""
+    return tl.load(record + name)
+
+
+@device
+def load_rows(row_table, count, tensors, first, ROWS: tl.constexpr):
+    """Index, tensor, first element and length of each row of a tile; length 0 where its tensor is not stepped."""
+    row = first + tl.arange(0, ROWS)
+    index = tl.load(row_table + row)
+    start = tl.load(row_table + count + row)
+    length = tl.load(row_table + 2 * count + row)
+    tensor = tensors + index * TENSOR_FIELDS
+    length = tl.where(of(tensor, G) != 0, length, 0)
+    return row, index, tensor, start, length.to(tl.int32)
+
+
+@device
+def within(length, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):
+    """Mask of the tile's elements that are inside their row; constant over each 16 bytes where these are accessed at once."""
+    column = tl.arange(0, WIDTH)[None, :]
+    if ALIGNED:
+        return column // ALIGNED < (length // ALIGNED)[:, None]
+    else:
+        return column < length[:, None]
+
+
+@device
+def operand(tensor, name, start, DTYPE: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointers to the elements of a tile."""
+    if tl.bfloat16 == DTYPE:
+        pointer = of(tensor, name).to(tl.pointer_type(tl.uint16)) + start
+    else:
+        pointer = of(tensor, name).to(tl.pointer_type(DTYPE)) + start
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, [16])
+    return pointer[:, None] + tl.arange(0, WIDTH)[None, :]
+
+
+@device
+def read(pointer, there, DTYPE: tl.constexpr):
+    """Elements in the dtype of arithmetic, float64 or float32; 0 outside of the mask."""
+    x = tl.load(pointer, mask=there, other=0)
+    if tl.bfloat16 == DTYPE:
+        x = (x.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif tl.float16 == DTYPE:
+        x = x.to(tl.float32)
+    return x
+
+
+@device
+def write(pointer, x, there, DTYPE: tl.constexpr):
+    """Rounds once, to nearest even. bfloat16 by its bits: Triton's interpreter loses the carry out of the fraction."""
+    if tl.bfloat16 == DTYPE:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = bits + (((bits >> 16) & 1) + 0x7FFF)
+        tl.store(pointer, (tl.where(x == x, rounded, bits | 0x400000) >> 16).to(tl.uint16), mask=there)
+    else:
+        tl.store(pointer, x.to(DTYPE), mask=there)
+
+
+@device
+def row_sum(a, b):
+    """In float64, where a product of two floats is exact."""
+    return tl.sum(a.to(tl.float64) * b.to(tl.float64), axis=1)

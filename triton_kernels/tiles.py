@@ -1,0 +1,201 @@
+"""The phases of a step on one tile: some rows of one width, padded to a power of two."""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from .gate import gate_to_write
+from .jit import device
+from .memory import (
+    DEFERRED,
+    GATE_COUNTER,
+    GG,
+    PG,
+    PIECES,
+    PP,
+    PU,
+    SPECULATES,
+    V_C,
+    V_GATE,
+    V_NEEDS_CORRECTION,
+    V_WRITTEN,
+    VERDICT_FIELDS,
+    C,
+    G,
+    M,
+    P,
+    V,
+    load_rows,
+    of,
+    operand,
+    read,
+    row_sum,
+    within,
+    write,
+)
+from .rules import (
+    ADAM_RULE,
+    CHANNEL,
+    LAYER,
+    NONE,
+    PROJECT_MOMENTUM,
+    SGD_RULE,
+    S,
+    advance,
+    affine,
+    apply,
+    coefficient,
+    correction,
+    direction,
+    gradient,
+    reads_gradient,
+    recoverable,
+)
+
+
+@device
+def step_tile(row_table, count, tensors, scalars, first, RULE: tl.constexpr, DTYPE: tl.constexpr, WORK: tl.constexpr,
+              WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    _, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
+    there = within(length, WIDTH, ALIGNED)
+    at_p = operand(tensor, P, start, DTYPE, WIDTH, ALIGNED)
+    p = read(at_p, there, DTYPE)
+    g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
+    m = p
+    v = p
+    if RULE != SGD_RULE:
+        at_m = operand(tensor, M, start, WORK, WIDTH, ALIGNED)
+        m = read(at_m, there, WORK)
+    if RULE == ADAM_RULE:
+        at_v = operand(tensor, V, start, WORK, WIDTH, ALIGNED)
+        v = read(at_v, there, WORK)
+    g = gradient(p, g, scalars)
+    m, v = advance(g, m, v, scalars, RULE)
+    u = direction(p, g, m, v, scalars, RULE)
+    d, k = affine(NONE, 0.0, scalars)
+    if RULE != SGD_RULE:
+        write(at_m, m, there, WORK)
+    if RULE == ADAM_RULE:
+        write(at_v, v, there, WORK)
+    write(at_p, apply(p, u, d.to(WORK), k.to(WORK)), there, DTYPE)
+
+
+@device
+def store_sums(row_stats, count, row, pg, pp, gg):
+    tl.store(row_stats + PG * count + row, pg)
+    tl.store(row_stats + PP * count + row, pp)
+    tl.store(row_stats + GG * count + row, gg)
+
+
+@device
+def gate_stats_tile(row_table, count, tensors, scalars, row_stats, first, DTYPE: tl.constexpr,
+                 WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    row, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
+    needed = (of(tensor, GATE_COUNTER) != 0) & (of(tensor, SPECULATES) == 0)
+    length = tl.where(needed, length, 0)
+    if tl.max(length, axis=0) > 0:
+        there = within(length, WIDTH, ALIGNED)
+        p = read(operand(tensor, P, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
+        g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
+        g = gradient(p, g, scalars)
+        store_sums(row_stats, count, row, row_sum(p, g), row_sum(p, p), row_sum(g, g))
+
+
+@device
+def square_sum_tile(row_table, count, tensors, row_stats, first, DTYPE: tl.constexpr,
+                    WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    row, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
+    g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), within(length, WIDTH, ALIGNED), DTYPE)
+    tl.store(row_stats + GG * count + row, row_sum(g, g))
+
+
+@device
+def projects_momentum(projected, scalars):
+    """Whether the momentum buffer of a row is to be projected too. As numbers: Triton's interpreter cannot combine booleans
+    of a scalar and a tensor."""
+    return projected.to(tl.float64) * tl.load(scalars + PROJECT_MOMENTUM) != 0
+
+
+@device
+def update_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, RULE: tl.constexpr, DTYPE: tl.constexpr,
+                WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
+                PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+    row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
+    there = within(length, WIDTH, ALIGNED)
+    at_p = operand(tensor, P, start, DTYPE, WIDTH, ALIGNED)
+    at_m = operand(tensor, M, start, WORK, WIDTH, ALIGNED)
+    p = read(at_p, there, DTYPE)
+    g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
+    m = read(at_m, there, WORK)
+    v = p
+    if RULE == ADAM_RULE:
+        at_v = operand(tensor, V, start, WORK, WIDTH, ALIGNED)
+        v = read(at_v, there, WORK)
+    g = gradient(p, g, scalars)
+    m, v = advance(g, m, v, scalars, RULE)
+    u = direction(p, g, m, v, scalars, RULE)
+    # Moments are written before the sums, so that only p and u are in registers across them.
+    if RULE == ADAM_RULE:
+        write(at_v, v, there, WORK)
+    if not PROJECTS_MOMENTUM:
+        write(at_m, m, there, WORK)
+    pp = row_sum(p, p)
+    store_sums(row_stats, count, row, row_sum(p, g), pp, row_sum(g, g))
+    pu = row_sum(p, u)
+    c = coefficient(pp, pu, scalars)
+    gate, speculates = gate_to_write(tensor, verdicts + index * VERDICT_FIELDS)
+    buffered = (gate == CHANNEL) & (of(tensor, PIECES) == 1)
+    d, k = affine(tl.where(buffered, CHANNEL, NONE), c, scalars)
+    # Deferred to `correct`: a row whose known gate needs sums that are not complete here, or whose p could not be recovered.
+    deferred = (gate != NONE) & (buffered == 0)
+    deferred = deferred | (speculates & (recoverable(d, tl.load(scalars + S) * c) == 0))
+
+    tl.store(row_stats + PU * count + row, pu)
+    tl.store(row_stats + C * count + row, c)
+    tl.store(row_stats + DEFERRED * count + row, deferred.to(tl.float64))
+    if PROJECTS_MOMENTUM:
+        # Here the buffer is the direction itself.
+        projected = projects_momentum(buffered & (deferred == 0), scalars)
+        write(at_m, tl.where(projected[:, None], u - c.to(WORK)[:, None] * p, m), there, WORK)
+    p = apply(p, u, d.to(WORK)[:, None], k.to(WORK)[:, None])
+    write(at_p, p, there & (deferred == 0)[:, None], DTYPE)
+
+
+@device
+def correct_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, RULE: tl.constexpr, DTYPE: tl.constexpr,
+                WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
+                PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+    row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
+    verdict = verdicts + index * VERDICT_FIELDS
+    length = tl.where(of(verdict, V_NEEDS_CORRECTION) != 0, length, 0)
+    if tl.max(length, axis=0) > 0:
+        own = tl.load(row_stats + C * count + row)
+        deferred = tl.load(row_stats + DEFERRED * count + row) != 0
+        buffered = (of(verdict, V_WRITTEN) == CHANNEL) & (of(tensor, PIECES) == 1)
+        d0, k0 = affine(tl.where(buffered, CHANNEL, NONE), own, scalars)
+        d0 = tl.where(deferred, 0.0, d0)
+        k0 = tl.where(deferred, 0.0, k0)
+        gate = of(verdict, V_GATE)
+        c = tl.where(gate == LAYER, of(verdict, V_C), own)
+        d1, k1 = affine(gate, c, scalars)
+        length = tl.where((deferred == 0) & (d0 == d1) & (k0 == k1), 0, length)
+        d, k = correction(d0, k0, d1, k1)
+        d = d.to(WORK)[:, None]
+        k = k.to(WORK)[:, None]
+
+        there = within(length, WIDTH, ALIGNED)
+        at_p = operand(tensor, P, start, DTYPE, WIDTH, ALIGNED)
+        at_m = operand(tensor, M, start, WORK, WIDTH, ALIGNED)
+        p = read(at_p, there, DTYPE)
+        m = read(at_m, there, WORK)
+        v = p
+        if RULE == ADAM_RULE:
+            v = read(operand(tensor, V, start, WORK, WIDTH, ALIGNED), there, WORK)
+        with_gradient = within(tl.where(reads_gradient(scalars), length, 0), WIDTH, ALIGNED)
+        g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), with_gradient, DTYPE)
+        g = gradient(p, g, scalars)
+        u = direction(p, g, m, v, scalars, RULE)
+        if PROJECTS_MOMENTUM:
+            projected = projects_momentum(gate != NONE, scalars)
+            write(at_m, m - c.to(WORK)[:, None] * p, there & projected[:, None], WORK)
+        write(at_p, apply(p, u, d, k), there, DTYPE)
