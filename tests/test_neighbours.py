@@ -298,3 +298,30 @@ def test_an_eps_that_float32_does_not_have(backend: str, name: str) -> None:
     p.grad = torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 1.0]])
     opt.step()
     torch.testing.assert_close(p, 2 - 0.1 * p.grad.sign())
+
+
+@each_compiled
+@pytest.mark.parametrize("groups", [1, 9])
+@pytest.mark.parametrize("beside", [False, True], ids=["", "beside a capturable group"])
+def test_two_dtypes_in_one_group(backend: str, groups: int, beside: bool) -> None:
+    """Tensors of one group and step count share their scalars, but each narrows them to its own dtype."""
+    if beside and backend not in DEVICES:
+        pytest.skip("this backend counts no steps on a device")
+
+    def made(name: str) -> Any:
+        own: list[dict[str, Any]] = [
+            {"params": [values((5,), torch.float32, i), values((7,), torch.float64, i)], "lr": 1e-3 * (i + 1)}
+            for i in range(groups)
+        ]
+        if beside:
+            own.append({"params": [values((3,), torch.float32, 99)], "capturable": name != "reference"})
+        return onepass.AdamW(own, weight_decay=0.3, backend=name)
+
+    ours, model = made(backend), made("reference")
+    for time in range(3):
+        refill(ours, model, time)
+        ours.step()
+        model.step()
+        for i in range(groups):  # the device's powers need not be the host's
+            for p, q in zip(ours.param_groups[i]["params"], model.param_groups[i]["params"], strict=True):
+                assert_same_bits(p, q, f"{p.dtype} of group {i} at step {time}")

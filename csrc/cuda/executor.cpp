@@ -169,7 +169,7 @@ void CudaExecutor::set_scalars() {
 }
 
 int CudaExecutor::scalars_index_of(const Tensor& t, float count) {
-  const Key key{t.group, count, t.first_step, t.negated};
+  const Key key{t.group, count, t.first_step, t.negated, t.dtype == Dtype::f64};
   // From the end: tensors mostly share what their neighbour has.
   for (int i = static_cast<int>(keys_.size()) - 1; i >= 0; --i)
     if (keys_[i] == key) return i;

@@ -91,11 +91,11 @@ class CudaExecutor {
   Region first_steps_, square_sums_, square_sum_;
   std::vector<int64_t> layout_at_;  // of every tensor, in `layouts_`; -1 if it is packed
 
-  // Tensors with equal keys have equal scalars.
+  // Tensors with equal keys have equal scalars, narrowed to one dtype.
   struct Key {
     int group;
     float count;
-    bool first_step, negated;
+    bool first_step, negated, is_double;
     bool operator==(const Key&) const = default;
   };
   std::vector<Key> keys_;
