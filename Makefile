@@ -31,6 +31,7 @@ help:
 	@echo 'make bench-tables   the tables of the README from the CSV files it names'
 	@echo 'make lint     ruff, mypy, clang-format'
 	@echo 'make format   put the sources into the format that lint asks for'
+	@echo 'make debug    the CPU kernels without optimization and with symbols, and compile_commands.json; undone by the next target'
 	@echo 'make clean    remove what was built (rm -r .venv also removes what was installed)'
 	@echo 'make test-gpu, bench-gpu   tests and bench on an NVIDIA GPU: nothing is installed, $(PYTHON) is used as it is'
 
@@ -101,8 +102,14 @@ format: .venv/.lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
+# The next target finds no $(BUILT), and builds with optimization again.
+debug: .venv/.build
+	rm -f $(BUILT) $(BUILT_FOR_DEMO)
+	ONEPASS_CUDA=0 CXXFLAGS='-O0 -g -UNDEBUG' $(PIP) --no-build-isolation --no-deps -e .
+	$(BIN)/python -m ninja -f build/editable/build.ninja -t compdb cxx > compile_commands.json
+
 clean:
-	rm -rf $(BUILT) $(BUILT_FOR_DEMO) build dist *.egg-info python/*.egg-info python/onepass/*.so
+	rm -rf $(BUILT) $(BUILT_FOR_DEMO) compile_commands.json build dist *.egg-info python/*.egg-info python/onepass/*.so
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # bin/pip is the last thing that venv writes: without it a .venv is unfinished, and is made again.
@@ -137,4 +144,4 @@ $(BUILT_FOR_DEMO): .venv/.build $(SOURCES)
 	@touch $@
 
 .NOTPARALLEL:
-.PHONY: help demo check test test-all test-elsewhere sanitize mutate bench bench-readme bench-tables test-gpu bench-gpu built-gpu lint format clean
+.PHONY: help demo check test test-all test-elsewhere sanitize mutate bench bench-readme bench-tables test-gpu bench-gpu built-gpu lint format debug clean

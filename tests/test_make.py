@@ -70,6 +70,12 @@ def test_a_source_that_changes(folder: Path) -> None:
     assert calls(folder, "test") == ["build, ONEPASS_CUDA auto"]
 
 
+def test_a_debug_build_is_undone_by_the_next_target(folder: Path) -> None:
+    calls(folder, "test")
+    assert calls(folder, "debug") == ["build, ONEPASS_CUDA 0"]
+    assert calls(folder, "test") == ["build, ONEPASS_CUDA auto"]
+
+
 def test_the_demo_on_a_gpu(folder: Path) -> None:
     assert calls(folder, "demo", gpu=True)[-1] == "build, ONEPASS_CUDA auto"
     assert calls(folder, "demo", gpu=True) == []
