@@ -411,6 +411,14 @@ def test_the_first_launch_fails() -> None:
     assert_same_state(opt, other)  # its buffer is still a first one, which is not dampened
 
 
+def test_shared_memory_that_a_kernel_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emulated.device, "shared_per_block", 10**6)  # more than the emulated host has
+    opt = make(RECORDS["AdamP"], 3)
+    give(opt, 1)
+    with pytest.raises(RuntimeError, match=r"reserving shared memory for update \(float32, Adam\) on cuda:0 failed"):
+        opt.step()
+
+
 def test_an_upload_that_fails_is_repeated() -> None:
     record = RECORDS["AdamW"]
     opt = make(record, 1500)

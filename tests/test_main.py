@@ -46,7 +46,9 @@ def _spoiled(spoil: Callable[[Tensor], Tensor]) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda p: p * torch.nan, lambda p: p * 1.01, lambda p: p * torch.inf], ids=["nan", "a bit off", "inf"]
+    "spoil",
+    [lambda p: p * torch.nan, lambda p: p * 1.01, lambda p: p * (1 + 2.0**-18), lambda p: p * torch.inf],
+    ids=["nan", "a bit off", "32 units off", "inf"],
 )
 def test_self_test_notices(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor], Tensor]) -> None:
     monkeypatch.setattr(main, "OPTIMIZERS", (onepass.AdamW,))

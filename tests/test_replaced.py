@@ -124,6 +124,21 @@ def test_step_counts(backend: str, name: str) -> None:
 
 
 @each_backend
+@pytest.mark.parametrize("name", ["AdamP", "SGDP"])
+def test_gate_counters(backend: str, name: str) -> None:
+    """The new counter is counted, and no longer the old one, which the kernels must not write any more."""
+    opt, other = _pair(RECORDS[name], backend)
+    old = [own["gate_counter"] for own in opt.state.values() if "gate_counter" in own]
+    for own in opt.state.values():
+        if "gate_counter" in own:
+            own["gate_counter"] = own["gate_counter"].clone()
+    for counter in old:
+        counter.fill_(77)
+    assert_same_state(train(opt, range(2, 4)), train(other, range(2, 4)))
+    assert old and all(int(counter) == 77 for counter in old)
+
+
+@each_backend
 @each_optimizer
 def test_data_of_state_tensors(backend: str, record: Record) -> None:
     """What moves an optimizer's state about writes `t.data = t.data.to(device)`."""
