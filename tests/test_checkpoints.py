@@ -218,3 +218,15 @@ def test_other_groups(sizes: tuple[int, ...], words: str) -> None:
         opt.load_state_dict(other.state_dict())
     before.assert_unchanged()
     train(opt, [2])
+
+
+def test_a_step_count_without_a_value_is_0() -> None:
+    """As torch.distributed.checkpoint makes states before it fills them: all on the meta device."""
+    p = torch.empty(3, device="meta")
+    opt = onepass.AdamW([p], backend="reference")
+    p.grad = torch.empty_like(p)
+    opt.step()
+    saved = opt.state_dict()
+    saved["state"][0]["step"] = saved["state"][0]["step"].to("meta")
+    opt.load_state_dict(saved)
+    assert opt.state[p]["step"].device.type == "cpu" and float(opt.state[p]["step"]) == 0

@@ -223,13 +223,13 @@ def test_it_is_a_snapshot(record: Record, backend: str) -> None:
     opt = stepped(record, backend)
     last, same = opt.last_step(), opt.last_step()
     kept = {name: getattr(last, name).clone() for name in TENSORS}
-    told = list(same.values())
+    before = list(same.values())
     feed(opt, ("none", "none", "channel", "none", "layer"), 30)
     opt.step()
     assert opt.last_step() != same
     for name in TENSORS:
         assert torch.equal(getattr(last, name), kept[name]), name
-    assert list(last.values()) == told
+    assert list(last.values()) == before
 
 
 # ------------------------------------------------------------------ for a logger

@@ -1,4 +1,4 @@
-"""Flat pieces of matrices under a projection: refused where they can be told, and nothing else is."""
+"""Flat pieces of matrices under a projection: refused where they can be recognised, and nothing else is."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ def fp32(p: tuple[int, int] = (4, 4), g: int = 4, m: tuple[int, int] = (4, 4), v
 
 
 NONE = (0, 0)
-# What settling adds to p, the moments and, where the direction needs it, to the gradient.
-SETTLED = fp32(p=(8, 8), m=(8, 4), v=(8, 4))
+# What a correction adds to p, the moments and, where the direction needs it, to the gradient.
+CORRECTED = fp32(p=(8, 8), m=(8, 4), v=(8, 4))
 
 
 def assert_streams(traffic: Traffic, want: Streams) -> None:
@@ -114,9 +114,9 @@ def test_clipping_reads_g_once_more(make: Any, gate: str, shapes: list[tuple[int
 def test_settling_reads_p_and_moments_and_writes_p(gate: str, predicted: str) -> None:
     """16 bytes more: 44. It reads no gradient, but for nesterov's direction, which takes 4 bytes more."""
     wrong = dict(gate=gate, predicted=predicted)
-    assert_total(traffic_of(onepass.AdamP, [MATRIX], **wrong), SETTLED, 1.01)
-    assert_total(traffic_of(onepass.AdamP, [MATRIX], nesterov=True, **wrong), {**SETTLED, "g": (8, 0)}, 1.01)
-    sgdp = {**SETTLED, "v": NONE}
+    assert_total(traffic_of(onepass.AdamP, [MATRIX], **wrong), CORRECTED, 1.01)
+    assert_total(traffic_of(onepass.AdamP, [MATRIX], nesterov=True, **wrong), {**CORRECTED, "g": (8, 0)}, 1.01)
+    sgdp = {**CORRECTED, "v": NONE}
     assert_total(traffic_of(onepass.SGDP, [MATRIX], **MOMENTUM, **wrong), sgdp, 1.01)
     assert_total(traffic_of(onepass.SGDP, [MATRIX], nesterov=True, **MOMENTUM, **wrong), {**sgdp, "g": (8, 0)}, 1.01)
 
@@ -143,7 +143,7 @@ def test_a_layer_without_speculation_is_corrected() -> None:
     ("gate", "predicted", "want"),
     [
         ("none", "none", fp32()),
-        ("channel", "none", SETTLED),
+        ("channel", "none", CORRECTED),
         # Not written before the sums of the other pieces are there: 12 bytes more.
         ("channel", "channel", fp32(p=(8, 4), m=(8, 4), v=(8, 4))),
         ("none", "channel", fp32(p=(8, 4), m=(8, 4), v=(8, 4))),

@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(folder: Path, target: str) -> dict[str, Any]:
+def compiled_for(folder: Path, target: str) -> dict[str, Any]:
     said: dict[str, Any] = json.loads((folder / f"{target}.json").read_text())
     return said
 
@@ -69,7 +69,7 @@ def vectors(target: str, kernel: str, constants: dict[str, str]) -> int:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_compiles_for_real_models(folder: Path, target: str) -> None:
-    said = told(folder, target)
+    said = compiled_for(folder, target)
     for run, launches in said["launches"].items():
         _, dtype, optimizer = run.split(", ", 2)
         gated = optimizer.split(",")[0] in ("AdamP", "SGDP")
@@ -98,7 +98,7 @@ def test_compiles_for_real_models_with_several_classes_of_rows(folder: Path) -> 
     classes = [
         int(kernel["constants"]["CONFIGS"]).bit_count()
         for target in TARGETS
-        for kernel in told(folder, target)["kernels"]
+        for kernel in compiled_for(folder, target)["kernels"]
         if "CONFIGS" in kernel["constants"] and not kernel["run"].startswith("rows")
     ]
     assert min(classes) >= 2 and max(classes) >= 5
@@ -106,7 +106,7 @@ def test_compiles_for_real_models_with_several_classes_of_rows(folder: Path) -> 
 
 @pytest.mark.parametrize("target", ON_NVIDIA)
 def test_compiles_for_real_models_without_spills(folder: Path, target: str) -> None:
-    for kernel in told(folder, target)["kernels"]:
+    for kernel in compiled_for(folder, target)["kernels"]:
         ((registers, stack, local, *_),) = resources_of(folder / f"{kernel['name']}.cubin").values()
         print(f"{kernel['name']}: {registers} registers; {kernel['run']}")
         assert local == 0 and stack <= allowed_stack(kernel), kernel
@@ -129,7 +129,7 @@ def allowed_stack(kernel: dict[str, Any]) -> int:
 @pytest.mark.parametrize("target", ON_NVIDIA)
 def test_compiles_for_real_models_16_bytes_at_a_time(folder: Path, target: str) -> None:
     """As many accesses of 16 bytes as it takes to reach every element so, of rows that lie at multiples of them."""
-    for kernel in told(folder, target)["kernels"]:
+    for kernel in compiled_for(folder, target)["kernels"]:
         text = (folder / f"{kernel['name']}.ptx").read_text()
         wide = re.findall(r"(?:ld|st)\.global(?:\.\w+)*\.(?:v4\.[bfu]32|v2\.[bfu]64)", text)
         assert len(wide) == vectors(target, kernel["kernel"], kernel["constants"]), kernel
@@ -139,7 +139,7 @@ def test_compiles_for_real_models_16_bytes_at_a_time(folder: Path, target: str) 
 def test_nothing_is_contracted(folder: Path, target: str) -> None:
     """No multiply-add in the numbers of elements that the sources do not have: division and square root bring their own,
     which `gate_stats` has not."""
-    for kernel in told(folder, target)["kernels"]:
+    for kernel in compiled_for(folder, target)["kernels"]:
         text = (folder / f"{kernel['name']}.ptx").read_text()
         if kernel["kernel"] == "gate_stats":
             assert not re.findall(r"\bfma\.rn", text)
@@ -149,7 +149,7 @@ def test_nothing_is_contracted(folder: Path, target: str) -> None:
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target not in ON_NVIDIA])
 def test_compiles_for_real_models_on_amd(folder: Path, target: str) -> None:
-    for kernel in told(folder, target)["kernels"]:
+    for kernel in compiled_for(folder, target)["kernels"]:
         text = (folder / f"{kernel['name']}.amdgcn").read_text()
         number = {
             name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1])

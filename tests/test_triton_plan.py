@@ -27,7 +27,7 @@ def shape(dtype: str, rows: int, length: int, projected: bool, aligned: bool = T
 
 
 def many(dtype: str) -> list[TensorDesc]:
-    """Tensors of every length, projected and not, aligned and not, in two cohorts; one without elements."""
+    """Tensors of every length, projected and not, aligned and not, in two buckets; one without elements."""
     shapes = [
         shape(dtype, rows, length, projected, aligned, bucket)
         for length in LENGTHS

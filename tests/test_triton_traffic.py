@@ -44,8 +44,8 @@ def fp32(p: tuple[int, int] = (4, 4), g: int = 4, m: tuple[int, int] = (4, 4), v
 
 
 NONE = (0, 0)
-# What settling adds to p and the moments.
-SETTLED = fp32(p=(8, 8), m=(8, 4), v=(8, 4))
+# What a correction adds to p and the moments.
+CORRECTED = fp32(p=(8, 8), m=(8, 4), v=(8, 4))
 
 
 def total(streams: Streams) -> float:
@@ -86,12 +86,12 @@ def test_the_tables_are_small() -> None:
 @pytest.mark.parametrize(("gate", "predicted"), [("channel", "none"), ("none", "channel"), ("layer", "none")])
 def test_44_bytes_predicted_wrong(gate: str, predicted: str, shape: tuple[int, ...]) -> None:
     found, _ = traffic(onepass.AdamP, shape, gate, predicted)
-    assert found == SETTLED and total(found) == 44
+    assert found == CORRECTED and total(found) == 44
 
 
 def test_settling_reads_the_gradient_only_for_nesterov() -> None:
     found, _ = traffic(onepass.AdamP, SHAPES[0], "channel", "none", nesterov=True)
-    assert found == {**SETTLED, "g": (8, 0)}
+    assert found == {**CORRECTED, "g": (8, 0)}
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
