@@ -71,10 +71,11 @@ struct Plan {
 
   RuleId rule_id(int group) const { return lazy_buffer && hypers[group].momentum == 0 ? RuleId::sgd : rule; }
 
-  // The correction recovers p from p', which needs more digits than a 16-bit p has; and it cannot undo the projection
-  // of a momentum buffer.
+  // Whether a tensor is updated before its gate is decided. A fixed gate is predicted rightly. Otherwise the correction
+  // recovers p from p', which needs more digits than a 16-bit p has; and it cannot undo the projection of a buffer.
   bool speculates(const Tensor& t) const {
     const Hyper& h = hypers[t.group];
+    if (h.fixed_gate != no_fixed_gate) return t.projected;
     return t.projected && h.speculate && !(h.project_momentum && !h.nesterov) && bytes_of(t.dtype) >= 4;
   }
 

@@ -52,13 +52,13 @@ def of_the_rule(backend: str) -> Iterator[partial[None]]:
 
 
 def of_the_kernels(backend: str) -> Iterator[partial[None]]:
-    """Tests of what a compiled backend does beside the rule: memory, pieces of rows, prediction, settling."""
+    """Tests of what a compiled backend does beside the rule: memory, pieces of rows, prediction, correction."""
     adamp, adam = RECORDS["AdamP"], RECORDS["AdamW"]
     for record in (adam, adamp):
         for layout in ("contiguous", "gapped_transposed"):
             yield partial(test_parity.test_layouts, backend, torch.float32, layout, record)
     for record in map(RECORDS.__getitem__, PROJECTED):
-        yield partial(test_projection.test_counter_and_settling, backend, record)
+        yield partial(test_projection.test_counter_and_correction, backend, record)
         yield partial(test_projection.test_16_bit_is_never_corrected, backend, record, torch.bfloat16)
     for dtype in (torch.float32, torch.float16):
         yield partial(test_parity.test_large_tensors, backend, dtype, adamp)
@@ -112,7 +112,7 @@ def cuda() -> Iterator[partial[None]]:
             yield partial(test_rows_on_chip.test_a_piece_that_is_left_alone, gate, counter)
         yield partial(test_rows_on_chip.test_a_nan_is_not_swallowed_by_a_step_of_nothing, adamp, counter)
     yield partial(test_rows_on_chip.test_settling_leaves_the_other_rows_alone)
-    yield partial(test_projection.test_counter_and_settling, backend, adamp)
+    yield partial(test_projection.test_counter_and_correction, backend, adamp)
     yield partial(test_projection.test_project_momentum_projects_the_buffer, backend)
     for where in ("gradient", "parameter"):
         yield partial(test_gate.test_no_number, backend, adamp, math.nan, where, 3)
@@ -132,14 +132,14 @@ def cuda() -> Iterator[partial[None]]:
     # What is read or written without need.
     for gate, predicted in (("none", "channel"), ("layer", "none")):
         yield partial(test_traffic.test_settling_reads_p_and_moments_and_writes_p, gate, predicted)
-    once_more = test_traffic.SETTLED | {"p": (8, 4)}
+    once_more = test_traffic.CORRECTED | {"p": (8, 4)}
     yield partial(test_traffic.test_a_row_that_is_cut_into_pieces, "channel", "channel", once_more)
 
 
 def of_the_triton_rule(backend: str) -> Iterator[partial[None]]:
-    """Of prediction and settling, what the rule in Triton says; a quick part of `of_the_kernels`."""
+    """Of prediction and correction, what the rule in Triton says; a quick part of `of_the_kernels`."""
     for record in map(RECORDS.__getitem__, PROJECTED):
-        yield partial(test_projection.test_counter_and_settling, backend, record)
+        yield partial(test_projection.test_counter_and_correction, backend, record)
     for gate in ("none", "channel"):
         yield partial(test_gate.test_decay_around_the_recoverable, backend, 1.0, gate)
 

@@ -176,6 +176,8 @@ CASES = [
     Case("decoupled_weight_decay of SGD", "SGD", _argument("decoupled_weight_decay", True), ValueError, GROUP, ("use onepass.SGDP",)),
     Case("fused", "SGDP", _argument("fused", "yes"), ValueError, GROUP, ("fused must be None, True or False", "'yes'")),
     Case("decay", "AdamP", _argument("decay", "l2"), ValueError, GROUP, ("'decoupled' or 'proximal'", "'l2'")),
+    Case("projection", "SGDP", _argument("projection", "rows"), ValueError, GROUP,
+         ("'auto', 'channel', 'layer' or 'none'", "'rows'")),
     Case("nesterov", "SGD", _nesterov, ValueError, GROUP, ("momentum above 0 and a dampening of 0", "dampening=0.5")),
     Case("momentum=1", "SGDP", _argument("momentum", 1.0), ValueError, GROUP, ("momentum below 1 or weight_decay=0", "=1.0")),
     Case("initial_lr=0", "AdamProx", _without_lr, ValueError, GROUP, ("initial_lr, which is 0", "an lr above 0")),

@@ -53,7 +53,7 @@ def _torch_decoupled(arguments: Arguments) -> Arguments:
 
 def _projected(arguments: Arguments) -> Arguments | None:
     ours_only = {"maximize", "speculate", "decay", "project_momentum", "decouple_lr"}
-    if arguments.get("decay") == "proximal" or arguments.get("decouple_lr"):
+    if arguments.get("decay") == "proximal" or arguments.get("decouple_lr") or "projection" in arguments:
         return None
     return {key: value for key, value in arguments.items() if key not in ours_only}
 

@@ -81,6 +81,10 @@ _ADAMP: dict[str, Arguments] = {
     "decouple_lr": dict(lr=2e-2, weight_decay=0.05, decouple_lr=True),
     "two_visits": dict(lr=1e-2, weight_decay=0.5, wd_ratio=0.3, speculate=False),
     "no_decay": dict(lr=1e-2, weight_decay=0),
+    "always_layer": dict(lr=1e-2, weight_decay=0.5, wd_ratio=0.3, projection="layer"),
+    "always_channel": dict(
+        lr=1e-2, weight_decay=0.5, wd_ratio=0.3, projection="channel", nesterov=True, decay="proximal"
+    ),
 }
 
 _SGD: dict[str, Arguments] = {
@@ -103,6 +107,8 @@ _SGDP: dict[str, Arguments] = {
         lr=0.05, momentum=0.8, weight_decay=0.3, wd_ratio=0.3, speculate=False, nesterov=True, dampening=0.2
     ),
     "no_decay": dict(lr=0.05, momentum=0.9),
+    "always_layer": dict(lr=0.05, momentum=0.8, weight_decay=0.3, projection="layer"),
+    "never": dict(lr=0.05, momentum=0.8, weight_decay=0.3, projection="none"),
 }
 
 RECORDS = {

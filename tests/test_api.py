@@ -33,8 +33,8 @@ POSITIONAL: dict[str, dict[str, Any]] = {
 }
 KEYWORD: dict[str, dict[str, Any]] = {
     "Adam": {"decoupled_weight_decay": False},
-    "AdamP": {"decay": "decoupled", "speculate": True, **AMSGRAD},
-    "SGDP": {"decay": "decoupled", "project_momentum": False, "speculate": True},
+    "AdamP": {"decay": "decoupled", "projection": "auto", "speculate": True, **AMSGRAD},
+    "SGDP": {"decay": "decoupled", "projection": "auto", "project_momentum": False, "speculate": True},
 }
 
 

@@ -18,7 +18,7 @@ def fields_of(header: str, struct: str) -> list[str]:
     text = re.sub(r"//.*", "", (ROOT / "csrc/rules" / header).read_text())
     body = re.search(rf"\bstruct {struct} {{(.*?)^}};", text, re.DOTALL | re.MULTILINE)
     assert body, f"no struct {struct} in {header}"
-    members = re.findall(r"^  (?:double|bool|S|DeviceNumber|Decay|Hyper) ([^();]*);", body[1], re.MULTILINE)
+    members = re.findall(r"^  (?:double|bool|int|S|DeviceNumber|Decay|Hyper) ([^();]*);", body[1], re.MULTILINE)
     return [re.split(r"[ ={]", name.strip())[0] for member in members for name in member.split(",")]
 
 

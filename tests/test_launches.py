@@ -17,7 +17,7 @@ from records import RECORDS, Record, each_dtype, each_optimizer, each_projected
 from tensors import generator
 
 MOST_BY_VALUE = emulated.limits["gradients"]
-PARCEL = emulated.limits["words"]
+CHUNK = emulated.limits["words"]
 COUNTS = [1, 10, 1500, 5000]
 each_count = pytest.mark.parametrize("count", COUNTS)
 
@@ -29,7 +29,7 @@ def forget_errors() -> Iterator[None]:
 
 
 def test_the_counts_are_on_both_sides_of_every_limit() -> None:
-    assert 10 < MOST_BY_VALUE < 1500 < PARCEL < 5000
+    assert 10 < MOST_BY_VALUE < 1500 < CHUNK < 5000
 
 
 def many(count: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -114,6 +114,15 @@ def test_what_was_launched_is_what_ran() -> None:
 
 
 @each_projected
+@pytest.mark.parametrize("projection", ["channel", "layer", "none"])
+def test_a_fixed_gate_is_never_looked_for(record: Record, projection: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        opt = make(record, 10, dtype, projection=projection, speculate=False)
+        launched(opt, 1)
+        assert launched(opt, 2) == ["update", "correct"]
+
+
+@each_projected
 def test_vectors_alone_need_no_gate(record: Record) -> None:
     opt = record.make([torch.ones(7), torch.ones(9)], backend="emulated", **record.typical)
     for p in parameters_of(opt):
@@ -149,12 +158,12 @@ def test_nothing_to_step() -> None:
     assert plan_of(opt).launches == ["upload", "update", "correct"]
 
 
-# ------------------------------------------------------------------ what is carried to the plan
+# ------------------------------------------------------------------ uploads
 
 
 def chunks(first: int, last: int) -> int:
     """How many it takes to bring the words from `first` to `last`."""
-    return -(-(last + 1 - first) // PARCEL)
+    return -(-(last + 1 - first) // CHUNK)
 
 
 @each_count

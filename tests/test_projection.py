@@ -9,7 +9,7 @@ import torch
 
 from compare import assert_same_bits
 from records import RECORDS, Record, each_backend, each_compiled, each_projected
-from steps import GATES, optimizer_of, set_counter
+from steps import GATES, check_first_step, optimizer_of, set_counter
 from tensors import gradient, rows_of, scaled_cosine, values
 
 each_gate = pytest.mark.parametrize("gate", GATES)
@@ -69,12 +69,87 @@ def test_channel_is_dim_0_whatever_the_strides(backend: str, record: Record) -> 
     assert (rows_of(p) * rows_of(aligned)).sum().abs() < 1e-4
 
 
+# ------------------------------------------------------------------ projection="channel", "layer" and "none"
+
+# Rows held, cut into pieces, and of a few elements.
+SHAPES = [(12, 40), (2, 40_000), (70, 3)]
+
+
+@each_backend
+@each_projected
+@pytest.mark.parametrize("fixed", GATES)
+@pytest.mark.parametrize("gate", GATES)
+def test_a_fixed_projection(backend: str, record: Record, fixed: str, gate: str) -> None:
+    """Whatever the cosine would decide and whatever was predicted, and nothing is ever predicted wrong."""
+    for shape, counter, decay in zip(SHAPES, (0, 3, 2), ("decoupled", "proximal", "decoupled"), strict=True):
+        p = values(shape, torch.float32, 1)
+        p.grad = gradient(gate, p, 2)
+        opt = optimizer_of(record, p, backend, projection=fixed, decay=decay)
+        set_counter(opt, p, counter)
+        assert check_first_step(opt, record, p) == fixed
+        assert not opt.last_step()[p].corrected
+
+
+@each_backend
+@each_projected
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_fixed_projection_in_other_dtypes(backend: str, record: Record, dtype: torch.dtype) -> None:
+    """The bits of an optimizer that finds the same gate by its cosine."""
+    for fixed in GATES:
+        p, q = (values((12, 40), dtype, 1) for _ in range(2))
+        p.grad, q.grad = gradient(fixed, p, 2), gradient(fixed, q, 2)
+        opt = optimizer_of(record, p, backend, projection=fixed)
+        other = optimizer_of(record, q, backend, speculate=False)
+        opt.step()
+        other.step()
+        assert opt.last_step()[p].gate == other.last_step()[q].gate == fixed
+        assert_same_bits(p, q, fixed)
+
+
+@each_backend
+def test_the_projection_is_of_its_group(backend: str) -> None:
+    params = [values((12, 40), torch.float32, i) for i in range(4)]
+    groups = [
+        {"params": [p], "projection": x} for p, x in zip(params, ("layer", "auto", "none", "channel"), strict=True)
+    ]
+    opt = RECORDS["AdamP"].make(groups, backend=backend, lr=0.1)
+    for gate in ("channel", "none"):
+        for p in params:
+            p.grad = gradient(gate, p, 5)
+        opt.step()
+        assert [verdict.gate for verdict in opt.last_step().values()] == ["layer", gate, "none", "channel"]
+    opt.param_groups[0]["projection"] = "auto"
+    for p in params:
+        p.grad = gradient("channel", p, 6)
+    opt.step()
+    assert [verdict.gate for verdict in opt.last_step().values()] == ["channel", "channel", "none", "channel"]
+
+
+@each_backend
+@pytest.mark.parametrize("decay", [0.0, 30.0])
+def test_a_buffer_is_projected_under_a_fixed_gate(backend: str, decay: float) -> None:
+    """Also where p cannot be recovered, so that the row is deferred."""
+    for fixed in GATES:
+        p, q = (values((12, 40), torch.float32, 1) for _ in range(2))
+        ours = optimizer_of(RECORDS["SGDP"], p, backend, projection=fixed, project_momentum=True, weight_decay=decay)
+        model = optimizer_of(
+            RECORDS["SGDP"], q, "reference", projection=fixed, project_momentum=True, weight_decay=decay
+        )
+        for seed in range(3):
+            p.grad, q.grad = gradient("none", q, seed), gradient("none", q, seed)
+            ours.step()
+            model.step()
+            scale = float(q.abs().max())
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6 * scale)
+            torch.testing.assert_close(ours.state[p]["momentum"], model.state[q]["momentum"], rtol=1e-5, atol=1e-5)
+
+
 # ------------------------------------------------------------------ the predictor
 
 
 @each_compiled
 @each_projected
-def test_counter_and_settling(backend: str, record: Record) -> None:
+def test_counter_and_correction(backend: str, record: Record) -> None:
     """Saturates at 0 and 3, goes up at "channel" only, and predicts "channel" from 2."""
     p = values((12, 40), torch.float32, 1)
     opt = optimizer_of(record, p, backend)
@@ -127,7 +202,7 @@ def test_two_visits_do_not_depend_on_the_predictor(backend: str, record: Record,
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @each_projected
 def test_16_bit_is_never_corrected(backend: str, record: Record, dtype: torch.dtype) -> None:
-    """A 16-bit p' has not the digits that settling needs, so the gate is found out first."""
+    """A 16-bit p' has too few digits for the correction, so the gate is decided first."""
     for gate, counter in itertools.product(GATES, (0, 3)):
         p = values((12, 40), dtype, 1)
         opt = optimizer_of(record, p, backend)

@@ -28,6 +28,7 @@ OTHER: dict[str, Any] = {
     "delta": 30.0,
     "wd_ratio": 0.8,
     "decay": "proximal",
+    "projection": "layer",
     "project_momentum": True,
     "maximize": True,
     "decouple_lr": True,

@@ -69,7 +69,8 @@ def test_private_names_of_torch_are_in_one_file(path: Path) -> None:
     text = path.read_text()
     assert "TYPE_CHECKING" not in text
     private = re.findall(
-        r"\btorch(?:\.\w+)*\._(?!_)\w+|from torch[\w.]*\._\w+|(?<!from )(?<!from \.)\._(?:version|base|fsdp_\w+)\b", text
+        r"\btorch(?:\.\w+)*\._(?!_)\w+|from torch[\w.]*\._\w+|(?<!from )(?<!from \.)\._(?:version|base|fsdp_\w+)\b",
+        text,
     )
     if path.name == "torch_compat.py":
         assert len(private) >= 5

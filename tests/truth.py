@@ -54,6 +54,7 @@ def step(name: str, group: dict[str, Any], p: Array, g: Array, state: dict[str, 
     ratio, gate, cosine = 1.0, "none", np.nan
     if name in ("AdamP", "SGDP") and p.ndim > 1 and p.size:
         gate, cosine = _gate(p, raw, group["delta"], group["eps"])
+        gate = gate if group["projection"] == "auto" else group["projection"]
         radials = {view: _radial(p, u, u_size, view, group["eps"]) for view, _ in _views(p)}
         largest = np.maximum(radials["channel"][1], radials["layer"][1])
         u_size = u_size + np.where(np.isfinite(largest), largest, 0)

@@ -36,6 +36,7 @@ FIXED_PROJECT_MOMENTUM, HAS_MOMENTUM, INTO_L2, INTO_METRIC = (
     at("into_metric"),
 )
 DECOUPLE_LR, OVER_ONE_MINUS_MOMENTUM = at("decouple_lr"), at("over_one_minus_momentum")
+FIXED_GATE = at("fixed_gate")
 
 # A float32 count goes up to 2^24.
 COUNT_BITS = tl.constexpr(25)
@@ -126,3 +127,4 @@ def device_scalars(
         put(scalars, rules.DELTA, tl.load(fixed_hypers + FIXED_DELTA))
         put(scalars, rules.PROXIMAL, tl.load(fixed_hypers + FIXED_PROXIMAL))
         put(scalars, rules.PROJECT_MOMENTUM, tl.load(fixed_hypers + FIXED_PROJECT_MOMENTUM))
+        put(scalars, rules.FIXED_GATE, tl.load(fixed_hypers + FIXED_GATE))

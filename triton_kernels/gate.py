@@ -44,6 +44,7 @@ from .rules import (
     coefficient,
     cosine_of,
     cosine_squared,
+    fixed_or,
     largest_or_nan,
     max_or_nan,
     next_counter,
@@ -53,13 +54,13 @@ from .rules import (
 
 
 @device
-def gate_to_write(tensor, verdict):
+def gate_to_write(tensor, verdict, scalars):
     """The gate under which the update writes p: predicted, or known from `gate_stats`. NONE without a gate."""
     speculates = of(tensor, SPECULATES) != 0
     counter = of(tensor, GATE_COUNTER).to(tl.pointer_type(tl.uint8))
     counter = tl.load(counter, mask=speculates, other=0).to(tl.int32)
     known = of(verdict, V_GATE).to(tl.int32)
-    return tl.where(speculates, predicted(counter), known), speculates
+    return tl.where(speculates, predicted(counter, scalars), known), speculates
 
 
 @device
@@ -131,9 +132,10 @@ def decide(gated, tensor_count, count, tensors, scalars_table, row_stats, verdic
     elements = rows.to(tl.float64) * length
     layer = passes(cosine_of(cosine_squared(pg, pp, gg, scalars), elements), elements, scalars)
     gate = tl.where(passes(max_cosine, length, scalars), CHANNEL, tl.where(layer, LAYER, NONE))
+    gate = fixed_or(gate, scalars)
     at_counter = of(tensor, GATE_COUNTER).to(tl.pointer_type(tl.uint8))
     counter = tl.load(at_counter, mask=is_one, other=0).to(tl.int32)
-    written = tl.where(speculates, predicted(counter), gate)
+    written = tl.where(speculates, predicted(counter, scalars), gate)
     corrected = written != gate
     decided = is_one
     if not BEFORE_UPDATE:

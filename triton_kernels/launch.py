@@ -31,7 +31,16 @@ def scalars_of(h: Any, rule: str, t: float, first: bool, negated: bool) -> list[
         *(-h.grad_scale if negated else h.grad_scale, h.l2, h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2),
         *(inv_sqrt_bc2, h.eps, h.metric_decay, h.metric_decay / s if h.metric_decay else 0.0, float(h.nesterov)),
         *(h.momentum, 1 - (0.0 if first else h.dampening)),
-        *(s, h.decay, h.wd_ratio, h.delta, float(h.proximal), float(h.project_momentum and not h.nesterov), 0.0),
+        *(
+            s,
+            h.decay,
+            h.wd_ratio,
+            h.delta,
+            float(h.proximal),
+            float(h.project_momentum and not h.nesterov),
+            h.fixed_gate,
+            0.0,
+        ),
     ]
 
 

@@ -40,7 +40,7 @@ PROGRAM = ("config", "first_row", "bucket")
 SCALARS = (
     *("grad_scale", "l2", "beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "inv_sqrt_bc2", "eps"),
     *("metric_decay", "metric_decay_over_s", "nesterov", "momentum", "one_minus_dampening"),
-    *("s", "decay", "wd_ratio", "delta", "proximal", "project_momentum"),
+    *("s", "decay", "wd_ratio", "delta", "proximal", "project_momentum", "fixed_gate"),
     "skipped",  # whether the step is to be skipped
 )
 # Of a row, float64, one array for each field: sums, the projection's coefficient, and whether the write of p is deferred.
@@ -51,7 +51,7 @@ VERDICT = ("gate", "written", "corrected", "needs_correction", "cosine", "c", "p
 # then the values that are constant.
 DEVICE_HYPER = ("lr", "weight_decay", "beta1", "beta2", "momentum", "initial_lr")
 FIXED_HYPER = (
-    *("grad_scale", "dampening", "nesterov", "eps", "delta", "wd_ratio", "proximal", "project_momentum"),
+    *("grad_scale", "dampening", "nesterov", "eps", "delta", "wd_ratio", "proximal", "project_momentum", "fixed_gate"),
     *("has_momentum", "into_l2", "into_metric", "decouple_lr", "over_one_minus_momentum"),
 )
 

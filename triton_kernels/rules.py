@@ -33,6 +33,7 @@ WD_RATIO = tl.constexpr(SCALARS.index("wd_ratio"))
 DELTA = tl.constexpr(SCALARS.index("delta"))
 PROXIMAL = tl.constexpr(SCALARS.index("proximal"))
 PROJECT_MOMENTUM = tl.constexpr(SCALARS.index("project_momentum"))
+FIXED_GATE = tl.constexpr(SCALARS.index("fixed_gate"))
 SKIPPED = tl.constexpr(SCALARS.index("skipped"))
 
 # Rules and gates.
@@ -221,9 +222,16 @@ def correction(d0, k0, d1, k1):
 
 
 @device
-def predicted(counter):
-    """The gate that a tensor is expected to take: `layer`, which it passes by chance now and then, is never predicted."""
-    return tl.where(counter >= 2, CHANNEL, NONE)
+def fixed_or(gate, scalars):
+    """The gate that the group sets, or else `gate`."""
+    fixed = tl.load(scalars + FIXED_GATE).to(tl.int32)
+    return tl.where(fixed >= 0, fixed, gate)
+
+
+@device
+def predicted(counter, scalars):
+    """The gate that a tensor is expected to take: the fixed one, or else never `layer`, which it passes by chance now and then."""
+    return fixed_or(tl.where(counter >= 2, CHANNEL, NONE), scalars)
 
 
 @device

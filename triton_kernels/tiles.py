@@ -143,7 +143,7 @@ def update_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, 
     store_sums(row_stats, count, row, row_sum(p, g), pp, row_sum(g, g))
     pu = row_sum(p, u)
     c = coefficient(pp, pu, scalars)
-    gate, speculates = gate_to_write(tensor, verdicts + index * VERDICT_FIELDS)
+    gate, speculates = gate_to_write(tensor, verdicts + index * VERDICT_FIELDS, scalars)
     buffered = (gate == CHANNEL) & (of(tensor, PIECES) == 1)
     d, k = affine(tl.where(buffered, CHANNEL, NONE), c, scalars)
     # Deferred to `correct`: a row whose known gate needs sums that are not complete here, or whose p could not be recovered.

@@ -81,7 +81,7 @@ void CpuExecutor::begin_step(int tensor, const Scalars& scalars) {
   step.kernels = &kernels(t.dtype, plan_.rule_id(t.group));
   step.unprojected = scalars.projection.affine(Gate::none, 0);
   step.speculates = plan_.speculates(t);
-  step.prediction = step.speculates ? predicted(*t.gate_counter) : Gate::none;
+  step.prediction = step.speculates ? predicted(scalars.projection, *t.gate_counter) : Gate::none;
   choose_policy(step, t);
 }
 

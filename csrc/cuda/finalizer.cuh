@@ -91,7 +91,8 @@ struct Finalizer {
     DeviceVerdict v;
     if (o.t->speculates) {
       v = decide(all);
-      v.corrected = v.gate != (policy == WritePolicy::now ? Gate::none : Gate::channel);
+      v.corrected = o.scalars->projection.fixed_gate == no_fixed_gate &&
+                    v.gate != (policy == WritePolicy::now ? Gate::none : Gate::channel);
     } else {
       v = load(verdict, of_stats);
       v.sums.pu = all.sums.pu;

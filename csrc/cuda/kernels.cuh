@@ -53,7 +53,7 @@ __device__ __forceinline__ void visit(const DevicePlan& plan, SharedStorage& sha
   } else if constexpr (phase == Phase::update) {
     Gate prediction = Gate::none;
     if (t.speculates)
-      prediction = predicted(load(t.gate_counter, of_plan));
+      prediction = predicted(o.scalars->projection, load(t.gate_counter, of_plan));
     else if (t.projected)
       prediction = load(&plan.verdicts[o.tensor].gate, of_stats);
     if (!t.speculates && prediction == Gate::none) return rows([](const auto& r) { r.step(); });

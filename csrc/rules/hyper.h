@@ -23,6 +23,7 @@ struct Hyper {
   double l2 = 0, decay = 0, metric_decay = 0;
   double delta = 0, wd_ratio = 1;
   bool nesterov = false, proximal = false, project_momentum = false, speculate = true;
+  int fixed_gate = no_fixed_gate;
 };
 
 // A hyper-parameter that is read at every step from the device, if `at` is not null.
@@ -82,7 +83,7 @@ ONEPASS_HD Scalars scalars_of(const Hyper& h, RuleId rule, double t, bool first)
                 .has_metric_decay = h.metric_decay != 0,
                 .has_eps = h.eps != 0};
   }
-  out.projection = {s, h.decay, h.wd_ratio, h.delta, h.eps, h.proximal};
+  out.projection = {s, h.decay, h.wd_ratio, h.delta, h.eps, h.proximal, h.fixed_gate};
   out.project_momentum = h.project_momentum && !h.nesterov;
   return out;
 }

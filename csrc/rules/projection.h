@@ -36,10 +36,14 @@ struct Affine {
   ONEPASS_HD bool operator==(const Affine& o) const { return d == o.d && k == o.k; }
 };
 
+// No gate is fixed: the cosine decides.
+constexpr int no_fixed_gate = -1;
+
 // What projection and decay need of a tensor at one step.
 struct Projection {
   double s, decay, wd_ratio, delta, eps;
   bool proximal;
+  int fixed_gate;  // a Gate that the group sets, or no_fixed_gate
 
   // cos(p, g)^2, whose root is taken of the largest only; a row of zeros has cosine 0, a row with a NaN has NaN.
   ONEPASS_HD double cosine_squared(const RowSums& r) const {
@@ -93,9 +97,11 @@ ONEPASS_HD R apply(R p, R u, S d, S k) {
   return d == S(0) ? p - k * u : p - (d * p + k * u);
 }
 
-// The predictor: a counter from 0 to 3 for each tensor. A gate of `layer` is never predicted: a tensor that is not
-// scale-invariant passes that view by chance now and then, and predicting it again would cost a second miss.
-ONEPASS_HD Gate predicted(unsigned char counter) {
+// The predictor: a fixed gate, or else a counter from 0 to 3 for each tensor. A gate of `layer` is never predicted: a
+// tensor that is not scale-invariant passes that view by chance now and then, and predicting it again would cost a
+// second miss.
+ONEPASS_HD Gate predicted(const Projection& pr, unsigned char counter) {
+  if (pr.fixed_gate != no_fixed_gate) return Gate(pr.fixed_gate);
   return counter >= 2 ? Gate::channel : Gate::none;
 }
 ONEPASS_HD unsigned char next_counter(unsigned char counter, Gate verdict) {

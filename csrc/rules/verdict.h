@@ -68,7 +68,8 @@ ONEPASS_HD Verdict verdict_of(const Projection& pr, const RowStats& all, double 
   v.sums = all.sums;
   v.scaled_cosine = max_cosine * std::sqrt(length);
   double layer_cosine = cosine_of(pr.cosine_squared(all.sums), rows * length, unit);
-  v.gate = pr.passes(max_cosine, length)            ? Gate::channel
+  v.gate = pr.fixed_gate != no_fixed_gate           ? Gate(pr.fixed_gate)
+           : pr.passes(max_cosine, length)          ? Gate::channel
            : pr.passes(layer_cosine, rows * length) ? Gate::layer
                                                     : Gate::none;
   return v;

@@ -9,7 +9,7 @@ from torch import Tensor
 from .adam import MOMENTS
 from .backend.registry import BackendName
 from .docstrings import AMSGRAD, COMMON, documented
-from .hyperparams import Decay
+from .hyperparams import Decay, Projection
 from .optimizer import Optimizer, ParamsT
 from .spec import OptimizerSpec
 
@@ -44,6 +44,8 @@ class AdamP(Optimizer):
         wd_ratio: what the decay of a projected parameter is multiplied by.
         nesterov: use the Nesterov direction.
         decay: "decoupled" or "proximal".
+        projection: "auto": as above. "channel" or "layer": every parameter of more than one dimension is projected by that
+            view at every step; "none": never, and wd_ratio does not apply.
         speculate: step under the gate that is expected and correct the parameter if the verdict differs: 28 bytes of
             traffic for a float32 parameter against 36. The result may differ in the last place between two histories
             of the predictor; False never predicts.
@@ -63,6 +65,7 @@ class AdamP(Optimizer):
         nesterov: bool = False,
         *,
         decay: Decay = "decoupled",
+        projection: Projection = "auto",
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -84,6 +87,7 @@ class AdamP(Optimizer):
                 wd_ratio=wd_ratio,
                 nesterov=nesterov,
                 decay=decay,
+                projection=projection,
                 maximize=maximize,
                 foreach=foreach,
                 fused=fused,

@@ -56,6 +56,7 @@ OF_SOME = {
     "nesterov": Argument(False, "onepass.AdamP"),
     "delta": Argument(_ANY, "onepass.AdamP or onepass.SGDP"),
     "wd_ratio": Argument(_ANY, "onepass.AdamP or onepass.SGDP"),
+    "projection": Argument(_ANY, "onepass.AdamP or onepass.SGDP"),
     "momentum": Argument(_ANY, "onepass.SGD or onepass.SGDP"),
     "dampening": Argument(_ANY, "onepass.SGD or onepass.SGDP"),
     "betas": Argument(_ANY, "onepass.AdamW or another class of the Adam family"),

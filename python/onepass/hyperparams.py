@@ -13,8 +13,11 @@ from torch import Tensor
 
 from .spec import OptimizerSpec
 from .values import Values
+from .verdict import GATES
 
 Decay = Literal["decoupled", "proximal"]
+Projection = Literal["auto", "channel", "layer", "none"]
+NO_FIXED_GATE = -1
 RuleName = Literal["adam", "momentum", "sgd"]
 
 
@@ -50,6 +53,7 @@ class Hyper:
     l2: coefficient of `g += l2*p`.
     metric_decay: q of AdamProxL2's `p = (p - s*u)/(1 + q/D)`: lr*wd, or (lr/initial_lr)*wd with decouple_lr.
     grad_scale: every gradient is multiplied by it: -1 to maximize, else 1.
+    fixed_gate: the position in GATES of the gate that `projection` sets, or NO_FIXED_GATE for "auto".
     device_hyper: None unless the device counts the steps; lr, betas, momentum and the decays then come from it.
     """
 
@@ -69,6 +73,7 @@ class Hyper:
     wd_ratio: float = 1.0
     project_momentum: bool = False
     speculate: bool = True
+    fixed_gate: int = NO_FIXED_GATE
     device_hyper: DeviceHyper | None = None
 
 
@@ -116,6 +121,7 @@ def hyper_of(spec: OptimizerSpec, group: dict[str, Any], index: int, counts_on_d
         common["delta"] = number("delta", low=0.0)
         common["wd_ratio"] = number("wd_ratio", low=0.0)
         common["speculate"] = number.flag("speculate")
+        common["fixed_gate"] = _fixed_gate(group.get("projection", "auto"), index)  # absent from old pickles
         if spec.rule == "momentum":
             common["project_momentum"] = number.flag("project_momentum")
             if wd:
@@ -123,6 +129,14 @@ def hyper_of(spec: OptimizerSpec, group: dict[str, Any], index: int, counts_on_d
     if number.capturable or counts_on_device:
         common["device_hyper"] = _device_hyper_of(spec, group, decay, decouple_lr, number)
     return Hyper(**common)
+
+
+def _fixed_gate(projection: Any, index: int) -> int:
+    if projection not in get_args(Projection):
+        raise ValueError(
+            f"param group {index}: projection must be 'auto', 'channel', 'layer' or 'none', got {projection!r}"
+        )
+    return NO_FIXED_GATE if projection == "auto" else GATES.index(projection)
 
 
 def _device_hyper_of(
@@ -184,6 +198,9 @@ def rule_of(spec: OptimizerSpec, h: Hyper) -> RuleName:
 
 
 def speculates(h: Hyper, itemsize: int) -> bool:
-    """Whether a projected parameter of so many bytes an element is updated under a predicted gate. The correction recovers p
-    from p', which needs more digits than a 16-bit p has; and it cannot undo the projection of a momentum buffer."""
+    """Whether a projected parameter of so many bytes an element is updated before its gate is decided. A fixed gate is predicted
+    rightly. Otherwise the correction recovers p from p', which needs more digits than a 16-bit p has; and it cannot undo the
+    projection of a momentum buffer."""
+    if h.fixed_gate != NO_FIXED_GATE:
+        return True
     return h.speculate and not (h.project_momentum and not h.nesterov) and itemsize >= 4

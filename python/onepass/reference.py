@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from .dtypes import compute_dtype
-from .hyperparams import Hyper, has_moments
+from .hyperparams import NO_FIXED_GATE, Hyper, has_moments
 from .rounding import square_root
 from .spec import OptimizerSpec
-from .verdict import Verdict
+from .verdict import GATES, Verdict
 
 
 def step(spec: OptimizerSpec, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, first: bool) -> Verdict | None:
@@ -120,7 +120,7 @@ def apply(p: Tensor, u: Tensor, d: Tensor | float, k: float) -> Tensor:
 
 
 def gate(p: Tensor, g: Tensor, h: Hyper) -> Verdict:
-    """The first view, channel then layer, in which every row has |cos(g, p)| < delta/sqrt(row length).
+    """The first view, channel then layer, in which every row has |cos(g, p)| < delta/sqrt(row length); or the fixed gate.
 
     A NaN makes the maximum NaN and the comparison false: no projection. A row of zeros has cosine 0.
     """
@@ -135,6 +135,8 @@ def gate(p: Tensor, g: Tensor, h: Hyper) -> Verdict:
         if scaled < h.delta:
             passed = view
             break
+    if h.fixed_gate != NO_FIXED_GATE:
+        passed = GATES[h.fixed_gate]
     return Verdict(passed, cosine, float(p64.norm()), float(g64.norm()))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .backend.registry import BackendName
 from .docstrings import COMMON, documented
-from .hyperparams import Decay
+from .hyperparams import Decay, Projection
 from .optimizer import Optimizer, ParamsT
 from .spec import OptimizerSpec
 
@@ -96,6 +96,7 @@ class SGDP(Optimizer):
         delta: threshold of the cosine, times sqrt(row length).
         wd_ratio: what the decay of a projected parameter is multiplied by.
         decay: "decoupled" or "proximal".
+        projection: "auto", "channel", "layer" or "none", as in `onepass.AdamP`.
         project_momentum: project the buffer too, as the adamp package does; no effect with nesterov, as there.
         speculate: see `onepass.AdamP`.
     """
@@ -115,6 +116,7 @@ class SGDP(Optimizer):
         wd_ratio: float = 0.1,
         *,
         decay: Decay = "decoupled",
+        projection: Projection = "auto",
         project_momentum: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -134,6 +136,7 @@ class SGDP(Optimizer):
             delta=delta,
             wd_ratio=wd_ratio,
             decay=decay,
+            projection=projection,
             project_momentum=project_momentum,
             maximize=maximize,
             foreach=foreach,

@@ -256,7 +256,7 @@ class TableUploader:
         group = h.device_hyper
         return [
             *(h.grad_scale, h.dampening, float(h.nesterov), h.eps, h.delta, h.wd_ratio, float(h.proximal)),
-            *(float(h.project_momentum and not h.nesterov), float(self.spec.rule == "momentum")),
+            *(float(h.project_momentum and not h.nesterov), float(h.fixed_gate), float(self.spec.rule == "momentum")),
             *(float(group is not None and group.decay == decay) for decay in ("l2", "metric")),
             float(group is not None and group.decouple_lr),
             float(group is not None and group.over_one_minus_momentum),
