@@ -62,7 +62,7 @@ struct WorkItem {
 
 struct Plan {
   RuleId rule = RuleId::adam;              // of the optimizer class
-  bool lazy_buffer = false;                // torch.optim.SGD's, see hyper.py
+  bool lazy_buffer = false;                // torch.optim.SGD's, see spec.py
   std::vector<Hyper> hypers;               // of each group
   std::vector<DeviceHyper> device_hypers;  // likewise
   std::vector<Tensor> tensors;

@@ -111,7 +111,7 @@ def cuda() -> Iterator[partial[None]]:
         for gate in ("none", "channel"):
             yield partial(test_rows_on_chip.test_a_piece_that_is_left_alone, gate, counter)
         yield partial(test_rows_on_chip.test_a_nan_is_not_swallowed_by_a_step_of_nothing, adamp, counter)
-    yield partial(test_rows_on_chip.test_settling_leaves_the_other_rows_alone)
+    yield partial(test_rows_on_chip.test_a_correction_leaves_the_other_rows_alone)
     yield partial(test_projection.test_counter_and_correction, backend, adamp)
     yield partial(test_projection.test_project_momentum_projects_the_buffer, backend)
     for where in ("gradient", "parameter"):
@@ -131,7 +131,7 @@ def cuda() -> Iterator[partial[None]]:
     yield partial(test_parity.test_large_tensors, backend, torch.float16, adamp)
     # What is read or written without need.
     for gate, predicted in (("none", "channel"), ("layer", "none")):
-        yield partial(test_traffic.test_settling_reads_p_and_moments_and_writes_p, gate, predicted)
+        yield partial(test_traffic.test_a_correction_reads_p_and_moments_and_writes_p, gate, predicted)
     once_more = test_traffic.CORRECTED | {"p": (8, 4)}
     yield partial(test_traffic.test_a_row_that_is_cut_into_pieces, "channel", "channel", once_more)
 

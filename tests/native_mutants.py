@@ -65,7 +65,7 @@ MUTANTS = [
     Mutant("only the last run is summed", "low_ += __builtin_convertvector(half[0], Double8)",
            "low_ = __builtin_convertvector(half[0], Double8)"),
     Mutant("no coefficient of the layer", "gate == Gate::layer ? layer : own", "own"),
-    Mutant("swallowed weights are not restored", "t.policy == WritePolicy::now && row_step.deferred", "false"),
+    Mutant("deferred rows are not restored", "t.policy == WritePolicy::now && row_step.deferred", "false"),
     Mutant("the buffer is not projected", "t.scalars->project_momentum && s.gate != Gate::none", "false"),
     Mutant("the buffered momentum is not projected", "Rule::id == RuleId::momentum && c", "false"),
     Mutant("u is cached for the wrong place", "store_some(cache + i, u, n)", "store_some(cache, u, n)"),

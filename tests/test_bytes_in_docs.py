@@ -72,7 +72,7 @@ def of_readme() -> list[str]:
         f"in one visit to each element: {moved('AdamP', *RIGHT)} bytes per float32",
         f"if the verdict differs ({more} bytes more for that tensor)",
         f"{moved('AdamP', MEASURED)} bytes, and no dependence on the predictor",
-        f"16-bit parameters are always stepped that way ({moved('AdamP', dtype='bfloat16')} bytes)",
+        f"16-bit parameters are stepped that way ({moved('AdamP', dtype='bfloat16')} bytes)",
         f"moves {long_row} bytes per parameter (SGDP {moved('SGDP', *RIGHT, MOMENTUM, shape=LONG_ROWS)}) when",
     ]
 
@@ -95,7 +95,7 @@ def of_adamp() -> list[str]:
         f"State: {kept('AdamP')} bytes a parameter (two float32 moments; {kept('AdamP', 'float64')} in float64)",
         f"| gate predicted right | {moved('AdamP', *RIGHT)} |",
         f"| mispredicted | {moved('AdamP', *WRONG)} ({moved('AdamP', *WRONG, NESTEROV)} with nesterov) |",
-        f"every 16-bit weight | {moved('AdamP', MEASURED)} | {moved('AdamP', dtype='bfloat16')} |",
+        f"16-bit weights | {moved('AdamP', MEASURED)} | {moved('AdamP', dtype='bfloat16')} |",
     ]
 
 

@@ -92,7 +92,7 @@ def test_a_piece_that_is_left_alone(gate: str, counter: int) -> None:
     assert check_first_step(opt, record, p) == gate
 
 
-def test_settling_leaves_the_other_rows_alone() -> None:
+def test_a_correction_leaves_the_other_rows_alone() -> None:
     """The gate is as predicted, and one row out of 64 was not to be guessed: it alone is read again, and written."""
     p = values((64, 1024), torch.float32, 1)
     p[5] *= 1e-7

@@ -111,7 +111,7 @@ def test_clipping_reads_g_once_more(make: Any, gate: str, shapes: list[tuple[int
 @pytest.mark.parametrize(
     ("gate", "predicted"), [("none", "channel"), ("channel", "none"), ("layer", "none"), ("layer", "channel")]
 )
-def test_settling_reads_p_and_moments_and_writes_p(gate: str, predicted: str) -> None:
+def test_a_correction_reads_p_and_moments_and_writes_p(gate: str, predicted: str) -> None:
     """16 bytes more: 44. It reads no gradient, but for nesterov's direction, which takes 4 bytes more."""
     wrong = dict(gate=gate, predicted=predicted)
     assert_total(traffic_of(onepass.AdamP, [MATRIX], **wrong), CORRECTED, 1.01)

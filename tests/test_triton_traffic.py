@@ -89,7 +89,7 @@ def test_44_bytes_predicted_wrong(gate: str, predicted: str, shape: tuple[int, .
     assert found == CORRECTED and total(found) == 44
 
 
-def test_settling_reads_the_gradient_only_for_nesterov() -> None:
+def test_a_correction_reads_the_gradient_only_for_nesterov() -> None:
     found, _ = traffic(onepass.AdamP, SHAPES[0], "channel", "none", nesterov=True)
     assert found == {**CORRECTED, "g": (8, 0)}
 

@@ -1,8 +1,12 @@
-"""The Triton kernels of onepass, imported as `onepass.triton_kernels` by `onepass.triton` when they are first needed.
+"""The Triton kernels of onepass, installed as `onepass.triton_kernels`; `onepass.backend.triton` imports them when first used.
 
-rule.py     one element, or the scalars of one row: the text of reference.py and csrc/rules/, under the same names
-plan.py     which rows of which tensors go side by side into which program: pure, without Triton
-kernels.py  the traversal: rows in memory
-live.py     scalars of groups whose steps the device counts
-launch.py   the launches of a step
+plan.py            which rows of which tensors go into which program: pure, without Triton
+launch.py          the launches of a step
+kernels.py         a kernel for each phase, and the dispatch over tile configurations
+tiles.py           the phases on one tile
+gate.py            from row statistics to verdicts
+rules.py           one element, or the scalars of one row: reference.py and csrc/rules/, under the same names
+memory.py          tables and elements in global memory
+device_scalars.py  scalars of groups whose steps the device counts
+jit.py             the decorator of functions that kernels call
 """

@@ -1,5 +1,5 @@
 """Scalars of the groups whose steps the device counts. Hyper-parameters and step counts are read from device memory at every
-step, so that replaying a captured CUDA graph uses the current values. The same as hyper_of in hyper.py and scalars_of in
+step, so that replaying a captured CUDA graph uses the current values. The same as hyper_of in hyperparams.py and scalars_of in
 launch.py on the host, for one tensor."""
 
 from __future__ import annotations

@@ -10,6 +10,6 @@ import triton
 
 def device(fn: Callable[..., Any]) -> Any:
     """`triton.jit` for a function that kernels call. Triton's interpreter takes a plain function as well, and is some
-    twenty times faster with it: it patches the whole language anew at each call of one that is marked."""
+    twenty times faster with it: it patches triton.language at each call of a function that is marked."""
     marked = triton.jit(fn)
     return marked if isinstance(marked, triton.JITFunction) else fn

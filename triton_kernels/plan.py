@@ -36,7 +36,7 @@ TENSOR = (
 )
 # Of a program, int64.
 PROGRAM = ("config", "first_row", "bucket")
-# Of a bucket at a step, float64: the scalars of csrc/rules/hyper.h, those of Adam and of Sgd.
+# Of a bucket at a step, float64: the scalars of csrc/rules/hyper.h, those of Adam, Momentum and Projection.
 SCALARS = (
     *("grad_scale", "l2", "beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "inv_sqrt_bc2", "eps"),
     *("metric_decay", "metric_decay_over_s", "nesterov", "momentum", "one_minus_dampening"),

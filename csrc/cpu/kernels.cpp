@@ -149,7 +149,7 @@ struct KernelsOf {
         write_buffered(row, cache, row_step.step, t.scalars->project_momentum ? &row_step.c : nullptr);
       stats.deferred |= row_step.deferred;
       stats.sums.add(sums);
-      if (t.piece) continue;  // `decide` completes the row
+      if (t.piece) continue;  // `combine` completes the row
       t.coefficient[r] = row_step.c;
       stats.max_cosine_squared = max_or_nan(stats.max_cosine_squared, pr.cosine_squared(sums));
     }

@@ -19,7 +19,7 @@ struct Tile {
   WritePolicy policy;
   Affine unprojected;   // of WritePolicy::now
   double* coefficient;  // c of each row: written by `update` unless the tile is a piece, read by `correct`
-  bool piece;           // a part of one row, whose sums `decide` completes
+  bool piece;           // a part of one row, whose sums `combine` completes
   bool deferred;        // for `correct` of a piece: whether `update` has deferred it
   void* row_cache;      // one row: of directions u (WritePolicy::buffered) or of the old weights (WritePolicy::now)
 };

@@ -13,7 +13,7 @@ __device__ inline double read(const DeviceNumber& n) {
   return load(static_cast<const float*>(n.at), of_plan);
 }
 
-// The same as hyper_of in hyper.py.
+// The same as hyper_of in hyperparams.py.
 __device__ inline Hyper hyper_of(const DeviceHyper& group) {
   Hyper h = group.fixed;
   h.lr = read(group.lr);

@@ -16,7 +16,7 @@ std::string kernel_name(Kernel kernel, Dtype dtype, RuleId rule_id) {
          rule_names[static_cast<int>(rule_id)] + ")";
 }
 
-// Where the gradient of a tensor without elements is: not at null, as it is there, and its step counts.
+// The address of the gradient of a tensor without elements. Null would mean no gradient, but such a step is counted.
 constexpr char no_elements = 0;
 
 template <class T>

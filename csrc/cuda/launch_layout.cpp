@@ -48,7 +48,7 @@ void cut(Plan& plan, int tensor, int row_cache_bytes) {
     const int64_t round = warps * std::max<int64_t>(1, t.length);
     plan.cut(tensor, std::max<int64_t>(1, item_elements / round) * round, longest);
   } else {
-    plan.cut(tensor, 2 * item_elements, longest);  // a few of the long rows, which share what opening an item takes
+    plan.cut(tensor, 2 * item_elements, longest);  // a few of the long rows, which share the cost of starting an item
   }
 }
 

@@ -1,5 +1,5 @@
-// Global memory. Every access of the kernels goes through load, load_fresh and store, 16 bytes at a time where it can;
-// so what a step moves can be counted, by operand, when the kernels run on a CPU (tests/emulated).
+// Global memory. Accesses to elements and statistics go through load, load_fresh and store, 16 bytes at a time where it
+// can; so what a step moves can be counted, by operand, when the kernels run on a CPU (tests/emulated).
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 #define ONEPASS_TRACE(operand, bytes, is_store)
 #endif
 
-// Pointers that come out of memory could point anywhere as far as the compiler knows, and it would use slower accesses.
+// Without this, nvcc takes pointers that were loaded from memory for generic ones, whose accesses are slower.
 #ifdef __CUDACC__
 #define ONEPASS_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))
 #else

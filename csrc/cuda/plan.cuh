@@ -28,7 +28,7 @@ struct DeviceTensor {
   int hyper_index;    // its group in DevicePlan::hypers, or -1: the scalars come from the host
   bool projected, speculates, rows_fit;
   bool negated;
-  bool first_step;  // of its group's steps on the device, as far as the host knows; see DevicePlan::first_steps
+  bool first_step;  // the momentum buffer is new; the device clears first_steps once it has stepped
 };
 
 inline int kernel_key(Dtype dtype, RuleId rule_id) {
@@ -58,7 +58,7 @@ struct DeviceVerdict {
   RowSums sums;
 };
 
-// python/onepass/cuda.py reads these fields by offset.
+// python/onepass/backend/cuda.py reads these fields by offset.
 static_assert(sizeof(DeviceVerdict) == 64 && sizeof(Gate) == 4);
 static_assert(offsetof(DeviceVerdict, gate) == 0 && offsetof(DeviceVerdict, corrected) == 2 * sizeof(int32_t));
 static_assert(offsetof(DeviceVerdict, scaled_cosine) == 2 * sizeof(double));

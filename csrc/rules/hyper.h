@@ -14,7 +14,7 @@ template <class S>
 using Rules = std::tuple<Adam<S>, Momentum<S>, Sgd<S>>;
 static_assert(std::tuple_size_v<Rules<float>> == rule_count);
 
-// The fields of hyper.py's Hyper, under the same names; what they mean stands there.
+// The fields of Hyper in hyperparams.py, which documents them, under the same names.
 struct Hyper {
   double lr = 0, grad_scale = 1;
   double beta1 = 0, beta2 = 0;
@@ -35,8 +35,8 @@ struct DeviceNumber {
 
 enum class Decay : int { direct, l2, metric };  // which field of Hyper the weight decay enters
 
-// The hyper-parameters of a group whose steps the device counts, before hyper.py's hyper_of has made Hyper's fields of
-// them.
+// The hyper-parameters of a group whose steps the device counts, before hyper_of (hyperparams.py) has made Hyper's
+// fields of them.
 struct DeviceHyper {
   bool on_device = false;   // whether the group is one
   bool capturable = false;  // whether its steps may be captured into a graph

@@ -19,8 +19,8 @@ ONEPASS_HD WritePolicy write_policy_for(Gate prediction, bool rows_fit) {
   return prediction == Gate::channel && rows_fit ? WritePolicy::buffered : WritePolicy::deferred;
 }
 
-// The affine step that the update has applied to a row: none if the row was deferred, because no gate is predicted or p
-// could not be recovered from the step.
+// The affine step that the update has applied to a row: none if the row was deferred, because its gate
+// needs sums that were not complete, or p could not be recovered from the step.
 struct Applied {
   Affine step;
   bool deferred;

@@ -1,7 +1,8 @@
 // What onepass' kernels and their launches use of CUDA, on the CPU, so that tests can run them unmodified where there
 // is no GPU. This header has to be found before CUDA's own:
 //
-//     g++ -std=c++20 -Itests/emulated -Icsrc -x c++ -include cuda_runtime.h kernels.cu ... tests/emulated/*.cpp
+//     g++ -std=c++20 -Itests/emulated -Icsrc -x c++ -include cuda_runtime.h csrc/cuda/*.cu ...
+//     (build.py has the whole command)
 //
 // What is not here is not emulated, and does not compile. Not seen by an emulation of this kind: races between blocks
 // (they run one at a time), a shuffle mistaken for a memory fence, the GPU's own rounding in sqrt and the like.
