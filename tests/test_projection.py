@@ -214,6 +214,20 @@ def test_16_bit_is_never_corrected(backend: str, record: Record, dtype: torch.dt
 
 @each_compiled
 @each_projected
+@each_gate
+def test_a_decay_that_leaves_nothing_of_the_weight(backend: str, record: Record, gate: str) -> None:
+    """p cannot be recovered from p' = -s*u, so such rows are deferred while the gate is not known."""
+    lr = 0.5 if record.name == "AdamP" else 0.1  # SGDP divides the decay by 1 - momentum, 0.2
+    for counter in (0, 3):
+        p = values((12, 40), torch.float32, 1)
+        p.grad = gradient(gate, p, 2)
+        opt = optimizer_of(record, p, backend, lr=lr, weight_decay=2.0, wd_ratio=0.1)
+        set_counter(opt, p, counter)
+        assert check_first_step(opt, record, p) == gate
+
+
+@each_compiled
+@each_projected
 def test_right_prediction_of_none_gives_the_bits_of_the_reference(backend: str, record: Record) -> None:
     """Without projection no sum enters the step."""
     p, q = (values((12, 40), torch.float32, 1) for _ in range(2))
