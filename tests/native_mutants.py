@@ -39,14 +39,14 @@ class Mutant:
 
 
 MUTANTS = [
-    Mutant("the l2 decay is dropped", "has_l2 ? g + l2 * p : g", "g", file="adam.h"),
+    Mutant("the l2 decay is dropped", "has_l2 ? g + l2 * p : g", "g"),
     Mutant("u of the last step's m", "m / D", "(m - one_minus_beta1 * g) / R(beta1) / D", "return @;"),
     Mutant("v of g, not of g^2", "one_minus_beta2 * (g * g)", "one_minus_beta2 * g"),
     Mutant("no v correction", "1 / std::sqrt(1 - std::pow(h.beta2, t))", "1.0"),
     Mutant("no m correction", "h.lr / (1 - std::pow(h.beta1, t))", "h.lr"),
     Mutant("0/0 is NaN", "R(std::numeric_limits<S>::infinity())", "R(S(0))"),
     Mutant("the first buffer is dampened", "(first ? 0.0 : h.dampening)", "h.dampening"),
-    Mutant("maximize is ignored by SGD", "grad_scale * g", "g", "struct Momentum { typedef S Number; static constexpr RuleId id = RuleId::momentum; static constexpr int moments = 1; S grad_scale, l2; S momentum, one_minus_dampening; bool nesterov, has_l2; template <class R> ONEPASS_HD R gradient(R p, R g) const { g = @;", "sgd.h"),
+    Mutant("maximize is ignored", "grad_scale * g", "g", "g = @;", "gradient.h"),
     Mutant("the decay is dropped", "gate == Gate::none ? decay : decay * wd_ratio", "0.0"),
     Mutant("wd_ratio is ignored", "gate == Gate::none ? decay : decay * wd_ratio", "decay"),
     Mutant("proximal decay is decoupled", "!proximal", "true", "if (@) return {d, s};"),

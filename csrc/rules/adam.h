@@ -11,7 +11,7 @@
 #include <cmath>
 #include <limits>
 
-#include "config.h"
+#include "gradient.h"
 
 namespace onepass {
 
@@ -37,8 +37,7 @@ struct Adam {
 
   template <class R>
   ONEPASS_HD R gradient(R p, R g) const {
-    g = grad_scale * g;
-    return has_l2 ? g + l2 * p : g;
+    return gradient_of(p, g, grad_scale, l2, has_l2);
   }
 
   template <class R>

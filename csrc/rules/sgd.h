@@ -5,7 +5,7 @@
 // Sgd is torch.optim.SGD while momentum is 0: no buffer, and u = g. R and S as in adam.h.
 #pragma once
 
-#include "config.h"
+#include "gradient.h"
 
 namespace onepass {
 
@@ -21,8 +21,7 @@ struct Momentum {
 
   template <class R>
   ONEPASS_HD R gradient(R p, R g) const {
-    g = grad_scale * g;
-    return has_l2 ? g + l2 * p : g;
+    return gradient_of(p, g, grad_scale, l2, has_l2);
   }
 
   template <class R>
@@ -49,8 +48,7 @@ struct Sgd {
 
   template <class R>
   ONEPASS_HD R gradient(R p, R g) const {
-    g = grad_scale * g;
-    return has_l2 ? g + l2 * p : g;
+    return gradient_of(p, g, grad_scale, l2, has_l2);
   }
 
   template <class R>
