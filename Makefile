@@ -50,16 +50,16 @@ test: .venv/.test $(BUILT)
 
 test-all: .venv/.test $(BUILT)
 	$(PYTEST) --tier all $(ARGS)
-	$(BIN)/python tests/sanitize.py
+	$(BIN)/python tests/support/sanitize.py
 
 test-elsewhere: .venv/.test $(BUILT)
-	$(BIN)/python tests/elsewhere.py $(ARGS)
+	$(BIN)/python tests/support/elsewhere.py $(ARGS)
 
 sanitize: .venv/.test $(BUILT)
-	$(BIN)/python tests/sanitize.py $(ARGS)
+	$(BIN)/python tests/support/sanitize.py $(ARGS)
 
 mutate: .venv/.mutate $(BUILT)
-	$(BIN)/python tests/mutate/run.py $(ARGS)
+	$(BIN)/python tests/support/mutate/run.py $(ARGS)
 
 .venv/.mutate: requirements/mutate.txt .venv/.test
 	$(PIP) -r $<

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import onepass
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # counting.py
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests/support"))  # counting.py
 
 SHAPES = [(1024, 1024)]
 # What was counted, in what, and bytes per parameter: of p, g and the moments, and of all.

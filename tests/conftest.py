@@ -29,8 +29,13 @@ else:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    said = "how many cases of a test are run, see tests/tiers.py (default: %(default)s)"
+    said = "how many cases of a test are run, see tests/support/tiers.py (default: %(default)s)"
     parser.addoption("--tier", choices=tiers.TIERS, default="test", help=said)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in tiers.MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -42,6 +47,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     names = {item.nodeid for item in kept}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in names])
     items[:] = kept
+    for item in items:
+        for marker in tiers.markers_of(item):
+            item.add_marker(marker)
 
 
 def pytest_collection_finish() -> None:

@@ -1,4 +1,4 @@
-"""The compiled module. tests/test_stub.py compares this file with what pybind11 says of it."""
+"""The compiled module. tests/api/test_stub.py compares this file with what pybind11 says of it."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """Writes the checkpoint of this version: <version>.pt, once, when it is released. It is never made again.
 
-    PYTHONPATH=tests python tests/checkpoints/make.py
+    PYTHONPATH=tests/support python tests/checkpoints/make.py
 
 For each optimizer: its arguments, two parameters, their gradients, a state dict after some steps, and the parameters after
 one further step with the backend "cpu".

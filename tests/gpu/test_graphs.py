@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,21 +17,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from compare import assert_same_bits
 from drive import gradient_at, parameters, parameters_of
 from gpu.drive_device import SHAPES, assert_same_everywhere, feed, on_device
+from gpu.graphs import Captured
 from gpu.target import BACKEND, DEVICE, ON_CUDA, cuda_only, synchronize, to_host
 from records import RECORDS, Record, each_optimizer, each_projected
 from tensors import values
-
-
-class Captured:
-    """A step, captured but not yet taken."""
-
-    def __init__(self, step: Callable[[], Any]):
-        self.replay = step
-        if ON_CUDA:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()
-            self.replay = graph.replay
 
 
 def live(number: float, dtype: torch.dtype = torch.float32) -> Tensor:

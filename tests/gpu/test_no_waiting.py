@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
 from gpu.drive_device import feed, on_device, train
+from gpu.graphs import no_synchronization
 from gpu.target import BACKEND, DEVICE, cuda_only
 from records import Record, each_optimizer, each_projected
 
 pytestmark = cuda_only
 
 each_way = pytest.mark.parametrize("capturable", [False, True], ids=["eager", "capturable"])
-
-
-@contextmanager
-def no_synchronization() -> Iterator[None]:
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def stepped(record: Record, dtype: torch.dtype, capturable: bool) -> Any:

@@ -12,9 +12,8 @@ from torch import Tensor
 from compare import assert_same_bits
 from drive import parameters, parameters_of
 from gpu.drive_device import everything_on_host, feed, on_device, train
+from gpu.graphs import Captured, no_synchronization
 from gpu.target import BACKEND, DEVICE, cuda_only, to_host
-from gpu.test_graphs import Captured
-from gpu.test_no_waiting import no_synchronization
 from records import Record, each_optimizer
 
 SCALE = 2.0**10

@@ -1,0 +1,44 @@
+"""The suite can fail, third part: csrc/cuda/ is broken in many ways, one at a time, and each must be noticed. The kernels
+run on a CPU, see emulated/."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import cuda_mutants
+from cuda_mutants import MUTANTS
+from paths import SUPPORT
+
+Notice = Callable[[int], str | None]
+
+
+@pytest.fixture(scope="module")
+def notice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notice]:
+    """Tells what notices a mutant, by its number from 1 on; 0 is none."""
+    module = cuda_mutants.build(tmp_path_factory.mktemp("mutants"))
+    environment = {**os.environ, "ONEPASS_EMULATED": str(module), "PYTHONSAFEPATH": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SUPPORT), *sys.path]))
+    command = [sys.executable, cuda_mutants.__file__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stdin is not None and server.stdout is not None
+
+        def ask(number: int) -> str | None:
+            print(number, file=server.stdin, flush=True)
+            return json.loads(server.stdout.readline())
+
+        yield ask
+
+
+def test_the_checks_pass_without_a_mutation(notice: Notice) -> None:
+    assert notice(0) is None
+
+
+@pytest.mark.parametrize("number", range(1, len(MUTANTS) + 1), ids=lambda n: MUTANTS[n - 1].name)
+def test_mutant_of_the_cuda_kernels(notice: Notice, number: int) -> None:
+    assert notice(number), f"nobody noticed: {MUTANTS[number - 1].name}"

@@ -1,0 +1,110 @@
+"""The machine code of the CUDA kernels: no register is spilled, and memory is read and written 16 bytes at a time.
+
+Needs no GPU. `pytest tests/builds/test_machine_code.py -rP` prints registers and occupancy.
+"""
+
+import re
+import subprocess
+
+import pytest
+
+from machine_code import find_nvcc, kernels_of, occupancy, spills, wide_accesses, wide_accesses_wanted
+from onepass.backend import compiled
+
+EXAMPLE = """
+namespace onepass::cuda {
+template <class S> __global__ void step(float4* p) { float4 x = p[threadIdx.x]; x.x *= 2; p[threadIdx.x] = x; }
+template <class S> __global__ void gate_stats(float* p, float* sum) {
+  float4 x = reinterpret_cast<float4*>(p)[threadIdx.x];
+  sum[threadIdx.x] = x.x + x.y + x.z + x.w;
+}
+template <class S> __global__ void update(float* p) { p[threadIdx.x] *= 2; }
+template <class S> __global__ void correct(float4* p, int n) {
+  float kept[64];
+  for (int i = 0; i < 64; ++i) kept[i] = p[i].x;
+  for (int i = 0; i < n; ++i) kept[int(p[i].y)] += 1;
+  for (int i = 0; i < 64; ++i) p[i].x = kept[i];
+}
+template __global__ void step<float>(float4*);
+template __global__ void gate_stats<float>(float*, float*);
+template __global__ void update<float>(float*);
+template __global__ void correct<float>(float4*, int);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def flags():
+    assert compiled._C is not None
+    if "nvcc" not in compiled._C.build_flags:
+        pytest.skip("onepass is built without the CUDA kernels")
+    return compiled._C.build_flags
+
+
+@pytest.fixture(scope="module")
+def kernels(flags):
+    return kernels_of(compiled._C.__file__)
+
+
+def test_machine_code_for_every_architecture(flags, kernels):
+    assert {kernel.arch for kernel in kernels} == set(re.findall(r"code=(sm_\d+)", flags))
+    by_arch = [{k.name for k in kernels if k.arch == arch} for arch in {k.arch for k in kernels}]
+    assert all(names == by_arch[0] for names in by_arch)
+
+
+def test_no_kernel_spills(kernels):
+    assert {f"{k.arch} {k.short_name}": spills(k) for k in kernels if spills(k)} == {}
+    for k in kernels:
+        resident = f", occupancy {occupancy(k.registers):.0%}" if k.arch == "sm_90" else ""
+        print(f"{k.arch}: {k.registers} registers{resident}, {len(k.instructions)} instructions: {k.short_name}")
+
+
+@pytest.mark.parametrize("storage", ["float", "double", "BFloat16", "Half"])
+@pytest.mark.parametrize("function", ["step", "update", "gate_stats", "correct", "square_sum"])
+def test_every_operand_is_accessed_16_bytes_at_a_time(function, storage, kernels):
+    """The exact number of loads and stores: that there are some would not show that one is split."""
+    named = [k for k in kernels if k.function == function and k.storage == storage]
+    assert named
+    counts = {f"{k.arch} {k.short_name}": (wide_accesses(k), wide_accesses_wanted(k)) for k in named}
+    assert {name: count for name, count in counts.items() if count[0] != count[1]} == {}
+
+
+def test_other_kernels_have_no_vectors(kernels):
+    others = [k for k in kernels if k.function in ("device_scalars", "upload", "sum_of")]
+    assert others and all(wide_accesses(k) == wide_accesses_wanted(k) == (0, 0) for k in others)
+
+
+def test_the_module_asks_for_no_cuda_library(flags):
+    needed = subprocess.run(
+        ["readelf", "-d", compiled._C.__file__], text=True, stdout=subprocess.PIPE, check=True
+    ).stdout
+    assert "NEEDED" in needed
+    assert "cuda" not in needed.lower()
+
+
+def test_spills_and_narrow_accesses_are_seen(tmp_path):
+    nvcc = find_nvcc()
+    if nvcc is None:
+        pytest.skip("there is no nvcc")
+    source, binary = tmp_path / "example.cu", tmp_path / "example.o"
+    source.write_text(EXAMPLE)
+    subprocess.run([nvcc, "-O3", "-gencode=arch=compute_90,code=sm_90", "-c", source, "-o", binary], check=True)
+    kernels = {kernel.function: kernel for kernel in kernels_of(binary)}
+    assert {name: kernel.storage for name, kernel in kernels.items()} == dict.fromkeys(kernels, "float")
+    assert {name: wide_accesses(kernel) for name, kernel in kernels.items()} == {
+        "step": (1, 1),
+        "gate_stats": (1, 0),
+        "update": (0, 0),
+        "correct": (0, 0),
+    }
+    assert not any(spills(kernels[name]) for name in ("step", "gate_stats", "update"))
+    assert any(found.startswith("stack") for found in spills(kernels["correct"]))
+    assert any(found.startswith("LDL") for found in spills(kernels["correct"]))
+
+
+@pytest.mark.parametrize(
+    ("registers", "warps"),
+    [(16, 64), (32, 64), (33, 48), (40, 48), (48, 40), (64, 32), (128, 16), (129, 12), (168, 12), (255, 8)],
+)
+def test_occupancy(registers, warps):
+    assert occupancy(registers) == warps / 64

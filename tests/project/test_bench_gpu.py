@@ -1,0 +1,317 @@
+"""The bench for GPUs, as far as a machine without one can run it: everything but the clock."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import emulated_backend  # noqa: F401  the backend "emulated"
+from paths import BENCH
+
+sys.path.append(str(BENCH))
+import gpu_cases
+import gpu_harness
+import gpu_report
+from gpu_device import Gpu, Rehearsal
+from shapes import llama_shapes, numel_of
+
+
+def load_main() -> Any:
+    """bench/gpu.py; `gpu` is the package beside this file."""
+    spec = importlib.util.spec_from_file_location("bench_gpu", BENCH / "gpu.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+main = load_main()
+
+AT_ONCE = gpu_harness.Effort(budget=0, sample=0, rounds=3, host_samples=2, warm=0)
+
+
+def case_of(*contenders: gpu_cases.Contender, **changed: Any) -> gpu_cases.Case:
+    return gpu_cases.Case(
+        **{"name": "a", "title": "A", "shapes": ((6, 20), (13,)), "contenders": contenders, **changed}
+    )
+
+
+def timing_of(contender: gpu_cases.Contender, *device: float, **other: Any) -> gpu_harness.Timing:
+    return gpu_harness.Timing(contender, list(device), **other)
+
+
+# ------------------------------------------------------------------ cases
+
+
+def test_llama_is_of_one_billion() -> None:
+    assert numel_of(llama_shapes()) == 1_235_814_400
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_cases_are_complete(quick: bool) -> None:
+    listed = gpu_cases.cases(quick)
+    assert len({case.name for case in listed}) == len(listed)
+    for case in listed:
+        names = [contender.name for contender in case.contenders]
+        assert len(set(names)) == len(names)
+        for family in {contender.family for contender in case.contenders}:
+            first = next(contender for contender in case.contenders if contender.family == family)
+            assert first.name.startswith("torch") and "fused" in first.name
+        for contender in case.contenders:
+            if contender.backend or "fused" in contender.name:
+                assert contender.traffic[case.dtype_of(contender)] > 0
+        # Weights, gradients and moments in both dtypes, one more set of moments while they are made, and temporaries.
+        if not quick:
+            assert 2 * case.numel * (4 + 4 + 8 + 4 + 8) < 78 * 2**30
+
+
+def test_every_optimizer_of_ours_is_timed() -> None:
+    ours = ("AdamW", "AdamProx", "AdamProxL2", "AdamP", "AdamP as timm", "SGD", "SGDP", "SGDP as timm")
+    assert {f"onepass {name}" for name in ours} < {contender.name for contender in gpu_cases.ALL}
+
+
+def test_what_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "adamp", None)
+    absent = [contender for contender in gpu_cases.ALL if gpu_cases.missing(contender)]
+    assert {"adamp AdamP", "adamp SGDP"} <= {contender.name for contender in absent}
+    kept = main.without(case_of(*gpu_cases.ALL), {contender.name for contender in absent})
+    assert all(not contender.name.startswith("adamp") for contender in kept.contenders)
+
+
+# ------------------------------------------------------------------ the harness
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["random", "tangent"])
+def test_contenders_compute_what_they_should(dtype: torch.dtype, kind: str) -> None:
+    for contender in gpu_cases.ALL:
+        fits = dtype == contender.dtype if contender.dtype else dtype == torch.float32 or contender.backend
+        if fits and not gpu_cases.missing(contender):
+            assert gpu_harness.check(contender, dtype, kind, Rehearsal("emulated")) <= 1
+
+
+def test_a_wrong_contender_is_not_timed() -> None:
+    adamw = gpu_cases.ADAMW[0]
+    wrong = replace(adamw, twin_options={"betas": (0.8, 0.999)})
+    with pytest.raises(RuntimeError, match=r"onepass AdamW is .* tolerances from the reference"):
+        gpu_harness.check(wrong, torch.float32, "random", Rehearsal())
+    names, right = main.check_all([case_of(wrong, gpu_cases.TORCH_FUSED)], Rehearsal())
+    assert names == {"onepass AdamW"} and list(right) == ["torch AdamW fused"]
+
+
+def test_the_clock_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Gpu` itself, with torch.cuda's answers faked: what it asks for, and in which order."""
+    asked: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self) -> None:
+            asked.append("record")
+
+        def synchronize(self) -> None:
+            asked.append("wait")
+
+        def elapsed_time(self, end: Any) -> float:
+            return 6.0
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None:
+            asked.append("wait_stream")
+
+    cuda = {
+        "Event": Event,
+        "Stream": Stream,
+        "CUDAGraph": lambda: "graph",
+        "current_stream": Stream,
+        "get_device_properties": lambda device: SimpleNamespace(name="none", L2_cache_size=50),
+        "stream": lambda stream: contextlib.nullcontext(),
+        "graph": lambda graph: contextlib.nullcontext(),
+        **{name: lambda name=name: asked.append(name) for name in ("synchronize", "empty_cache")},
+        "_sleep": lambda cycles: asked.append("sleep"),
+    }
+    for name, answer in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    gpu = Gpu()
+    assert gpu.seconds(lambda: asked.append("step"), 3, plugged=True) == pytest.approx(2e-3)
+    assert asked == ["sleep", "record", "step", "step", "step", "record", "wait"]
+    asked.clear()
+    assert gpu.graph_of(lambda: asked.append("step")) == "graph"
+    assert asked == ["wait_stream", "step", "step", "wait_stream", "step"]
+    gpu.release()
+    assert gpu.cache_bytes == 50 and gpu.about()["device"] == "none"
+
+
+@pytest.mark.parametrize("gradients", ["random", "tangent", "fixed"])
+def test_a_case_is_timed(gradients: str) -> None:
+    """Also a captured step of ours, and one contender that fails alone."""
+    broken = replace(gpu_cases.TORCH_FOREACH, name="broken", options={"fused": True, "foreach": True})
+    contenders = (gpu_cases.TORCH_FUSED, *gpu_cases.ADAMP, broken, gpu_cases.TORCH_SGD, *gpu_cases.SGDP)
+    case = case_of(*contenders, gradients=gradients)
+    timings = gpu_harness.time_case(case, Rehearsal("emulated"), AT_ONCE)
+    assert [timing.contender for timing in timings] == list(contenders)
+    for timing in timings:
+        if timing.contender is broken:
+            assert "fused" in timing.failed and not timing.device
+        else:
+            assert len(timing.device) == 3 and min(timing.device) > 0 and len(timing.host) == 2
+            assert bool(timing.graph) == timing.contender.graph
+    if gradients == "tangent":
+        assert timings[1].corrected == 0  # every prediction is right after the first steps
+    rows = gpu_report.rows_of(case, timings, 1e9, 0)
+    assert "broken: not timed" in gpu_report.case_table(case, rows, 0)
+
+
+def test_states_are_shared() -> None:
+    case = case_of(gpu_cases.TORCH_FUSED, gpu_cases.ADAMW[0])
+    place, moments = Rehearsal(), gpu_harness.SharedMoments()
+    model = gpu_harness.Model(case, place.device)
+    entries = [gpu_harness.Entry(case, contender, model, moments, place) for contender in case.contenders]
+    for p in model.parameters[torch.float32]:
+        a, b = (entry.optimizer.state[p] for entry in entries)
+        assert a["exp_avg"] is b["exp_avg"] and a["exp_avg_sq"] is b["exp_avg_sq"] and a["step"] is not b["step"]
+
+
+def test_tangent_gradients_stay_so() -> None:
+    case = case_of(*gpu_cases.ADAMP, gradients="tangent")
+    model = gpu_harness.Model(case, torch.device("cpu"))
+    model.give(torch.float32, 3)
+    p = model.parameters[torch.float32][0].double()
+    g = model.parameters[torch.float32][0].grad.double()
+    assert float(((p * g).sum(1).abs() / (p.norm(dim=1) * g.norm(dim=1))).max()) < 1e-6
+
+
+def test_random_gradients_change() -> None:
+    model = gpu_harness.Model(case_of(*gpu_cases.ADAMP), torch.device("cpu"))
+    given = []
+    for number in range(2):
+        model.give(torch.float32, number)
+        given.append(model.parameters[torch.float32][0].grad)
+    assert given[0].shape == given[1].shape and not torch.equal(*given)
+
+
+# ------------------------------------------------------------------ the report
+
+LLAMA = case_of(
+    gpu_cases.TORCH_FUSED,
+    gpu_cases.ADAMW[0],
+    gpu_cases.ADAMP[0],
+    gpu_cases.THEIR_ADAMP[0],
+    name="llama-1b",
+    shapes=((1000, 1000),),
+)
+
+
+def llama_rows(adamw: float, adamp: float = 29e-6, theirs: float = 400e-6, host: float = 50e-6) -> list[dict]:
+    seconds = (30e-6, adamw, adamp, theirs)
+    timings = [timing_of(c, s, s, s, host=[host]) for c, s in zip(LLAMA.contenders, seconds, strict=True)]
+    return gpu_report.rows_of(LLAMA, timings, 1e12, 0)
+
+
+def test_rows() -> None:
+    row = llama_rows(28e-6)[1]
+    assert row["device_us"] == row["q1_us"] == row["q3_us"] == 28
+    assert row["bytes_per_parameter"] == 28 and row["gb_per_s"] == 1000 and row["copy_share"] == 1
+    assert row["ratio"] == 0.9333 and row["baseline"] == "torch AdamW fused" and row["host_us"] == 50
+
+
+def verdicts(rows: list[dict]) -> dict[str, bool]:
+    return {goal.what: goal.reached for goal in gpu_report.goals(rows)}
+
+
+def test_goals_reached_and_missed() -> None:
+    good, bad = verdicts(llama_rows(28e-6)), verdicts(llama_rows(31e-6, 33e-6, 300e-6, 200e-6))
+    assert good.keys() == bad.keys() and len(good) == 6
+    assert all(good.values()) and not any(bad.values())
+    assert verdicts(llama_rows(28e-6, adamp=29.5e-6))["AdamP, time over onepass AdamW"] is False
+    small = case_of(
+        gpu_cases.TORCH_FUSED, gpu_cases.ADAMW[0], name="1000-vectors", shapes=((64,),) * 1000, launch_bound=True
+    )
+    timings = [timing_of(c, s, s) for c, s in zip(small.contenders, (500e-6, 120e-6), strict=True)]
+    rows = gpu_report.rows_of(small, timings, 1e12, 2**20)
+    assert rows[1]["in_cache"] == "yes" and rows[1]["gb_per_s"] is None
+    assert verdicts(rows)["AdamW, times faster than torch AdamW fused"] is False
+
+
+def test_goals_of_triton() -> None:
+    contenders = (gpu_cases.TORCH_FUSED, *gpu_cases.ADAMW, *gpu_cases.ADAMP)
+    assert [c.name for c in contenders[2:5:2]] == ["onepass AdamW (triton)", "onepass AdamP (triton)"]
+
+    def of_triton(adamw: float, adamp: float) -> dict[str, bool]:
+        case = case_of(*contenders, name="llama-1b", shapes=((1000, 1000),))
+        seconds = (30e-6, 28e-6, adamw, 29e-6, adamp)
+        timings = [timing_of(c, s, s, s) for c, s in zip(contenders, seconds, strict=True)]
+        found = verdicts(gpu_report.rows_of(case, timings, 1e12, 0))
+        return {what: reached for what, reached in found.items() if "Triton" in what}
+
+    assert len(of_triton(29e-6, 30e-6)) == 3 and all(of_triton(29e-6, 30e-6).values())
+    assert not any(of_triton(32e-6, 40e-6).values())
+
+
+def test_tables() -> None:
+    rows = llama_rows(28e-6)
+    text = gpu_report.case_table(LLAMA, rows, 2**30)
+    assert "fits into the L2 cache" in text and "onepass AdamP" in text
+    lines = gpu_report.markdown_table(rows).splitlines()
+    assert len(lines) == 2 + 4 and len({line.count("|") for line in lines}) == 1
+    assert lines[3] == "|  | onepass AdamW | 28* | 50 |  | 28 | 1,000 | 100.0% | 0.933 | torch AdamW fused |"
+
+
+def test_every_field_is_known() -> None:
+    about = {**Rehearsal().about(), "date": "", "copy_best_gb_per_s": 1, "copy_gb_per_s": 1}
+    for row in llama_rows(28e-6):
+        assert {**row, **about}.keys() <= set(gpu_report.FIELDS)
+
+
+# ------------------------------------------------------------------ the program
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCH / "gpu.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_arguments() -> None:
+    given = main.arguments(["--rehearse", "--case", "gpt2", "--out", "there"])
+    assert given.quick and given.case == ["gpt2"] and given.out == Path("there")
+    assert not main.arguments([]).quick
+    with pytest.raises(SystemExit):
+        main.arguments(["--case", "nothing"])
+
+
+def test_help() -> None:
+    done = run("--help")
+    assert done.returncode == 0 and "--quick" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so() -> None:
+    done = run()
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "needs an NVIDIA GPU" in done.stderr
+
+
+def test_rehearsal(tmp_path: Path) -> None:
+    done = run("--rehearse", "--case", "gpt2", "--case", "gpt2-bf16", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*-rehearsal-gpt2-gpt2-bf16-quick.csv")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
+    assert all(row["device_us"] and row["torch"] and row["date"] for row in rows)
+    assert "To reach" in done.stdout
+    markdown = [line.split(" | ")[1] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert sum(name.startswith("torch AdamW fused") for name in markdown) == 3
+    for row in rows:
+        assert row["baseline"] in {other["contender"] for other in rows if other["case"] == row["case"]}

@@ -1,0 +1,167 @@
+"""The README's figures are those of its CSV files and of counting, and the CSV files are of commits that anyone can look at."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paths import ROOT
+
+sys.path.append(str(ROOT / "bench"))
+import blocks
+import tables
+from results_file import commit
+
+README = tables.README.read_text(encoding="utf-8")
+PAGES = {page: page.read_text(encoding="utf-8") for page in tables.PAGES}
+SOURCES = tables.sources("".join(PAGES.values()))
+MEASURED = README[README.index("## Measured\n") : README.index("## On a GPU\n")]
+
+
+def git(*arguments: str, folder: Path = ROOT) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+# ------------------------------------------------------------------ figures
+
+
+def test_the_tables_are_those_of_the_csv_files() -> None:
+    for page, text in PAGES.items():
+        assert tables.render(text, up=tables.up_from(page)) == text, "write the tables with `make bench-tables`"
+    found = {match[1] for text in PAGES.values() for match in tables.BLOCK.finditer(text)}
+    assert found == {*blocks.BLOCKS, "traffic"}
+    assert not any("quick" in name for name in SOURCES)
+
+
+def test_no_other_figure_is_in_the_section() -> None:
+    """Ratios, percentages and times: what is not generated would not be compared."""
+    words = tables.BLOCK.sub("", MEASURED)
+    assert len(words) < len(MEASURED) and not re.findall(r"\d+\.\d+|\d+ ?%|\d+ ?x\b|\d+ ?[mun]s\b", words)
+
+
+def changed(text: str, number: int) -> str:
+    """With the last digit of the figure of this number, among those of all cells, made another."""
+    figures = list(re.finditer(r"(?<=\| )[\d.]+(?=%? \|)", text))
+    place = figures[number % len(figures)].end() - 1
+    return f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}"
+
+
+def test_a_figure_edited_by_hand_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in each table, and made again."""
+    page = tmp_path / "README.md"
+    monkeypatch.setattr(tables, "PAGES", (page,))
+    for match in tables.BLOCK.finditer(README):
+        if match[1] not in ("spread", "traffic"):
+            edited = README.replace(match[3], changed(match[3], -1))
+            assert edited != README
+            page.write_text(edited, encoding="utf-8")
+            with pytest.raises(SystemExit, match="differs from its CSV files"):
+                tables.main(["--check", "--no-traffic"])
+            assert tables.render(edited) == README
+    page.write_text(README, encoding="utf-8")
+    tables.main(["--check", "--no-traffic"])
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_figure_changed_in_the_csv_is_found(name: str, tmp_path: Path) -> None:
+    for source in SOURCES:
+        (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / source, tmp_path / source)
+    path = tmp_path / name
+    assert tables.render(README, root=tmp_path) == README
+    rows = tables.read(path)
+    for row in rows:
+        if row["ratio"] and row["ratio"] != "1.0":
+            row["ratio"] = str(float(row["ratio"]) + 0.01)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    assert tables.render(README, root=tmp_path) != README
+
+
+def test_a_ratio_is_to_what_it_says() -> None:
+    row = {"baseline": "a", "ratio": "1.06", "target": "<= 1.3 x b; <= 2 x c", "measured": "1.2000 x b; 3 x c",
+           "reached": "yes; no"}  # fmt: skip
+    assert blocks.ratio_to(row, "a") == 1.06 and blocks.ratio_to(row, "b") == 1.2 and blocks.ratio_to(row, "c") == 3
+    assert blocks.ratio_to(row, "d") is None
+    rows = [{**row, "case": "case", "contender": "e"}]
+    assert [blocks.cell(rows, "case", "e", to) for to in "abcd"] == ["1.06", "1.20", "3.0", ""]
+
+
+def test_another_csv_file_is_taken() -> None:
+    """All markers name it then, and what was measured is said once."""
+    page = "".join(f"<!-- bench: {name} from old.csv -->\nold\n<!-- /bench -->\n" for name in ("memory", "spread"))
+    found = tables.render(page, use=SOURCES[0])
+    assert tables.sources(found) == [SOURCES[0]] and found.count("Measured on ") == 1 and "old" not in found
+    with pytest.raises(ValueError, match=r"`<!-- bench: nothing from a\.csv -->` names none of"):
+        tables.render("<!-- bench: nothing from a.csv -->\n<!-- /bench -->")
+
+
+# ------------------------------------------------------------------ bytes
+
+(TRAFFIC,) = (match[3] for match in tables.BLOCK.finditer(README) if match[1] == "traffic")
+TRAFFIC_LINES = TRAFFIC.splitlines()[2:]
+
+
+@pytest.mark.parametrize("number", range(len(TRAFFIC_LINES)))
+def test_the_bytes_are_those_that_are_counted(number: int) -> None:
+    pytest.importorskip("adamp")
+    from traffic import LINES
+
+    assert len(LINES) == len(TRAFFIC_LINES)
+    assert blocks.traffic([LINES[number].count()]).splitlines()[2] == TRAFFIC_LINES[number]
+
+
+# ------------------------------------------------------------------ commits
+
+
+def why_no_history() -> str:
+    """Why the commits cannot be looked up here: a source distribution, or a shallow clone."""
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != ROOT:
+            return "this is not a git repository of its own"
+        return "the clone is shallow" if git("rev-parse", "--is-shallow-repository") == "true" else ""
+    except (OSError, subprocess.CalledProcessError):
+        return "there is no git repository here"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_was_measured_is_a_commit(name: str) -> None:
+    """All rows are of one commit without changes, from the history of this one."""
+    (measured,) = {row["commit"] for row in tables.read(ROOT / name)}
+    assert re.fullmatch("[0-9a-f]{7,40}", measured), (
+        f"{name} was measured on changed files: measure it again from a commit"
+    )
+    if reason := why_no_history():
+        pytest.skip(reason)
+    git("merge-base", "--is-ancestor", measured, "HEAD")
+
+
+def test_changed_files_are_marked(tmp_path: Path) -> None:
+    assert commit(tmp_path) == ""
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
+    git("init", "-q", folder=tmp_path)
+    code = tmp_path / "code"
+    code.write_text("1")
+    git("add", "code", folder=tmp_path)
+    git("-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "first", folder=tmp_path)
+    head = git("rev-parse", "HEAD", folder=tmp_path)
+    results = tmp_path / "bench" / "results"
+    results.mkdir(parents=True)
+    assert commit(results) == ""  # a folder of another project's repository
+    (results / "earlier.csv").write_text("")
+    assert commit(tmp_path) == head[:12]
+    code.write_text("2")
+    assert commit(tmp_path) == f"{head[:12]}+dirty"
+    git("checkout", "-q", "code", folder=tmp_path)
+    (tmp_path / "new").write_text("")
+    assert commit(tmp_path) == f"{head[:12]}+dirty"

@@ -1,0 +1,159 @@
+"""The bytes per parameter in the text of the README and docs/ are those that are counted.
+
+The README's table of bytes is in test_bench_tables.py.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+import onepass
+from counting import traffic_of
+from pages import PAGES, text_of
+from triton_traffic import total, traffic
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+MOMENTUM = ("momentum", 0.9)
+WRONG = (("gate", "channel"), ("predicted", "none"))
+RIGHT = (("gate", "channel"), ("predicted", "channel"))
+MEASURED = ("speculate", False)
+CLIPS = ("clips", True)
+NESTEROV = ("nesterov", True)
+PROJECT = ("project_momentum", True)
+LONG_ROWS = (2, 20_000)
+
+Options = tuple[tuple[str, Any], ...]
+
+
+@cache
+def moved(name: str, *options: tuple[str, Any], dtype: str = "float32", shape: tuple[int, ...] = (128, 256)) -> int:
+    """Bytes per parameter of p, g and the moments, in the CUDA kernels."""
+    found = traffic_of(getattr(onepass, name), [shape], dtype=DTYPES[dtype], **dict(options)).streams
+    assert found == int(found)
+    return int(found)
+
+
+@cache
+def moved_by_triton(
+    name: str, *options: tuple[str, Any], dtype: str = "float32", shape: tuple[int, ...] = (16, 256)
+) -> int:
+    found = total(traffic(getattr(onepass, name), shape, dtype=DTYPES[dtype], **dict(options))[0])
+    assert found == int(found)
+    return int(found)
+
+
+def kept(name: str, dtype: str = "float32", **arguments: Any) -> int:
+    """Bytes per parameter of the moments."""
+    p = torch.ones(8, dtype=DTYPES[dtype])
+    p.grad = torch.ones_like(p)
+    opt = getattr(onepass, name)([p], **{"lr": 0.1, "backend": "reference", **arguments})
+    opt.step()
+    return sum(t.nbytes for t in opt.state[p].values() if torch.is_tensor(t) and t.dim()) // p.numel()
+
+
+def of_adam(name: str) -> str:
+    return (
+        f"State: {kept(name)} bytes a parameter (two float32 moments; {kept(name, 'float64')} in float64). A step moves"
+        f" {moved(name)} bytes per float32 parameter, {moved(name, dtype='bfloat16')} per bfloat16 or float16 one,"
+        f" {moved(name, dtype='float64')} per float64 one."
+    )
+
+
+def of_readme() -> list[str]:
+    assert moved("AdamW") == moved("AdamP", *RIGHT) == moved("AdamP")
+    more = moved("AdamP", *WRONG) - moved("AdamP", *RIGHT)
+    long_row = moved("AdamP", *RIGHT, shape=LONG_ROWS)
+    return [
+        f"in one visit to each element: {moved('AdamP', *RIGHT)} bytes per float32",
+        f"if the verdict differs ({more} bytes more for that tensor)",
+        f"{moved('AdamP', MEASURED)} bytes, and no dependence on the predictor",
+        f"16-bit parameters are stepped that way ({moved('AdamP', dtype='bfloat16')} bytes)",
+        f"moves {long_row} bytes per parameter (SGDP {moved('SGDP', *RIGHT, MOMENTUM, shape=LONG_ROWS)}) when",
+    ]
+
+
+def of_triton() -> list[str]:
+    adamw, half = moved_by_triton("AdamW"), moved_by_triton("AdamW", dtype="bfloat16")
+    assert adamw == moved_by_triton("AdamP", *RIGHT)
+    more = [moved_by_triton("AdamW", CLIPS) - adamw, moved_by_triton("AdamW", CLIPS, dtype="bfloat16") - half]
+    return [
+        f"AdamW and AdamP {adamw}, {moved_by_triton('AdamP', *WRONG)} for a tensor whose gate was mispredicted,"
+        f" {moved_by_triton('AdamP', MEASURED)} without speculation; bfloat16 {half} and"
+        f" {moved_by_triton('AdamP', dtype='bfloat16')}; clipping {more[0]} more, {more[1]} in bfloat16",
+        f"where a projection is predicted, which is {moved_by_triton('AdamP', *RIGHT, shape=(2, 9000))} bytes",
+    ]
+
+
+def of_adamp() -> list[str]:
+    assert moved("AdamP", MEASURED, dtype="bfloat16") == moved("AdamP", dtype="bfloat16")
+    return [
+        f"State: {kept('AdamP')} bytes a parameter (two float32 moments; {kept('AdamP', 'float64')} in float64)",
+        f"| gate predicted right | {moved('AdamP', *RIGHT)} |",
+        f"| mispredicted | {moved('AdamP', *WRONG)} ({moved('AdamP', *WRONG, NESTEROV)} with nesterov) |",
+        f"16-bit weights | {moved('AdamP', MEASURED)} | {moved('AdamP', dtype='bfloat16')} |",
+    ]
+
+
+def of_sgd() -> list[str]:
+    assert kept("SGD") == 0
+    return [
+        f"State: {kept('SGD', momentum=0.9)} bytes a parameter with momentum ({kept('SGD', 'float64', momentum=0.9)} in"
+        f" float64), none without. A step moves {moved('SGD', MOMENTUM)} bytes per float32 parameter, {moved('SGD')} without"
+        f" momentum; {moved('SGD', MOMENTUM, dtype='bfloat16')} and {moved('SGD', dtype='bfloat16')} per bfloat16 or float16"
+    ]
+
+
+def of_sgdp() -> list[str]:
+    project, projected = moved("SGDP", MOMENTUM, PROJECT), moved("SGDP", MOMENTUM, PROJECT, *RIGHT)
+    return [
+        f"State: {kept('SGDP', momentum=0.9)} bytes a parameter ({kept('SGDP', 'float64', momentum=0.9)} in float64)",
+        f"| gate predicted right | {moved('SGDP', *RIGHT, MOMENTUM)} |",
+        f"| mispredicted | {moved('SGDP', *WRONG, MOMENTUM)} ({moved('SGDP', *WRONG, MOMENTUM, NESTEROV)} with nesterov) |",
+        f"`speculate=False` | {moved('SGDP', MEASURED, MOMENTUM)} |",
+        f"| `project_momentum=True` | {project}, and {projected - project} more where it is projected |",
+    ]
+
+
+def of_limits() -> list[str]:
+    assert moved("AdamP", shape=LONG_ROWS) == moved("AdamP")
+    adamp, sgdp = moved("AdamP", *RIGHT, shape=LONG_ROWS), moved("SGDP", *RIGHT, MOMENTUM, shape=LONG_ROWS)
+    return [f"while its gate is `none`, {adamp} bytes per parameter (SGDP {sgdp}) when it is projected"]
+
+
+def of_training() -> list[str]:
+    assert moved("AdamW", CLIPS) == moved("AdamP", CLIPS)
+    return [f"AdamW and AdamP move {moved('AdamW', CLIPS)} bytes per float32 parameter with it"]
+
+
+STATEMENTS = {
+    "README.md": lambda: of_readme() + of_triton(),
+    "adam.md": lambda: [of_adam("Adam")],
+    "adamw.md": lambda: [of_adam("AdamW")],
+    "adamprox.md": lambda: [of_adam("AdamProx")],
+    "adamproxl2.md": lambda: [of_adam("AdamProxL2")],
+    "adamp.md": of_adamp,
+    "sgd.md": of_sgd,
+    "sgdp.md": of_sgdp,
+    "limits.md": of_limits,
+    "training.md": of_training,
+}
+# Sizes of accesses and of spills, which the tests of the machine code count.
+NOT_MOVED = {
+    "README.md": "multiples of 16 bytes are read and written 16 bytes at a time",
+    "gpu-checks.md": "where rows have more than 4,096 elements, 8 to 80 bytes a thread",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_number_of_bytes_is_counted(page: Any) -> None:
+    """Each statement is in the page with the numbers that are counted, and no other number of bytes is in it."""
+    text = " ".join(text_of(page).split())
+    for statement in [*STATEMENTS.get(page.name, list)(), NOT_MOVED.get(page.name, "")]:
+        assert statement in text
+        text = text.replace(statement, "")
+    assert not re.findall(r"\b\d+ bytes.{20}", text)

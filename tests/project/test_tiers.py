@@ -1,0 +1,100 @@
+"""`make check` runs every option of every test, `make test` every pair of them, and neither runs the rest."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paths import SUPPORT, TESTS
+from tiers import SLOW, TIERS, covering
+
+AXES = {"backend": ["cpu", "triton", "emulated"], "dtype": ["f32", "f64"], "gate": [0, 1, 2], "decay": [False, True]}
+PRODUCT = [list(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
+
+
+@pytest.mark.parametrize("strength", [1, 2, 3, 4])
+@pytest.mark.parametrize("left_out", [None, ("gate", 1), ("decay", True)])
+def test_every_group_of_options_meets(strength: int, left_out: tuple[str, object] | None) -> None:
+    """Among all cases, and where some options never meet."""
+    cases = [case for case in PRODUCT if left_out not in case or ("backend", "triton") in case]
+    some = [cases[index] for index in covering(cases, strength)]
+
+    def met(chosen: list) -> set:
+        return {group for case in chosen for group in itertools.combinations(case, strength)}
+
+    assert met(some) == met(cases)
+
+
+def test_few_cases() -> None:
+    """No more than twice the fewest that there can be: the product of the `strength` longest lists."""
+    longest = sorted(map(len, AXES.values()), reverse=True)
+    for strength in (1, 2, 3, 4):
+        fewest = math.prod(longest[:strength])
+        assert fewest <= len(covering(PRODUCT, strength)) <= 2 * fewest
+
+
+def test_without_parameters() -> None:
+    assert covering([[("", "")]], 1) == covering([[("", "")]], 2) == [0]
+
+
+def test_slow_tests_exist() -> None:
+    for name in SLOW:
+        file, _, function = name.partition("::")
+        assert f"def {function}" in next(TESTS.rglob(f"{file}.py")).read_text(), name
+
+
+def _collected(folder: Path, tier: str, *arguments: str) -> list[str]:
+    """In a process of its own: two runs of pytest in one share modules of the same name."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-c",
+        "pyproject.toml",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run([*command, f"--tier={tier}", *arguments, "tests"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_what_pytest_runs(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    files = {
+        "pyproject.toml": f"[tool.pytest.ini_options]\naddopts = '--import-mode=importlib'\npythonpath = ['{SUPPORT}']\n",
+        "tests/conftest.py": (TESTS / "conftest.py").read_text(),
+        "tests/test_toy.py": "import pytest\n"
+        "@pytest.mark.parametrize('a', [1, 2, True])\n"
+        "@pytest.mark.parametrize('b', [{}, {}])\n"
+        "@pytest.mark.parametrize('c', [0.5, 1.5])\n"
+        "def test_sum(a, b, c): pass\n",
+        "tests/builds/test_wheel.py": "def test_wheel(): pass\n",
+        "tests/test_backend.py": "import pytest\n"
+        "@pytest.mark.parametrize('backend', ['cpu', 'emulated', 'triton', 'none'])\n"
+        "def test_step(backend): pass\n",
+        "tests/test_bench.py": "def test_bench(): pass\n",
+        "tests/test_backends.py": "def test_without_the_compiled_module(): pass\ndef test_more(): pass\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = {tier: _collected(tmp_path, tier) for tier in TIERS}
+    assert [len([n for n in names if n.startswith("test_sum")]) for names in found.values()] == [3, 6, 12]
+    for slow in ("test_bench", "test_without_the_compiled_module"):
+        assert [slow in names for names in found.values()] == [False, True, True]
+    assert all("test_more" in names for names in found.values())
+    for marker, names in {
+        "emulated": ["test_step[emulated]"],
+        "build": ["test_wheel"],
+        "slow": ["test_bench", "test_without_the_compiled_module"],
+    }.items():
+        assert sorted(_collected(tmp_path, "test", "-m", marker)) == names

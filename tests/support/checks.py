@@ -1,0 +1,167 @@
+"""A part of this suite, small and quick, that a broken rule must not get past. For the mutation tests."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import torch
+
+from paths import TESTS
+
+# The tests themselves, by their names.
+sys.path += map(str, (TESTS / "rule", TESTS / "step", TESTS / "plan"))
+
+import test_block_orders
+import test_capturable
+import test_clip
+import test_gate
+import test_grad_scaler
+import test_launches
+import test_oracles
+import test_parity
+import test_projection
+import test_prox
+import test_replaced
+import test_rows_on_chip
+import test_scale_free
+import test_semantics
+import test_traffic
+import test_truth
+
+from records import PROJECTED, RECORDS
+
+
+def of_the_rule(backend: str) -> Iterator[partial[None]]:
+    """Tests that hold for every backend, the reference included."""
+    for record in RECORDS.values():
+        for arguments in record.variants.values():
+            yield partial(test_truth.test_one_step, backend, torch.float64, record, arguments)
+        yield partial(test_truth.test_16_bit_rounds_once, backend, torch.bfloat16, record, record.typical)
+    sgd = RECORDS["SGD"]
+    for arguments in sgd.variants.values():
+        yield partial(test_oracles.test_agreement, backend, sgd, arguments, sgd.oracles[0], torch.float64, 1e-12)
+    yield partial(test_truth.test_tiny_decay_is_honoured, backend, "AdamW")
+    yield partial(test_scale_free.test_no_gradient_ever_and_no_eps, backend, torch.float32, "AdamW")
+    yield partial(test_prox.test_never_overshoots_zero, backend, torch.float32, "AdamProx", {}, 3.0)
+    for record in map(RECORDS.__getitem__, PROJECTED):
+        for where in ("gradient", "parameter"):
+            yield partial(test_gate.test_no_number, backend, record, math.nan, where, 3)
+        yield partial(test_gate.test_strict_threshold, backend, record)
+        yield partial(test_gate.test_one_row_decides_for_all, backend, record)
+        for scales in ((1e-2, 1e3), (1e3, 1e-2)):
+            yield partial(test_gate.test_eps_is_the_least_norm, backend, record, *scales)
+        yield partial(test_gate.test_zero_parameter, backend, record, 0.0, 0)
+        yield partial(test_gate.test_fewer_than_two_dimensions, backend, record, (6,))
+    yield partial(test_projection.test_project_momentum_projects_the_buffer, backend)
+
+
+def of_the_kernels(backend: str) -> Iterator[partial[None]]:
+    """Tests of what a compiled backend does beside the rule: memory, pieces of rows, prediction, correction."""
+    adamp, adam = RECORDS["AdamP"], RECORDS["AdamW"]
+    for record in (adam, adamp):
+        for layout in ("contiguous", "gapped_transposed"):
+            yield partial(test_parity.test_layouts, backend, torch.float32, layout, record)
+    for record in map(RECORDS.__getitem__, PROJECTED):
+        yield partial(test_projection.test_counter_and_correction, backend, record)
+        yield partial(test_projection.test_16_bit_is_never_corrected, backend, record, torch.bfloat16)
+    for dtype in (torch.float32, torch.float16):
+        yield partial(test_parity.test_large_tensors, backend, dtype, adamp)
+    yield partial(test_parity.test_wrong_and_right_predictions, backend, torch.float32, adamp, adamp.typical)
+    for lr_wd in (0.7, 1.0):
+        yield partial(test_gate.test_decay_around_the_recoverable, backend, lr_wd, "channel")
+    yield partial(test_replaced.test_gradients, backend, adam, test_replaced._elsewhere)
+    yield from of_scaled_gradients(backend)
+
+
+def of_scaled_gradients(backend: str) -> Iterator[partial[None]]:
+    for dtype in (torch.float32, torch.float64):
+        yield partial(test_clip.test_norm, backend, dtype)
+    yield partial(test_clip.test_norm_is_over_all_groups, backend)
+    for record in (RECORDS["AdamP"], RECORDS["SGD"]):
+        yield partial(test_clip.test_same_as_scaled_gradients, record, backend, torch.float32)
+        yield partial(test_grad_scaler.test_same_bits_as_without, record, backend)
+        yield partial(test_grad_scaler.test_nothing_changes_on_overflow, record, backend)
+    for overflows in ({0}, {1, 3}):
+        sgd = dict(momentum=0.6, dampening=0.4)
+        yield partial(test_grad_scaler.test_a_run_with_overflows, RECORDS["SGD"], sgd, backend, True, overflows)
+    yield partial(test_clip.test_small_norms_are_left_alone, backend)
+
+
+def cuda() -> Iterator[partial[None]]:
+    """Tests of the CUDA kernels as they run on a CPU, the quick and broad ones first."""
+    backend = "emulated"
+    adamw, adamp, sgd, sgdp = (RECORDS[name] for name in ("AdamW", "AdamP", "SGD", "SGDP"))
+    wrong_and_right = partial(test_parity.test_wrong_and_right_predictions, backend, torch.float32)
+    for layout in ("contiguous", "gapped_transposed"):
+        yield partial(test_parity.test_layouts, backend, torch.float32, layout, adamp)
+    yield partial(test_parity.test_large_tensors, backend, torch.float32, adamw)
+    yield partial(wrong_and_right, adamp, adamp.typical)
+    # Steps that are captured, and what comes with a launch or through the plan.
+    for record in (adamw, RECORDS["AdamProxL2"], sgd, sgdp):
+        for arguments in record.variants.values():
+            yield partial(test_capturable.test_changes_in_place, record, arguments)
+            yield partial(test_capturable.test_float32_hyper_parameters, record, arguments)
+    yield partial(test_capturable.test_negated_gradients, adamw)
+    yield partial(test_capturable.test_groups_with_and_without)
+    yield partial(test_capturable.test_the_same_step, torch.float32, sgd, sgd.variants["dampening_maximize"])
+    yield partial(test_capturable.test_many_tensors, 300)
+    yield partial(test_launches.test_some_without_a_gradient, 10)
+    for distinct in (9, 40):
+        yield partial(test_launches.test_step_counts_that_differ, 40, distinct)
+    yield partial(test_launches.test_momentum_of_sgd_from_some_step_on, (0.0, 0.9), 10)
+    yield partial(test_launches.test_replaced_data, 10)
+    # Gates, and rows that are left alone.
+    for counter in (0, 3):
+        for gate in ("none", "channel"):
+            yield partial(test_rows_on_chip.test_a_piece_that_is_left_alone, gate, counter)
+        yield partial(test_rows_on_chip.test_a_nan_is_not_swallowed_by_a_step_of_nothing, adamp, counter)
+    yield partial(test_rows_on_chip.test_a_correction_leaves_the_other_rows_alone)
+    yield partial(test_projection.test_counter_and_correction, backend, adamp)
+    yield partial(test_projection.test_project_momentum_projects_the_buffer, backend)
+    for where in ("gradient", "parameter"):
+        yield partial(test_gate.test_no_number, backend, adamp, math.nan, where, 3)
+    yield partial(test_parity.test_variants, backend, torch.bfloat16, adamp, adamp.variants["quick_maximize"])
+    yield partial(test_parity.test_operands_of_different_layouts, backend, torch.float32, "transposed", "gapped", adamp)
+    yield partial(test_semantics.test_dtypes_mix_within_a_group, backend, adamw)
+    for dtype in (torch.float32, torch.float64):
+        yield partial(test_rows_on_chip.test_rows_that_just_fit, dtype, "contiguous", adamp)
+    yield partial(test_rows_on_chip.test_the_largest_tensors_of_a_warp, torch.float64, (1, 1500))
+    yield partial(wrong_and_right, adamp, adamp.variants["as_timm"])
+    yield from of_scaled_gradients(backend)
+    for record in (adamp, sgdp):
+        yield partial(test_block_orders.test_the_numbers_of_the_reference, torch.float32, record.name)
+    yield partial(test_block_orders.test_same_bits_of_variants, "AdamP", "two_visits")
+    yield partial(test_launches.test_new_gradients, 1500)
+    yield partial(test_parity.test_large_tensors, backend, torch.float16, adamp)
+    # What is read or written without need.
+    for gate, predicted in (("none", "channel"), ("layer", "none")):
+        yield partial(test_traffic.test_a_correction_reads_p_and_moments_and_writes_p, gate, predicted)
+    once_more = test_traffic.CORRECTED | {"p": (8, 4)}
+    yield partial(test_traffic.test_a_row_that_is_cut_into_pieces, "channel", "channel", once_more)
+
+
+def of_the_triton_rule(backend: str) -> Iterator[partial[None]]:
+    """Of prediction and correction, what the rule in Triton says; a quick part of `of_the_kernels`."""
+    for record in map(RECORDS.__getitem__, PROJECTED):
+        yield partial(test_projection.test_counter_and_correction, backend, record)
+    for gate in ("none", "channel"):
+        yield partial(test_gate.test_decay_around_the_recoverable, backend, 1.0, gate)
+
+
+def failure(test: partial[None]) -> str | None:
+    """What a test has to say against, or None."""
+    try:
+        test()
+    except AssertionError as error:
+        return f"{test.func.__name__}: {error}"
+    return None
+
+
+def first_failure(tests: Iterable[partial[None]], first: int = 0) -> tuple[int, str] | None:
+    """The number of a test that has something to say against, and what; None if none has. Test `first` is asked first, then
+    all others in order."""
+    asked = sorted(enumerate(tests), key=lambda numbered: numbered[0] != first)
+    return next(((i, said) for i, test in asked if (said := failure(test))), None)

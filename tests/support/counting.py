@@ -1,0 +1,105 @@
+"""What a step of the CUDA backend moves, in bytes counted at its every load and store as it runs on the CPU.
+
+`traffic_of` makes an optimizer, steps it and counts; `table` puts what it says side by side. bench/ may import both, with
+tests/support on its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import emulated_backend
+from tensors import generator, gradient, values
+
+STREAMS = ("p", "g", "m", "v")
+OPERANDS = (*STREAMS, "plan", "row_stats")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one step. moved: loaded and stored, of every operand. elements: of all parameters."""
+
+    moved: Mapping[str, tuple[int, int]]
+    elements: int
+
+    def of(self, operand: str) -> tuple[float, float]:
+        """Bytes per parameter, loaded and stored."""
+        loaded, stored = self.moved[operand]
+        if operand not in STREAMS:
+            # The lanes of a warp read the same words of the plan and of a verdict, in one access, and each was counted.
+            # Not so where a tensor's reports are put together, 41 bytes to an item: 0.005 to a parameter or less.
+            loaded //= emulated_backend.emulated.limits["warp"]
+        return loaded / self.elements, stored / self.elements
+
+    @property
+    def streams(self) -> float:
+        """Bytes per parameter of what is as long as the parameters: p, g and the moments. m is SGD's buffer too."""
+        return sum(sum(self.of(name)) for name in STREAMS)
+
+    @property
+    def total(self) -> float:
+        return sum(sum(self.of(name)) for name in OPERANDS)
+
+
+def count(opt: Any, clips: bool = False) -> Traffic:
+    """Steps, and counts what that moves; with the norm of the gradients, if it is to be clipped."""
+    emulated_backend.emulated.reset()
+    if clips:
+        opt.clip_grad_norm_(1e-3)
+    opt.step()
+    elements = sum(p.numel() for group in opt.param_groups for p in group["params"])
+    return Traffic(emulated_backend.emulated.traffic(), elements)
+
+
+def traffic_of(
+    make: type[Any],
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    dtype: torch.dtype = torch.float32,
+    gate: str = "none",
+    predicted: str = "none",
+    clips: bool = False,
+    **arguments: Any,
+) -> Traffic:
+    """Of one step in the long run: the second step on the same tensors, whose plan the device has by then.
+
+    gate: what the gradients of all matrices make it. predicted: what the step expects, "none" or "channel".
+    """
+    params = [values(shape, dtype, seed) for seed, shape in enumerate(shapes)]
+    opt = make(params, **{"lr": 1e-3, "weight_decay": 1e-2, "backend": "emulated", **arguments})
+    for seed, p in enumerate(params):
+        p.grad = gradient_of(gate, p, seed)
+    if clips:
+        opt.clip_grad_norm_(1e-3)
+    opt.step()
+    for p in params:
+        if "gate_counter" in opt.state.get(p, {}):
+            p.grad.copy_(gradient_of(gate, p, 0))
+            opt.state[p]["gate_counter"].fill_({"none": 0, "channel": 3}[predicted])
+    traffic = count(opt, clips)
+    for p, verdict in opt.last_step().items():
+        assert verdict.gate == gate, (p.shape, verdict)
+    return traffic
+
+
+def gradient_of(gate: str, p: Tensor, seed: int) -> Tensor:
+    if p.dim() > 1:
+        return gradient(gate, p, seed)
+    return torch.randn(p.shape, generator=generator(seed)).to(p.dtype)
+
+
+def table(rows: Mapping[str, Traffic]) -> str:
+    """In Markdown: bytes per parameter of every operand, loaded + stored, and of all."""
+    lines = [
+        f"| | {' | '.join(OPERANDS)} | all |",
+        f"|---|{'---|' * (len(OPERANDS) + 1)}",
+    ]
+    for name, traffic in rows.items():
+        cells = ["+".join(f"{each:.2g}" for each in traffic.of(operand)) for operand in OPERANDS]
+        lines.append(f"| {name} | {' | '.join(cells)} | {traffic.total:.2f} |")
+    return "\n".join(lines)

@@ -1,0 +1,233 @@
+"""Ways to break csrc/cuda/, all of them compiled into one module that runs on a CPU (see emulated/), and a program that
+turns on one after the other and runs checks.cuda() against each.
+
+    ONEPASS_EMULATED=MODULE python tests/support/cuda_mutants.py
+
+reads numbers of mutants, a line each, and answers each with a line of JSON: what noticed it, or null. A broken kernel may
+hang or crash, so each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from native_mutants import ROOT, Mutant, switch_on
+
+SECONDS = 60
+
+MUTANTS = [
+    # --- memory.cuh: elements
+    Mutant("the tail of a span is dropped", "at >= 0 && at < length", "at >= 0 && at + 1 < length",
+           "bool holds(int at) const { return @; }"),
+    Mutant("the head of a span is dropped", "at >= 0 && at < length", "at >= 1 && at < length",
+           "bool holds(int at) const { return @; }"),
+    Mutant("no element is outside", "at >= 0 && at < length", "true", "bool holds(int at) const { return @; }"),
+    Mutant("the first vector is always whole", "at >= 0 && at + lanes <= length", "at + lanes <= length"),
+    Mutant("the last vector is always whole", "at >= 0 && at + lanes <= length", "at >= 0"),
+    Mutant("no vector for the tail", "(phase + length + lanes - 1) / lanes", "(phase + length) / lanes"),
+    Mutant("all operands are aligned alike", "(reinterpret_cast<uint64_t>(data) / sizeof(T) - lead) % Vector<T>::lanes == 0",
+           "true"),
+    Mutant("every row starts on a vector", "int(reinterpret_cast<uint64_t>(p.data + at) / sizeof(P) % lanes)", "0"),
+    Mutant("the strides are those of p", "(1 + operand) * dims + d", "dims + d"),
+    Mutant("the sizes are strides", "load(layout + d, of_plan)", "load(layout + dims + d, of_plan)"),
+    Mutant("all dimensions see the whole index", "rest", "element", "element = @;", "memory.cuh"),
+    # --- item.cuh: operands
+    Mutant("m is v", "t->moment[0]", "t->moment[1]", "reach(m, @)"),
+    Mutant("v is m", "t->moment[1]", "t->moment[0]", "reach(v, @)"),
+    Mutant("g is p", "const_cast<void*>(this->gradient)", "t->p"),
+    Mutant("every item begins at row 0", "item.row * t->length + item.begin", "item.begin"),
+    Mutant("every piece begins at element 0", "item.row * t->length + item.begin", "item.row * t->length"),
+    Mutant("the last row of an item is dropped", "int(item.rows)", "int(item.rows) - (item.rows > 1)"),
+    Mutant("a piece is a row", "length < t->length", "false"),
+    Mutant("v is not written", "Rule::moments > 1", "false", "if (@) o.v.write(place, moment[1])"),
+    # --- thread_group.cuh: who adds up what
+    Mutant("subgroups of half the width", "width / 2", "width / 4", "int step = @;"),
+    Mutant("no join of the lanes", "width < warp_size", "false", "if (@) r = join_lanes(r)"),
+    Mutant("the lanes' maximum is the first's", "max_or_nan(r.max_cosine_squared, __shfl_xor_sync(all_lanes, "
+           "r.max_cosine_squared, step))", "(__shfl_xor_sync(all_lanes, r.max_cosine_squared, step), r.max_cosine_squared)"),
+    Mutant("the lanes' deferral is the first's", "__any_sync(all_lanes, r.deferred)", "r.deferred"),
+    Mutant("the maximum drops NaN", "a > b || a != a ? a : b", "a > b ? a : b"),
+    Mutant("statistics of the other warps forgotten", "w < warps", "w < 1", "@; ++w) r.add"),
+    Mutant("sums of the other warps forgotten", "w < warps", "w < 1", "@; ++w) s.add"),
+    Mutant("shared storage is not cleared", "lane() == 0", "false", "if (@) shared.stats[warp()] = {}"),
+    Mutant("every lane adds its statistics", "lane() == 0", "lane() < 2", "if (@) shared.stats[warp()].add(r)"),
+    Mutant("no sync before the warps' sums are added", "sync()", "void()", "shared.sums[warp()] = s; @;"),
+    Mutant("no sync before a row's step is broadcast", "sync()", "void()", "shared.row_decision = r; @;"),
+    Mutant("no sync before the last one is broadcast", "sync()", "void()", "shared.last = x; @;"),
+    Mutant("no sync before the statistics are joined", "sync()", "void()", "join(SharedStorage& shared) { @; RowStats r"),
+    Mutant("no sync between the sums of two rows", "Group::sync()", "void()", "if (width > warp_size) @;"),
+    Mutant("no sync between two items of a block", "__syncthreads()", "void()", "@; } for"),
+    # --- rows.cuh: rows
+    Mutant("only the first row is stepped", "o.rows", "1", "s.length *= @; each_vector"),
+    Mutant("the last vector is not visited", "j + n * width < vectors", "j + n * width + 1 < vectors", "if (@) visit"),
+    Mutant("the last row has no subgroup", "first + subgroup < o.rows", "first + subgroup + 1 < o.rows"),
+    Mutant("idle subgroups redo the first row", "active ? s.vectors() : 0", "s.vectors()"),
+    Mutant("a warp keeps any row", "vectors > most * warp_size", "false"),
+    Mutant("rows of one vector less", "even ? 0 : 1", "-1"),
+    Mutant("cache slots overlap", "2 * block_size", "block_size", "++i, cached += @) { const S u"),
+    Mutant("cache slots are found elsewhere", "2 * block_size", "block_size", "++i, cached += @) { const S old_p"),
+    Mutant("the coefficient of the wrong row", "o.first_row + r", "r"),
+    Mutant("the cosine is that of u", "e.g[i]", "u", "e.p[i], @, u"),
+    Mutant("the update's moments are not written", "e.write_moments(o, place)", "void()", "cached[block_size] = u; } @;"),
+    Mutant("a piece has a cosine", "o.piece", "false", "if (@) return {sums, 0"),
+    Mutant("a deferred row is not reported", "step.deferred", "false", "cosine_squared(sums), @};"),
+    Mutant("a deferred row is written", "!step.deferred", "true"),
+    Mutant("the buffered momentum is not projected", "policy == WritePolicy::buffered && o.scalars->project_momentum", "false"),
+    Mutant("the gradient's scale is not squared", "scale * scale", "scale"),
+    Mutant("the layer has the rows' coefficients", "gate == Gate::layer ? layer : own", "own"),
+    Mutant("correction ignores deferred", "done.deferred || !(done.step == wanted)", "!(done.step == wanted)"),
+    Mutant("correction does all rows again", "done.deferred || !(done.step == wanted)", "true"),
+    Mutant("correction ignores a deferred piece", "deferred ? Affine{0, 0} : unprojected", "unprojected"),
+    Mutant("correction takes pieces for rows", "o.piece", "false", "const Applied done = @"),
+    Mutant("correction reads no gradient", "rule.reads_gradient()", "false"),
+    Mutant("correction always reads the gradient", "rule.reads_gradient()", "true"),
+    Mutant("the corrected buffer is not projected", "scalars.project_momentum && gate != Gate::none", "false"),
+    # --- finalizer.cuh: the end of a tensor
+    Mutant("a verdict before the last item", "unsigned(o.t->items)", "unsigned(o.t->items - (o.t->items > 1))"),
+    Mutant("every item gives a verdict", "Group::broadcast(last, shared)", "Group::broadcast(true, shared)"),
+    Mutant("the arrivals are not reset", "last", "false", "if (@) store(arrived"),
+    Mutant("the last stats is forgotten", "i < t.items", "i + 1 < t.items"),
+    Mutant("the pieces of a row are not put together", "o.piece", "false", "if (@ && with_cosines) all.max_cosine_squared"),
+    Mutant("every row has the first row's pieces", "r * pieces + i", "i"),
+    Mutant("only the first row's pieces are put together", "r < t.rows", "r < 1"),
+    Mutant("the coefficient of pieces is not stored", "lane() == 0", "false", "if (@) store(plan.coefficients"),
+    Mutant("the gate counter is not stored", "next_counter(load(counter, of_plan), v.gate)",
+           "load(counter, of_plan)"),
+    Mutant("no coefficient of the layer", "pr.coefficient(v.sums)", "0.0"),
+    Mutant("no coefficient of a layer without speculation", "o.scalars->projection.coefficient(v.sums)", "0.0"),
+    Mutant("no deferral is corrected", "v.corrected || all.deferred", "v.corrected"),
+    Mutant("no misprediction is corrected", "v.corrected || all.deferred", "all.deferred"),
+    # --- kernels.cuh: items
+    Mutant("blocks miss the last item", "i < plan.block_items", "i + 1 < plan.block_items"),
+    Mutant("blocks skip every other item", "gridDim.x", "2 * gridDim.x", "i += @) { run_item<phase, BlockGroup"),
+    Mutant("every block begins at the first item", "blockIdx.x", "0", "i = @;"),
+    Mutant("warps miss the last item", "i < plan.all_items", "i + 1 < plan.all_items"),
+    Mutant("warps begin at the second item", "warp()", "warp() + 1", "* warps + @;"),
+    Mutant("warps stride by blocks", "gridDim.x * warps", "gridDim.x"),
+    Mutant("every kernel steps every dtype", "t->key != plan.key", "false"),
+    Mutant("tensors without a gradient are stepped", "!g", "(!g && (g = t->p, false))",
+           "if (@) return; const KernelScalars"),
+    Mutant("the gradient by value of another tensor", "unsigned(item.tensor)", "unsigned(item.tensor > 0)",
+           "params.gradient[@]"),
+    Mutant("the gradient in memory of another tensor", "unsigned(item.tensor)", "unsigned(item.tensor > 0)",
+           "plan.gradients + @"),
+    Mutant("the first scalars for all", "params.scalars + t->scalars_index", "params.scalars"),
+    Mutant("the first scalars in memory for all", "int64_t(t->scalars_index) * scalars_bytes", "0", "plan.scalars + @) :"),
+    Mutant("the gate statistics is forgotten", "load(&plan.verdicts[o.tensor].gate, of_stats)", "Gate::none"),
+    Mutant("every row fits", "t.rows_fit", "true"),
+    Mutant("a piece is never deferred", "load(&plan.row_stats[index].deferred, of_stats)", "false"),
+    Mutant("nothing is corrected", "!load(&plan.verdicts[o.tensor].needs_correction, of_stats)", "true"),
+    # --- device_scalars.cuh: capturable groups
+    Mutant("device_scalars does not count", "load(t.step, of_plan) + 1", "load(t.step, of_plan)"),
+    Mutant("the lr of the capture", "read(group.lr)", "group.fixed.lr"),
+    Mutant("the betas of the capture", "read(group.beta2)", "group.fixed.beta2"),
+    Mutant("the momentum of the capture", "read(group.momentum)", "group.fixed.momentum"),
+    Mutant("doubles are read as floats", "n.wide", "false"),
+    Mutant("floats are read as doubles", "n.wide", "true"),
+    Mutant("no initial_lr", "read(group.initial_lr)", "h.lr"),
+    Mutant("the device's decay does not enter the gradient", "group.decay == Decay::l2", "false"),
+    Mutant("the device's metric decay is not the paper's", "h.metric_decay = decay_lr * wd",
+           "h.metric_decay = h.lr * wd"),
+    Mutant("the device's decay forgets the momentum", "group.over_one_minus_momentum && wd != 0", "false"),
+    Mutant("device_scalars ignores that a gradient is negated", "t.negated", "false", "if (@) h.grad_scale", "device_scalars.cuh"),
+    Mutant("device_scalars knows no first buffer", "t.first_step", "false", "plan.lazy_buffer && @ &&", "device_scalars.cuh"),
+    Mutant("every buffer is the first", "load(plan.first_steps + tensor, of_plan)", "true"),
+    Mutant("the first buffer stays the first", "store(plan.first_steps + tensor, false, of_plan)", "void()"),
+    # --- scaled gradients
+    Mutant("an overflow is counted", "skipped(plan.scaling)", "false", "if (@) return; for", "kernels.cuh"),
+    Mutant("an overflow is stepped on", "phase != Phase::square_sum && skipped(plan.scaling)", "false"),
+    Mutant("the clip coefficient is forgotten", "read(plan.scaling.clip)", "1.0"),
+    Mutant("gradients stay scaled", "read(plan.scaling.grad_scale)", "1.0"),
+    Mutant("the norm of the first row", "o.rows", "1", "s.length *= @; constexpr int at_a_time"),
+    Mutant("the norm of one thread", "Group::sum(own, width, shared)", "own"),
+    Mutant("the norm misses the last tensor", "i < count", "i + 1 < count", "int i = threadIdx.x; @;", "launch.cu"),
+    Mutant("norms of gradients that are gone", "store(numbers + i, 0.0, of_stats)", "void()"),
+    Mutant("an empty tensor is not counted", "t.g.data ? t.g.data : &no_elements", "t.g.data"),
+    Mutant("device_scalars writes one set of scalars", "int64_t(t.scalars_index) * scalars_bytes", "0"),
+    Mutant("device_scalars misses the last tensor", "i < plan.all_tensors", "i + 1 < plan.all_tensors"),
+    Mutant("device_scalars misses every other block", "gridDim.x * block_size", "2 * gridDim.x * block_size"),
+    Mutant("device_scalars counts for every dtype", "plan.tensors[i].key == plan.key", "true"),
+    Mutant("device_scalars counts without a gradient", "g", "plan.tensors", "if (@ &&", "kernels.cuh"),
+    # --- launch.cu, executor.cpp and launch_layout.cpp: the host
+    Mutant("upload drops the last word", "i < chunk.count", "i + 1 < chunk.count"),
+    Mutant("upload begins too early", "at / 8", "shadow.begin / 8", "chunk.to = in<uint64_t>(region) + @;"),
+    Mutant("scalars beyond the arguments", "scalars_index_[i] >= max_scalars", "scalars_index_[i] > max_scalars"),
+    Mutant("one set of scalars", "keys_[i] == key", "true"),
+    Mutant("the first buffer is always one", "t.first_step = false", "t.first_step = t.first_step"),
+    Mutant("an address is sent once", "shadow_tensors_.set(i * sizeof d, &d, sizeof d)",
+           "(shadow_tensors_.bytes[i * sizeof d] ? void() : shadow_tensors_.set(i * sizeof d, &d, sizeof d))"),
+    Mutant("no step is counted", "*t.step += 1", "*t.step += 0"),
+    Mutant("too many rows fit", "t.length <= longest_row(t, layout_.row_cache_bytes)",
+           "t.length <= 2 * longest_row(t, layout_.row_cache_bytes)"),
+    Mutant("no slot for the ends of a row", "threads - 1", "threads", "row_cache_bytes / slot_bytes(t) * @"),
+    Mutant("strided tensors go to warps", "!t.packed || t.elements() > warp_elements", "t.elements() > warp_elements"),
+    Mutant("warps get rows that they cannot keep", "t.length <= elements_cached(t, row_cache_bytes, warp_size)", "true",
+           "return !t.projected || @;"),
+]  # fmt: skip
+
+
+def build(folder: Path) -> Path:
+    """The module with all mutants, by its path."""
+    import emulated_backend
+
+    shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
+    shutil.copytree(ROOT / "tests/emulated", folder / "tests/emulated")
+    switch_on(folder, MUTANTS, folder / "tests/emulated/module.cpp")
+    return emulated_backend.build("quick", folder)
+
+
+def outcome(switch: ctypes.c_int, number: int, first: int) -> tuple[int, str] | None:
+    """What notices the mutant, in a child process, and the number of that check; None if nothing does. first: the check to
+    begin with."""
+    to_read, to_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        import checks
+
+        os.close(to_read)
+        signal.alarm(SECONDS)
+        switch.value = number
+        try:
+            noticed = checks.first_failure(checks.cuda(), first)
+        except BaseException as error:
+            noticed = first, repr(error)
+        if noticed:
+            os.write(to_write, f"{noticed[0]} {noticed[1]}".encode()[:10_000])
+        os._exit(0)
+    os.close(to_write)
+    with os.fdopen(to_read, "rb") as pipe:
+        check, _, said = pipe.read().decode(errors="replace").partition(" ")
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return first, f"ended by signal {os.WTERMSIG(status)}"
+    return (int(check), said) if check else None
+
+
+def main() -> None:
+    import torch
+
+    import checks  # noqa: F401  once, not in every child
+    from emulated_backend import emulated
+
+    # A pool of threads would not survive a fork.
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda _: None
+    switch = ctypes.c_int.in_dll(ctypes.CDLL(emulated.__file__), "onepass_mutant")
+    answers, quiet = os.fdopen(os.dup(1), "w"), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1), os.dup2(quiet, 2)
+    check = 0
+    for line in sys.stdin:
+        # What noticed one mutant mostly notices the next one too, which stands beside it.
+        noticed = outcome(switch, int(line), check)
+        check, said = noticed or (check, None)
+        print(json.dumps(said), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

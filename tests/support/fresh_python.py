@@ -1,0 +1,26 @@
+"""A Python of its own, for what must be seen from the start of one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import onepass
+from processor import INSTRUCTIONS
+
+
+def in_new_python(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints that imports the onepass that is tested here."""
+    path = [str(Path(onepass.__file__).parents[1]), *filter(None, sys.path)]
+    setup = f"import sys; sys.path[:0] = {path!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", setup + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **INSTRUCTIONS, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,154 @@
+"""Steps the parameters of real models on a GPU that is not there, and keeps the machine code that Triton compiles for it:
+`python triton_code.py FOLDER TARGET...`, without TRITON_INTERPRET in the environment.
+
+Everything is real but the device: the optimizer's step, the plan, Triton's specialisation of every launch (signature,
+divisibility, constants) and its compilers. Only the launch itself does nothing. Writes machine code and PTX of every kernel
+into the folder, and TARGET.json with what each was compiled for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import onepass
+from fake_gpu import FakeGpu, OnGpu, empty_on_gpu
+from paths import BENCH
+
+sys.path.append(str(BENCH))
+from shapes import Shape, gpt2_shapes, llama_shapes, resnet50_shapes
+
+MODELS: dict[str, tuple[Shape, ...]] = {
+    "gpt2": gpt2_shapes(),
+    "resnet50": resnet50_shapes(),
+    "llama": llama_shapes(),
+    "mlp": ((256, 784), (256,), (10, 256), (10,)),
+    # A row that is cut into pieces, and one that is not a multiple of 16 bytes.
+    "rows": ((8, 20000), (5, 129), (7,)),
+}
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "AdamW": onepass.AdamW,
+    "AdamP": onepass.AdamP,
+    "AdamP, no speculation": lambda params, **more: onepass.AdamP(params, speculate=False, **more),
+    "SGDP": lambda params, **more: onepass.SGDP(params, lr=0.1, momentum=0.9, **more),
+    "SGDP, projected buffer": lambda params, **more: onepass.SGDP(
+        params, lr=0.1, momentum=0.9, project_momentum=True, **more
+    ),
+    "AdamProxL2": lambda params, **more: onepass.AdamProxL2(params, weight_decay=1e-2, **more),
+    "SGD": lambda params, **more: onepass.SGD(params, lr=0.1, momentum=0.9, **more),
+    "SGD without a buffer": lambda params, **more: onepass.SGD(params, lr=0.1, **more),
+}
+COMMON = ("AdamW", "AdamP", "SGDP", "AdamProxL2")
+ALL_DTYPES = ("float32", "bfloat16", "float16", "float64")
+# What a block may have of shared memory, for each target.
+SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+# Every model in both dtypes, and every target with both dtypes, so that each compiles every kernel. All of it takes four
+# times as long; ONEPASS_EVERY_TARGET=1 asks for that.
+EVERY = os.environ.get("ONEPASS_EVERY_TARGET") == "1"
+PAIRS = {
+    "sm_80": (("llama", "float32"), ("mlp", "bfloat16"), ("rows", "float16")),
+    "sm_90": (("gpt2", "float32"), ("resnet50", "bfloat16"), ("rows", "float64")),
+    "sm_100": (("mlp", "float32"), ("llama", "bfloat16"), ("rows", "float64")),
+    "gfx942": (("resnet50", "float32"), ("gpt2", "bfloat16"), ("rows", "float16")),
+}
+
+
+def runs(target: str) -> Iterator[tuple[str, str, str]]:
+    """Models, dtypes and optimizers that are stepped for a target."""
+    every = tuple((model, dtype) for model in MODELS for dtype in ALL_DTYPES)
+    for model, dtype in every if EVERY else PAIRS[target]:
+        for optimizer in OPTIMIZERS if model == "mlp" or EVERY else COMMON:
+            yield model, dtype, optimizer
+
+
+class Driver:
+    """In place of Triton's own for CUDA and HIP."""
+
+    def __init__(self, target: str):
+        from triton.backends.compiler import GPUTarget
+
+        nvidia = target.startswith("sm_")
+        self.device = list(SHARED).index(target)  # Triton has caches for each
+        self.target = GPUTarget("cuda", int(target[3:]), 32) if nvidia else GPUTarget("hip", target, 64)
+        self.shared = SHARED[target]
+        self.grids: list[tuple[int, ...]] = []
+        self.utils = self
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": self.shared}
+
+    def load_binary(self, name: str, code: bytes, shared: int, device: int) -> tuple[int, ...]:
+        return 0, 0, 0, 0, 1024
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        return lambda x, y, z, *_: self.grids.append((x, y, z))
+
+
+def train(model: str, dtype: str, optimizer: str) -> list[list[str]]:
+    """A step, a clipped one, and a scaled one; returns the launches of each."""
+    params = [torch.nn.Parameter(empty_on_gpu(shape, getattr(torch, dtype))) for shape in MODELS[model]]
+    for p in params:
+        p.grad = empty_on_gpu(p.shape, p.dtype)
+    opt = OPTIMIZERS[optimizer](params, backend="triton")
+    launches = []
+
+    def step() -> None:
+        opt.step()
+        launches.append(opt._execution.backends[0].launches)
+
+    step()
+    opt.clip_grad_norm_(1.0)
+    step()
+    opt.grad_scale, opt.found_inf = OnGpu(torch.tensor(8.0)), OnGpu(torch.tensor(0.0))
+    step()
+    return launches
+
+
+def main(folder: Path, targets: list[str]) -> None:
+    import triton
+    from triton import knobs
+
+    for target in targets:
+        kernels: list[dict[str, Any]] = []
+        run = ""
+
+        def keep(key: str, fn: Any, compile: Any, **_: Any) -> None:
+            kernel = fn.jit_function
+            constants = {kernel.arg_names[at]: str(x) for (at,), x in compile["constants"].items()}
+            code = kernel.device_caches[compile["device"]][0][key].asm
+            name = f"{target}-{len(kernels)}-{fn.name}"  # noqa: B023  (called in this round)
+            for kind in ("ptx", "cubin", "amdgcn"):
+                if kind in code:
+                    text = code[kind]
+                    (folder / f"{name}.{kind}").write_bytes(text if isinstance(text, bytes) else text.encode())
+            kernels.append({"name": name, "kernel": fn.name, "run": run, "constants": constants})  # noqa: B023
+
+        knobs.runtime.jit_post_compile_hook = keep
+        driver = Driver(target)
+        triton.runtime.driver.set_active(driver)
+        launches = {}
+        with FakeGpu()():
+            for model, dtype, optimizer in runs(target):
+                run = f"{model}, {dtype}, {optimizer}"
+                launches[run] = train(model, dtype, optimizer)
+        said = {"kernels": kernels, "launches": launches, "grids": driver.grids}
+        (folder / f"{target}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
