@@ -1,30 +1,40 @@
-"""What is timed: a record per case, each with its tensors, its contenders and the ratios to reach.
+"""What is timed: the records of a contender and of a case, and the contenders that the CPU's and the GPU's cases share.
 
 "AdamP as timm" and "SGDP as timm" have the arguments that timm's factory passes, and "timm AdamP" and "timm SGDP" are
-timm's classes with them; they are left out where timm is not installed.
+timm's classes with them.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import adamp
 import torch
 from torch import Tensor
 
 import onepass
 import timm_alone
-from shapes import Shape, gpt2_shapes, resnet50_shapes
+from shapes import Shape, numel_of
 
+FP32, BF16 = torch.float32, torch.bfloat16
+Bytes = dict[torch.dtype, int]
 
-@dataclass(frozen=True)
-class Target:
-    """The contender is to take at most `ratio` times the time of the contender named `against`."""
-
-    ratio: float
-    against: str
+# Bytes per parameter if every operand is read once and written once; g is only read. fp32: 4 bytes each. bf16: 2 for p
+# and g, 4 for the moments.
+#   Adam-like           fp32: p g m v read, p m v written = 28    bf16: 2+2+4+4 + 2+4+4 = 22
+#   AdamP, two visits   p and g once more: 36 and 26; in bf16 always, as a 16-bit weight cannot be corrected
+#   SGD with momentum   fp32: p g b read, p b written = 20        bf16: 2+2+4 + 2+4 = 14, projected 18
+ADAM_BYTES: Bytes = {FP32: 28, BF16: 22}
+ADAMP_BYTES: Bytes = {FP32: 28, BF16: 26}
+TWO_VISIT_BYTES: Bytes = {FP32: 36, BF16: 26}
+SGD_BYTES: Bytes = {FP32: 20, BF16: 14}
+SGDP_BYTES: Bytes = {FP32: 20, BF16: 18}
+# torch keeps the moments of bf16 parameters in bf16: fewer bytes, and other numbers.
+TORCH_ADAM_BYTES: Bytes = {FP32: 28, BF16: 14}
+TORCH_SGD_BYTES: Bytes = {FP32: 20, BF16: 10}
 
 
 class OneEach:
@@ -40,202 +50,151 @@ class OneEach:
 
 @dataclass(frozen=True)
 class Contender:
-    """An optimizer, how to make it, and the optimizer of onepass whose reference says what it has to compute.
+    """An optimizer, and the optimizer of onepass whose reference says what it has to compute.
 
-    traffic: bytes per parameter, if every operand is read once and written once; None where that is not known.
-    slow: takes part in one round out of seven.
-    clips: takes the norm of the gradients and clips by it before every step.
-    each: with an optimizer for each parameter.
+    load: returns the class; ImportError where it is not installed.
+    family: the first contender of a family in a case is what the others are compared with.
+    traffic: bytes per parameter; empty where that is not known.
+    backend: of onepass; "" leaves the choice to onepass, and is for the optimizers of others.
+    dtype: its parameters', if not the case's.
+    loose: its moments are rounded to the parameters' dtype, so its numbers are its own.
+    slow: on the CPU it takes part in one round out of seven. graph: on a GPU its captured step is timed too.
+    clips: takes the norm of the gradients and clips by it before every step. each: with an optimizer for each parameter.
     """
 
     name: str
-    cls: type[torch.optim.Optimizer]
+    load: Callable[[], type[torch.optim.Optimizer]]
     twin: type[onepass.optimizer.Optimizer]
+    family: str
     options: dict[str, Any] = field(default_factory=dict)
     twin_options: dict[str, Any] = field(default_factory=dict)
-    targets: tuple[Target, ...] = ()
-    traffic: int | None = None
-    dtype: torch.dtype = torch.float32
+    traffic: Bytes = field(default_factory=dict)
+    backend: str = ""
+    dtype: torch.dtype | None = None
+    loose: bool = False
     slow: bool = False
+    graph: bool = False
     clips: bool = False
     each: bool = False
 
-    def make(self, params: list[Tensor], lr: float) -> torch.optim.Optimizer | OneEach:
-        cls = partial(OneEach, self.cls) if self.each else self.cls
-        return cls(params, lr=lr, weight_decay=1e-2, **self.options)
+    def make(self, params: list[Tensor], lr: float, backend: str = "", **options: Any) -> Any:
+        cls = partial(OneEach, self.load()) if self.each else self.load()
+        own = {**self.options, **({"backend": backend} if backend else {}), **options}
+        return cls(params, lr=lr, weight_decay=1e-2, **own)
 
     def make_twin(self, params: list[Tensor], lr: float) -> torch.optim.Optimizer:
         return self.twin(params, lr=lr, weight_decay=1e-2, backend="reference", **self.twin_options)
 
-    def step(self, optimizer: torch.optim.Optimizer | OneEach, params: list[Tensor], max_norm: float) -> None:
-        if self.clips:
-            clip(optimizer, params, max_norm)
-        optimizer.step()
+    def step_of(self, optimizer: Any, params: list[Tensor], max_norm: float) -> Callable[[], object]:
+        """What is timed."""
+        if not self.clips:
+            return optimizer.step
+        ours = isinstance(optimizer, onepass.optimizer.Optimizer)
+        clip = optimizer.clip_grad_norm_ if ours else partial(torch.nn.utils.clip_grad_norm_, params)
 
+        def step() -> None:
+            clip(max_norm)
+            optimizer.step()
 
-def clip(optimizer: torch.optim.Optimizer | OneEach, params: list[Tensor], max_norm: float) -> None:
-    """The optimizer's own way of it, else torch's."""
-    if isinstance(optimizer, onepass.optimizer.Optimizer):
-        optimizer.clip_grad_norm_(max_norm)
-    else:
-        torch.nn.utils.clip_grad_norm_(params, max_norm)
+        return step
 
 
 @dataclass(frozen=True)
 class Case:
-    """Contenders, the first of which is the baseline, on parameters of some shapes.
+    """Contenders on parameters of some shapes.
 
-    gradients: "random" is drawn anew each round; almost all tensors then take the gate none, some by chance layer.
-        "tangent" is orthogonal to each row of the parameter, as it is under normalisation: the gate is channel.
-    repeat: steps taken in a row and timed as one, where a step is short beside the waking of threads.
+    gradients: "random" changes from round to round, and projected tensors take the gate none, some by chance layer.
+        "tangent" is orthogonal to each row of the parameter, as it is under normalisation: the gate is channel. "fixed" is
+        one random gradient.
+    launch_bound: the host takes longer than the GPU, so that a step is timed with what it waits for the host.
+    rounds, repeat: on the CPU; `repeat` steps are taken in a row and timed as one, where a step is short beside the waking
+        of threads. A GPU's clock chooses both.
     """
 
     name: str
     title: str
     shapes: tuple[Shape, ...]
     contenders: tuple[Contender, ...]
+    dtype: torch.dtype = FP32
     gradients: str = "random"
+    launch_bound: bool = False
     rounds: int = 15
     repeat: int = 1
 
+    @property
+    def numel(self) -> int:
+        return numel_of(self.shapes)
 
-TORCH_ADAMW = Contender("torch fused AdamW", torch.optim.AdamW, onepass.AdamW, {"fused": True}, traffic=28)
-TORCH_SGD = Contender("torch fused SGD", torch.optim.SGD, onepass.SGD, {"fused": True}, traffic=20)
-ADAMW = Contender("onepass AdamW", onepass.AdamW, onepass.AdamW, traffic=28)
-ADAMPROX = Contender("onepass AdamProx", onepass.AdamProx, onepass.AdamProx, traffic=28)
-ADAMPROXL2 = Contender("onepass AdamProxL2", onepass.AdamProxL2, onepass.AdamProxL2, traffic=28)
-ADAMP = Contender("onepass AdamP", onepass.AdamP, onepass.AdamP, traffic=28)
-ADAMP_PROXIMAL = replace(
-    ADAMP, name="onepass AdamP proximal", options={"decay": "proximal"}, twin_options={"decay": "proximal"}
-)
-ADAMP_TWO_VISITS = replace(ADAMP, name="onepass AdamP two-visit", options={"speculate": False}, traffic=36)
-ADAMP_AS_TIMM = replace(ADAMP, name="onepass AdamP as timm", options=timm_alone.ADAMP, twin_options=timm_alone.ADAMP)
-SGD = Contender("onepass SGD", onepass.SGD, onepass.SGD, traffic=20)
-SGDP = Contender("onepass SGDP", onepass.SGDP, onepass.SGDP, traffic=20)
-SGDP_AS_TIMM = replace(SGDP, name="onepass SGDP as timm", options=timm_alone.SGDP, twin_options=timm_alone.SGDP)
-THEIR_ADAMP = Contender("adamp AdamP", adamp.AdamP, onepass.AdamP, slow=True)
-THEIR_SGDP = Contender("adamp SGDP", adamp.SGDP, onepass.SGDP, twin_options={"project_momentum": True}, slow=True)
+    @property
+    def bytes_held(self) -> int:
+        """Of p, g and two moments: what has to fit into the cache for a step not to reach memory."""
+        return self.numel * (16 if self.dtype == FP32 else 12)
+
+    def dtype_of(self, contender: Contender) -> torch.dtype:
+        return contender.dtype or self.dtype
+
+    def baseline_of(self, contender: Contender) -> Contender:
+        return next(other for other in self.contenders if other.family == contender.family)
+
+    def without(self, names: Iterable[str]) -> Case:
+        return replace(self, contenders=tuple(c for c in self.contenders if c.name not in names))
 
 
-def of_timm(module: str, name: str, ours: Contender) -> tuple[Contender, ...]:
-    """timm's class beside ours with the same arguments; empty where timm is not installed."""
+def missing(contender: Contender) -> str | None:
+    """Why a contender cannot be timed here, or None."""
+    if contender.backend not in ("", "cuda"):
+        return onepass.backends()[contender.backend]
     try:
-        cls = timm_alone.optimizer(module, name)
-    except ImportError:
-        return ()
-    return (replace(ours, name=f"timm {name}", cls=cls, traffic=None, slow=True),)
+        contender.load()
+    except ImportError as error:
+        return f"{error}"
+    return None
 
 
-TIMM_ADAMP = of_timm("adamp", "AdamP", ADAMP_AS_TIMM)
-TIMM_SGDP = of_timm("sgdp", "SGDP", SGDP_AS_TIMM)
+# ------------------------------------------------------------------ contenders
 
 
-def aimed(contender: Contender, *targets: tuple[float, Contender]) -> Contender:
-    return replace(contender, targets=tuple(Target(ratio, against.name) for ratio, against in targets))
+def ours(cls: Any, family: str, traffic: Bytes, name: str = "", graph: bool = False, **options: Any) -> Contender:
+    name = f"onepass {name or cls.__name__}"
+    return Contender(name, lambda: cls, cls, family, options, options, traffic, graph=graph)
 
 
-def with_momentum(contender: Contender) -> Contender:
-    return replace(
-        contender,
-        options={**contender.options, "momentum": 0.9},
-        twin_options={**contender.twin_options, "momentum": 0.9},
-    )
+def torch_adamw(name: str, **options: Any) -> Contender:
+    return Contender(name, lambda: torch.optim.AdamW, onepass.AdamW, "adam", options, {}, TORCH_ADAM_BYTES)
 
 
-def with_clip(contender: Contender, traffic: int) -> Contender:
-    return replace(contender, name=f"{contender.name}, clip", clips=True, traffic=traffic)
+def torch_sgd(name: str) -> Contender:
+    options = {"fused": True, **MOMENTUM}
+    return Contender(name, lambda: torch.optim.SGD, onepass.SGD, "sgd", options, MOMENTUM, TORCH_SGD_BYTES)
 
 
-def in_bf16(contender: Contender, traffic: int) -> Contender:
-    """With bfloat16 parameters and gradients, and float32 moments."""
-    return replace(contender, name=f"{contender.name} bf16", dtype=torch.bfloat16, traffic=traffic)
+def of_adamp(name: str, twin: type, family: str, options: Any, twin_options: Any) -> Contender:
+    def load() -> Any:
+        return getattr(importlib.import_module("adamp"), name)
+
+    return Contender(f"adamp {name}", load, twin, family, options, twin_options, slow=True)
 
 
-def one_each(contender: Contender, targets: tuple[Target, ...] = ()) -> Contender:
-    return replace(contender, name=f"{contender.name} each", each=True, targets=targets)
+def of_timm(name: str, like: Contender) -> Contender:
+    """timm's class with the same arguments."""
+    load = partial(timm_alone.optimizer, name.lower(), name)
+    return replace(like, name=f"timm {name}", load=load, traffic={}, slow=True)
 
 
-ADAM_CONTENDERS = (
-    TORCH_ADAMW,
-    aimed(ADAMW, (1.00, TORCH_ADAMW)),
-    aimed(ADAMPROX, (1.02, ADAMW)),
-    ADAMPROXL2,
-    aimed(ADAMP, (1.05, TORCH_ADAMW), (1 / 15, THEIR_ADAMP)),
-    aimed(ADAMP_PROXIMAL, (1.05, TORCH_ADAMW), (1 / 15, THEIR_ADAMP)),
-    ADAMP_TWO_VISITS,
-    ADAMP_AS_TIMM,
-    THEIR_ADAMP,
-    *TIMM_ADAMP,
+MOMENTUM = {"momentum": 0.9}
+ADAMW = ours(onepass.AdamW, "adam", ADAM_BYTES, graph=True)
+ADAMPROX = ours(onepass.AdamProx, "adam", ADAM_BYTES)
+ADAMPROXL2 = ours(onepass.AdamProxL2, "adam", ADAM_BYTES)
+ADAMP = ours(onepass.AdamP, "adam", ADAMP_BYTES, graph=True)
+ADAMP_PROXIMAL = ours(onepass.AdamP, "adam", ADAMP_BYTES, "AdamP proximal", decay="proximal")
+ADAMP_TWO_VISITS = ours(onepass.AdamP, "adam", TWO_VISIT_BYTES, "AdamP two-visit", speculate=False)
+ADAMP_AS_TIMM = ours(onepass.AdamP, "adam", ADAMP_BYTES, "AdamP as timm", **timm_alone.ADAMP)
+SGD = ours(onepass.SGD, "sgd", SGD_BYTES, **MOMENTUM)
+SGDP = ours(onepass.SGDP, "sgd", SGDP_BYTES, **MOMENTUM)
+SGDP_AS_TIMM = ours(onepass.SGDP, "sgd", SGDP_BYTES, "SGDP as timm", **timm_alone.SGDP)
+THEIR_ADAMP = (of_adamp("AdamP", onepass.AdamP, "adam", {}, {}), of_timm("AdamP", ADAMP_AS_TIMM))
+# The package projects its buffer too, which the paper does not.
+THEIR_SGDP = (
+    of_adamp("SGDP", onepass.SGDP, "sgd", MOMENTUM, {**MOMENTUM, "project_momentum": True}),
+    of_timm("SGDP", SGDP_AS_TIMM),
 )
-TORCH_CLIPPED = with_clip(TORCH_ADAMW, traffic=40)
-CLIP_CONTENDERS = (
-    TORCH_CLIPPED,
-    aimed(with_clip(ADAMW, traffic=32), (0.85, TORCH_CLIPPED)),
-    aimed(with_clip(ADAMP, traffic=32), (0.85, TORCH_CLIPPED)),
-)
-SGD_CONTENDERS = (
-    *(with_momentum(contender) for contender in (TORCH_SGD, SGD, aimed(SGDP, (1.10, TORCH_SGD)))),
-    SGDP_AS_TIMM,
-    with_momentum(THEIR_SGDP),
-    *TIMM_SGDP,
-)
-RESNET_CONTENDERS = (TORCH_ADAMW, ADAMW, aimed(ADAMP, (1.05, TORCH_ADAMW)), ADAMP_PROXIMAL, THEIR_ADAMP)
-EACH_CONTENDERS = (
-    TORCH_ADAMW,
-    ADAMW,
-    ADAMP,
-    one_each(TORCH_ADAMW),
-    *(one_each(fused, (Target(1.3, fused.name),)) for fused in (ADAMW, ADAMP)),
-)
-SMALL_CONTENDERS = (TORCH_ADAMW, aimed(ADAMW, (0.05, TORCH_ADAMW)), aimed(ADAMP, (0.05, TORCH_ADAMW)), THEIR_ADAMP)
-BF16_CONTENDERS = (
-    TORCH_ADAMW,
-    in_bf16(ADAMW, traffic=22),
-    aimed(in_bf16(ADAMP, traffic=26), (1.00, TORCH_ADAMW)),
-    in_bf16(ADAMP_PROXIMAL, traffic=26),
-)
-
-
-def cases(quick: bool = False) -> list[Case]:
-    """All of them; `quick` has the same contenders on small tensors."""
-    gpt2 = gpt2_shapes(width=48, vocabulary=500, positions=64, blocks=2) if quick else gpt2_shapes()
-    resnet = resnet50_shapes()[:12] if quick else resnet50_shapes()
-    count = 50 if quick else 1000
-    listed = [
-        Case("gpt2-adam", "GPT-2, fp32", gpt2, ADAM_CONTENDERS),
-        Case("gpt2-adam-tangent", "GPT-2, fp32, all matrices projected", gpt2, ADAM_CONTENDERS, "tangent"),
-        Case("gpt2-sgd", "GPT-2, fp32, momentum", gpt2, SGD_CONTENDERS),
-        Case("gpt2-sgd-tangent", "GPT-2, fp32, momentum, all matrices projected", gpt2, SGD_CONTENDERS, "tangent"),
-        Case("gpt2-clip", "GPT-2, fp32, clipped by the norm", gpt2, CLIP_CONTENDERS),
-        Case(
-            "gpt2-clip-tangent",
-            "GPT-2, fp32, clipped by the norm, all matrices projected",
-            gpt2,
-            CLIP_CONTENDERS,
-            "tangent",
-        ),
-        Case("gpt2-bf16", "GPT-2, bf16 against fp32", gpt2, BF16_CONTENDERS),
-        Case("resnet50", "ResNet-50, fp32", resnet, RESNET_CONTENDERS, rounds=40),
-        Case("resnet50-tangent", "ResNet-50, fp32, all kernels projected", resnet, RESNET_CONTENDERS, "tangent", 40),
-        Case("resnet50-each", "ResNet-50, fp32, an optimizer for each tensor", resnet, EACH_CONTENDERS, rounds=40),
-        Case("small", "vectors of 64", ((64,),) * count, SMALL_CONTENDERS, rounds=40, repeat=10),
-        Case(
-            "small-matrices",
-            "matrices of 8x8, each with a gate",
-            ((8, 8),) * count,
-            SMALL_CONTENDERS,
-            rounds=40,
-            repeat=10,
-        ),
-    ]
-    return [replace(case, rounds=5) for case in listed] if quick else listed
-
-
-# Contenders whose extra memory is measured, in fp32, as a share of the parameters' bytes.
-MEMORY_TARGET = 0.01
-MEMORY = (ADAMW, ADAMP, ADAMP_TWO_VISITS, with_momentum(SGDP), TORCH_ADAMW, THEIR_ADAMP)
-
-
-def memory_shapes(quick: bool) -> tuple[Shape, ...]:
-    """Not smaller than ResNet-50: what a process takes by the way, some 100 kB, would be a large share of less."""
-    return resnet50_shapes() if quick else gpt2_shapes()

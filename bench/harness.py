@@ -1,206 +1,175 @@
-"""Makes the tensors of a case, checks every contender, and times them in interleaved rounds."""
+"""Times contenders in interleaved rounds, by one of the clocks."""
 
 from __future__ import annotations
 
 import gc
 import random
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
 from statistics import median, quantiles
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
-from cases import Case, Contender, Target
-from shapes import Shape
-from tangent import off_rows
+from cases import Case, Contender
+from inputs import Model
+from results_file import Row
 
 # So small that the gradient of a "tangent" case stays orthogonal to the parameters over all rounds.
-LR = 1e-7
-WARM = 3
+LR = 1e-8
 # torch's clipping multiplies the gradients, which the contenders share, by 1 then.
 NO_LIMIT = 1e9
-SLOW_EVERY = 7
-# Fresh random gradients are another window of one long random buffer: this many elements further at each round.
-WINDOW = 1024
 
 
-# ------------------------------------------------------------------ tensors
+class Clock(Protocol):
+    """A device, how its time is taken, and what is timed when.
 
-
-def parameters(shapes: tuple[Shape, ...], seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.empty(shape).normal_(0, 0.02, generator=generator) for shape in shapes]
-
-
-class Gradients:
-    """The gradients of a case, shared by its contenders: no optimizer writes to them."""
-
-    def __init__(self, kind: str, params: list[Tensor], dtypes: set[torch.dtype], seed: int):
-        self.shapes = [p.shape for p in params]
-        self.kind = kind
-        generator = torch.Generator().manual_seed(seed + 1)
-        if kind == "tangent":
-            fixed = [off_rows(torch.empty(p.shape).normal_(0, 1e-3, generator=generator), p) for p in params]
-            self.fixed = {dtype: [g.to(dtype) for g in fixed] for dtype in dtypes}
-        else:
-            # Every tensor starts on a cache line, as an allocator would have it.
-            self.starts, total = [], 0
-            for p in params:
-                self.starts.append(total)
-                total += -(-p.numel() // 32) * 32
-            buffer = torch.empty(total + 64 * WINDOW).normal_(0, 1e-3, generator=generator)
-            self.buffers = {dtype: buffer.to(dtype) for dtype in dtypes}
-
-    def of_round(self, dtype: torch.dtype, number: int) -> list[Tensor]:
-        if self.kind == "tangent":
-            return self.fixed[dtype]
-        shift = number % 64 * WINDOW
-        return [
-            self.buffers[dtype][shift + start : shift + start + shape.numel()].view(shape)
-            for start, shape in zip(self.starts, self.shapes, strict=True)
-        ]
-
-
-def copies(params: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [p.to(dtype, copy=True).requires_grad_() for p in params]
-
-
-def give(params: list[Tensor], gradients: list[Tensor]) -> None:
-    for p, g in zip(params, gradients, strict=True):
-        p.grad = g
-
-
-# ------------------------------------------------------------------ the gate before timing
-
-
-def check(case: Case, contender: Contender, steps: int = 3, lr: float = 1e-2) -> float:
-    """Runs a few steps on small tensors beside onepass's reference; returns the largest difference, in tolerances.
-
-    Raises RuntimeError if that is above 1: what computes something else is not worth timing.
+    shares: all contenders step the same parameters and moments, so that they fit into the device's memory together.
+    looks: what the gates did is read after every round, where reading it does not wait for a device.
+    cache_bytes: of the last cache, where it matters; 0 where not.
     """
-    shapes = tuple(dict.fromkeys(tuple(min(size, 33) for size in shape) for shape in case.shapes))[:8]
-    start = parameters(shapes, seed=2)
-    gradients = Gradients(case.gradients, start, {contender.dtype}, seed=2)
-    ours, truth = copies(start, contender.dtype), copies(start, contender.dtype)
-    pair = ((ours, contender.make(ours, lr)), (truth, contender.make_twin(truth, lr)))
-    for number in range(steps):
-        for params, optimizer in pair:
-            given = [g.clone() for g in gradients.of_round(contender.dtype, number)]
-            give(params, given)
-            contender.step(optimizer, params, max_norm=0.5 * float(torch.cat([g.flatten() for g in given]).norm()))
-    # 16-bit: two units in the last place; float32: what a sum in another order may make of lr's step.
-    relative, absolute = (2**-7, 0.0) if contender.dtype == torch.bfloat16 else (1e-5, 1e-6)
-    worst = 0.0
-    for a, b in zip(ours, truth, strict=True):
-        difference = (a.detach().double() - b.detach().double()).abs() / (
-            relative * b.detach().double().abs() + absolute
-        )
-        worst = max(worst, float(difference.nan_to_num(nan=torch.inf).max()))
-    if worst > 1:
-        raise RuntimeError(f"{case.name}: {contender.name} is {worst:.3g} tolerances from the reference; not timed")
-    return worst
+
+    device: torch.device
+    shares: bool
+    looks: bool
+
+    @property
+    def cache_bytes(self) -> int: ...
+
+    def about(self) -> Row:
+        """What the figures were measured on and with."""
+
+    def backend(self, name: str) -> str:
+        """The backend that is stepped for the one a contender names."""
+
+    def batches(self, case: Case) -> list[list[Contender]]:
+        """Contenders that are timed together, each batch led by the baseline."""
+
+    def plan(self, entries: list[Entry]) -> None:
+        """Warms up, and settles which rounds each takes part in, and how many steps it then takes."""
+
+    def seconds(self, step: Callable[[], object], times: int, plugged: bool) -> float:
+        """Of one step, `times` of them taken in a row. plugged: without what a device waits for the host."""
+
+    def finish(self, entry: Entry) -> None:
+        """What else is measured, after all rounds."""
+
+    def release(self) -> None:
+        """Gives memory that nobody holds any more back."""
 
 
-# ------------------------------------------------------------------ timing
-
-
-@dataclass(frozen=True)
+@dataclass
 class Timing:
-    """Seconds of a contender's steps by (batch, round), and what its gates did in the last round.
+    """Seconds of a contender's steps by (batch, round), each the mean of `repeat` steps, and what else was measured.
 
-    corrected: share of the parameters that were corrected after a wrong prediction; None without a gate.
+    host: until `step` returns. graph: of a replay of the captured step.
+    corrected: shares of the parameters that were corrected after a wrong prediction; empty without a gate.
+    failed: why there are no times.
     """
 
     contender: Contender
-    seconds: dict[tuple[int, int], float]
-    corrected: float | None
+    seconds: dict[tuple[int, int], float] = field(default_factory=dict)
+    host: list[float] = field(default_factory=list)
+    graph: list[float] = field(default_factory=list)
+    corrected: list[float] = field(default_factory=list)
+    repeat: int = 1
+    failed: str = ""
 
     @property
     def quartiles(self) -> tuple[float, float, float]:
-        low, middle, high = (
-            quantiles(self.seconds.values(), n=4) if len(self.seconds) > 1 else 3 * [*self.seconds.values()]
-        )
+        known = [*self.seconds.values()]
+        low, middle, high = quantiles(known, n=4) if len(known) > 1 else 3 * known
         return low, middle, high
 
 
-def time_case(case: Case, seed: int, tick: Callable[[], None]) -> dict[str, Timing]:
-    """Times all contenders, as many at once as memory allows, the baseline in every batch."""
-    start = parameters(case.shapes, seed)
-    gradients = Gradients(case.gradients, start, {c.dtype for c in case.contenders}, seed)
-    timings: dict[str, Timing] = {}
-    for batch, contenders in enumerate(batches(case)):
-        for timing in time_batch(case, contenders, batch, start, gradients, tick):
-            known = timings.get(timing.contender.name)
-            seconds = {**known.seconds, **timing.seconds} if known else timing.seconds
-            timings[timing.contender.name] = Timing(timing.contender, seconds, timing.corrected)
-        gc.collect()
+class Entry:
+    """A contender in a batch of a case: its optimizer, and when it is to step."""
+
+    def __init__(self, timing: Timing, model: Model, clock: Clock, batch: int):
+        self.timing, self.contender, self.batch = timing, timing.contender, batch
+        self.model, self.case, self.clock = model, model.case, clock
+        dtype = self.case.dtype_of(self.contender)
+        self.params = model.parameters[dtype] if clock.shares else model.copies(dtype)
+        # Rounds it takes part in. Those below 0 warm up and are not counted.
+        self.numbers: Collection[int] = ()
+        self.optimizer = self.make()
+        self.step = self.contender.step_of(self.optimizer, self.params, NO_LIMIT)
+
+    def make(self, **options: Any) -> Any:
+        """An optimizer; one that shares its moments has stepped."""
+        optimizer = self.contender.make(self.params, LR, self.clock.backend(self.contender.backend), **options)
+        if self.clock.shares:
+            self.give(0)
+            optimizer.step()
+            self.model.share_moments(optimizer, self.params)
+            optimizer.step()
+        return optimizer
+
+    def give(self, number: int) -> None:
+        self.model.give(self.params, number)
+
+    def sample(self, times: int) -> float:
+        return self.clock.seconds(self.step, times, plugged=not self.case.launch_bound)
+
+    def take(self, number: int) -> None:
+        self.give(number)
+        seconds = self.sample(self.timing.repeat)
+        if number >= 0:
+            self.timing.seconds[self.batch, number] = seconds
+            if self.clock.looks:
+                self.look()
+
+    def look(self) -> None:
+        verdicts = self.optimizer.last_step() if hasattr(self.optimizer, "last_step") else {}
+        if verdicts:
+            corrected = sum(p.numel() for p, verdict in verdicts.items() if verdict.corrected)
+            self.timing.corrected.append(corrected / self.case.numel)
+
+
+def time_case(case: Case, clock: Clock, seed: int = 0) -> dict[str, Timing]:
+    """Times all contenders of a case, and frees what it took."""
+    timings = {contender.name: Timing(contender) for contender in case.contenders}
+    time_batches(case, timings, clock, seed)
+    gc.collect()
+    clock.release()
     return timings
 
 
-def time_batch(
-    case: Case,
-    contenders: list[Contender],
-    batch: int,
-    start: list[Tensor],
-    gradients: Gradients,
-    tick: Callable[[], None],
-) -> list[Timing]:
-    """Every round each contender steps in its turn, in another order each time, so that a busy moment falls on all alike."""
-    params = {c.name: copies(start, c.dtype) for c in contenders}
-    optimizers = {c.name: c.make(params[c.name], LR) for c in contenders}
-    seconds: dict[str, dict[tuple[int, int], float]] = {c.name: {} for c in contenders}
-    corrected: dict[str, list[float]] = {c.name: [] for c in contenders}
-    order = random.Random(0)
-    for number in range(-WARM, case.rounds):
-        for contender in order.sample(contenders, len(contenders)):
-            if contender.slow and number % SLOW_EVERY and number != -1:
-                continue
-            name = contender.name
-            give(params[name], gradients.of_round(contender.dtype, number))
-            begin = time.perf_counter()
-            for _ in range(case.repeat):
-                contender.step(optimizers[name], params[name], NO_LIMIT)
-            end = time.perf_counter()
-            if number >= 0:
-                seconds[name][batch, number] = (end - begin) / case.repeat
-                corrected[name] += corrected_share(optimizers[name])
-        tick()
-    return [Timing(c, seconds[c.name], mean(corrected[c.name])) for c in contenders]
+def time_batches(case: Case, timings: dict[str, Timing], clock: Clock, seed: int) -> None:
+    model = Model(case, clock.device, seed)
+    for batch, contenders in enumerate(clock.batches(case)):
+        time_batch([timings[contender.name] for contender in contenders], model, clock, batch, seed)
+        gc.collect()
 
 
-def corrected_share(optimizer: torch.optim.Optimizer) -> list[float]:
-    """The share of the parameters that were corrected in the last step; nothing where there is no gate."""
-    verdicts = optimizer.last_step() if hasattr(optimizer, "last_step") else {}
-    if not verdicts:
-        return []
-    numel = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-    return [sum(p.numel() for p, verdict in verdicts.items() if verdict.corrected) / numel]
+def time_batch(timings: list[Timing], model: Model, clock: Clock, batch: int, seed: int) -> None:
+    entries = []
+    for timing in timings:
+        entry, timing.failed = attempt(partial(Entry, timing, model, clock, batch))
+        entries += [entry] if entry else []
+    clock.plan(entries)
+    timed = [entry for entry in entries if not entry.timing.failed]
+    time_rounds(timed, seed)
+    for entry in timed:
+        clock.finish(entry)
 
 
-def mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def time_rounds(entries: list[Entry], seed: int) -> None:
+    """In every round another order, so that a busy moment falls on all alike."""
+    order = random.Random(seed)
+    for number in sorted({number for entry in entries for number in entry.numbers}):
+        for entry in order.sample(entries, len(entries)):
+            if number in entry.numbers:
+                entry.take(number)
 
 
-def batches(case: Case) -> list[list[Contender]]:
-    """The contenders in batches that fit into memory together, each led by the baseline."""
-    baseline, *others = case.contenders
-    # Parameters and two moments; 40% of what is free stays for the rest of the machine.
-    size = 12 * sum(torch.Size(shape).numel() for shape in case.shapes)
-    fit = max(2, min(6, int(0.6 * available_memory() / size)))
-    return [[baseline, *others[i : i + fit - 1]] for i in range(0, len(others), fit - 1)]
-
-
-def available_memory() -> float:
+def attempt(what: Callable[[], Any]) -> tuple[Any, str]:
+    """What `what` returns, or in one line why it did not."""
     try:
-        with open("/proc/meminfo") as lines:
-            return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except OSError:
-        return 8e9
-
-
-# ------------------------------------------------------------------ ratios
+        return what(), ""
+    except (RuntimeError, ValueError) as error:  # torch's error when memory runs out is one
+        return None, (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def ratio(timings: dict[str, Timing], name: str, against: str) -> float:
@@ -214,8 +183,3 @@ def ratio(timings: dict[str, Timing], name: str, against: str) -> float:
         return median(one[key] / other[key] for key in met)
     baseline = next(iter(timings))
     return ratio(timings, name, baseline) / ratio(timings, against, baseline)
-
-
-def reached(timings: dict[str, Timing], name: str, target: Target) -> tuple[float, bool]:
-    measured = ratio(timings, name, target.against)
-    return measured, measured <= target.ratio

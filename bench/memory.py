@@ -13,9 +13,12 @@ from pathlib import Path
 
 import torch
 
-from cases import MEMORY, memory_shapes
-from harness import LR, Gradients, copies, give, parameters
+from cases import Case
+from cpu_cases import MEMORY, memory_shapes
+from harness import LR
+from inputs import Model
 from peak import peak
+from shapes import Shape
 
 
 def measure(name: str, quick: bool) -> float:
@@ -30,20 +33,19 @@ def measure(name: str, quick: bool) -> float:
 def extra_share(name: str, quick: bool) -> float:
     contender = next(c for c in MEMORY if c.name == name)
 
+    def given(shapes: tuple[Shape, ...]) -> list[torch.Tensor]:
+        model = Model(Case("memory", "", shapes, (contender,), gradients="tangent"), torch.device("cpu"))
+        params = model.copies(torch.float32)
+        model.give(params, 0)
+        return params
+
     # The optimizer's threads and what it allocates once for all tensors come here, not below.
-    small = copies(parameters(((64, 64), (64,)), seed=0), contender.dtype)
-    give(small, [torch.ones_like(p) for p in small])
-    warm = contender.make(small, LR)
+    warm = contender.make(given(((64, 64), (64,))), LR)
     for _ in range(3):
         warm.step()
 
-    start = parameters(memory_shapes(quick), seed=0)
-    gradients = Gradients("tangent", start, {contender.dtype}, seed=0)
-    params = copies(start, contender.dtype)
-    give(params, gradients.of_round(contender.dtype, 0))
-    del start
+    params = given(memory_shapes(quick))
     optimizer = contender.make(params, LR)
-
     weights = sum(p.nbytes for p in params)
     highest = peak(lambda: [optimizer.step() for _ in range(2)])
     tensors = [value for own in optimizer.state.values() for value in own.values() if isinstance(value, torch.Tensor)]

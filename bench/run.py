@@ -3,47 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
-import re
 import sys
 import time
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import onepass
 import tables
-from cases import MEMORY, TIMM_ADAMP, Case, cases, memory_shapes
-from harness import WARM, batches, check, time_case
+from blocks import traffic as traffic_table
+from check import absentees, check_all
+from cpu_cases import MEMORY, cases, memory_shapes
+from cpu_clock import Wall
+from cpu_report import FIELDS, memory_row, memory_table, time_rows, time_table
+from figure import figure
+from harness import time_case
 from memory import measure
-from report import FIELDS, figure, machine, memory_row, memory_table, target_table, time_rows, time_table
+from program import RESULTS, csv_path, parser_of, say, say_about, say_goals, since
 from results_file import DIRTY, Row, write_csv
-from traffic import traffic_rows, traffic_table
+from traffic import traffic_rows
 
 
 def arguments(known: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    results = Path(__file__).resolve().parent / "results"
-    parser.add_argument(
-        "--case", action="append", choices=[*known, "memory", "traffic"], help="only this one; may be repeated"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="small tensors and few rounds: a smoke run, no figures to quote"
-    )
+    parser = parser_of(__doc__, [*known, "memory", "traffic"], "CSV and PNG go")
     parser.add_argument(
         "--readme",
         action="store_true",
         help="run everything from a clean commit, and write the README's tables from it; needs a quiet machine",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of parameters and gradients (default: 0)")
-    parser.add_argument(
-        "--out", type=Path, default=results, help="where CSV and PNG go (default: results beside this file)"
-    )
     args = parser.parse_args()
-    if args.readme and (args.case or args.quick or args.out != results):
+    if args.readme and (args.case or args.quick or args.out != RESULTS):
         parser.error(
             "--readme runs every case in full and writes to bench/results: leave out --case, --quick and --out"
         )
@@ -55,100 +44,78 @@ def main() -> None:
     if args.quick:
         torch.set_num_threads(1)  # two threads on steps this short wait for each other whenever the machine is busy
     started = time.perf_counter()
-    console = Console()
-    about = machine()
-    console.print(", ".join(f"{key} {value}" for key, value in about.items() if value != ""), highlight=False)
-    if args.readme and (reason := not_for_the_readme(about)):
-        sys.exit(reason)
-    if about["commit"].endswith(DIRTY):
-        console.print("[yellow]Files differ from the commit: the CSV says so, and is not for the README.[/]")
-    if not TIMM_ADAMP:
-        console.print("Not timed: timm's AdamP and SGDP: timm is not installed.", highlight=False)
-    if about["backend"] != "cpu":
-        console.print(f"[yellow]The reference is timed: {onepass.backends()['cpu']}[/]")
-
-    if about["load"] and about["load"] > 0.5:
-        console.print(
-            f"[yellow]Other programs are running (load {about['load']}). torch shares a step evenly among its threads and "
-            "waits for the slowest; onepass hands out pieces. So ratios measured now are too good to quote.[/]"
-        )
-
+    clock = Wall()
+    about = clock.about()
+    say_about(about)
     chosen = [case for case in cases(args.quick) if not args.case or case.name in args.case]
+    absent = absentees({c.name: c for case in chosen for c in case.contenders}.values(), say)
+    if args.readme and (reason := not_for_the_readme(about, absent)):
+        sys.exit(reason)
+    warn(about)
+
+    chosen = [case.without(absent) for case in chosen]
+    if check_all(chosen, clock, say)[0]:
+        sys.exit("Nothing is timed.")
     path = csv_path(args, about)
     rows: list[Row] = []
+    goals = []
     for case in chosen:
-        own = run_case(console, case, args.seed)
-        console.print(time_table(case, own))
+        own, found = time_rows(case, time_case(case, clock, args.seed))
+        say(f"\n{time_table(case, own)}\n{since(started)}")
         rows += own
+        goals += found
         write_csv(rows, about, FIELDS, path)
     if not args.case or "memory" in args.case:
-        own = run_memory(console, args.quick)
-        console.print(memory_table(own))
+        pairs = [
+            memory_row(c.name, measure(c.name, args.quick), memory_shapes(args.quick))
+            for c in MEMORY
+            if c.name not in absent
+        ]
+        own = [row for row, _ in pairs]
+        say(f"\n{memory_table(own)}\n{since(started)}")
         rows += own
+        goals += [goal for _, found in pairs for goal in found]
         write_csv(rows, about, FIELDS, path)
 
     counted = None
     if not args.case or "traffic" in args.case:
-        with console.status("counting bytes"):
-            counted = traffic_rows()
-        console.print(traffic_table(counted))
+        counted = traffic_rows()
+        say(f"\nBytes per parameter, counted:\n{traffic_table(counted)}{since(started)}")
 
     if rows:
-        console.print(target_table(rows))
-    if args.quick:
-        console.print(
-            "[yellow]--quick times small tensors in one thread: the ratios to reach are meant for a full run.[/]"
-        )
+        say_goals(goals, args.quick)
     written = [path] if rows else []
     if chosen:
         written.append(path.with_suffix(".png"))
         figure({case.name: case.title for case in chosen}, rows, about, written[-1])
     if written:
-        console.print(f"Written: {', '.join(os.path.relpath(p) for p in written)}", highlight=False, soft_wrap=True)
+        say(f"\nWritten: {', '.join(os.path.relpath(p) for p in written)}. {since(started)}")
     if args.readme:
         tables.write(use=path, counted=counted)
-        console.print("Written: the tables of README.md and docs/targets.md", highlight=False)
-    console.print(f"Took {time.perf_counter() - started:.0f} s.", highlight=False)
+        say("Written: the tables of README.md and docs/targets.md")
 
 
-def not_for_the_readme(about: Row) -> str | None:
+def warn(about: Row) -> None:
+    if about["commit"].endswith(DIRTY):
+        say("Files differ from the commit: the CSV says so, and is not for the README.")
+    if about["backend"] != "cpu":
+        say(f"The reference is timed: {onepass.backends()['cpu']}")
+    if about["load"] and about["load"] > 0.5:
+        say(
+            f"Other programs are running (load {about['load']}). torch shares a step evenly among its threads and waits for"
+            " the slowest; onepass hands out pieces. So ratios measured now are too good to quote."
+        )
+
+
+def not_for_the_readme(about: Row, absent: set[str]) -> str | None:
     """Why a measurement made now cannot go into the README, or None."""
     if not about["commit"]:
         return "--readme records the commit that was measured, and there is no git repository here."
     if about["commit"].endswith(DIRTY):
         return f"--readme measures a clean commit, and files differ from {about['commit']}: commit them first."
-    if not TIMM_ADAMP:
-        return "--readme shows timm's optimizers, and timm is not installed: `pip install --no-deps timm`."
+    if absent:
+        return "--readme shows the optimizers of adamp and timm: `pip install adamp`, `pip install --no-deps timm`."
     return None
-
-
-def run_case(console: Console, case: Case, seed: int) -> list[Row]:
-    """Checks every contender, times them, and frees their tensors."""
-    for contender in case.contenders:
-        check(case, contender)
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(case.name, total=len(batches(case)) * (case.rounds + WARM))
-        timings = time_case(case, seed, lambda: progress.advance(task))
-    gc.collect()
-    return time_rows(case, timings)
-
-
-def run_memory(console: Console, quick: bool) -> list[Row]:
-    rows = []
-    for contender in MEMORY:
-        with console.status(f"memory of {contender.name}"):
-            share = measure(contender.name, quick)
-        rows.append(memory_row(contender.name, share, memory_shapes(quick), aimed=contender.name.startswith("onepass")))
-    return rows
-
-
-def csv_path(args: argparse.Namespace, about: Row) -> Path:
-    """<date>-<device>.csv, with the names of the cases where not all are run."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    device = re.sub(r"[^a-z0-9]+", "-", str(about["device"]).lower()).strip("-")
-    parts = [about["date"], device, *(args.case or []), *(["quick"] if args.quick else [])]
-    return args.out / ("-".join(parts) + ".csv")
 
 
 if __name__ == "__main__":

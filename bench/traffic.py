@@ -93,22 +93,3 @@ LINES = (
 
 def traffic_rows() -> list[TrafficRow]:
     return [line.count() for line in LINES]
-
-
-def traffic_table(rows: list[TrafficRow]) -> Any:
-    from rich.table import Table
-
-    table = Table(title="Bytes per parameter of a step, counted (matrix of 1,024 x 1,024)", title_justify="left")
-    for heading in ("optimizer", "counted in"):
-        table.add_column(heading)
-    for heading in ("p, g, moments", "all"):
-        table.add_column(heading, justify="right")
-    for name, how, streams, total in rows:
-        table.add_row(name, how, f"{streams:.1f}", f"{total:.2f}")
-    return table
-
-
-if __name__ == "__main__":
-    from rich.console import Console
-
-    Console().print(traffic_table(traffic_rows()))

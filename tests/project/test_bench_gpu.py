@@ -8,6 +8,7 @@ import importlib.util
 import subprocess
 import sys
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,16 @@ import emulated_backend  # noqa: F401  the backend "emulated"
 from paths import BENCH
 
 sys.path.append(str(BENCH))
+import cases
+import check
+import cpu_cases
 import gpu_cases
-import gpu_harness
 import gpu_report
-from gpu_device import Gpu, Rehearsal
+import harness
+import inputs
+import targets
+from gpu_clock import Effort, Gpu
+from rehearsal import Rehearsal
 from shapes import llama_shapes, numel_of
 
 
@@ -37,17 +44,16 @@ def load_main() -> Any:
 
 main = load_main()
 
-AT_ONCE = gpu_harness.Effort(budget=0, sample=0, rounds=3, host_samples=2, warm=0)
+ADAMW, ADAMP, SGDP = map(gpu_cases.on_each, (cases.ADAMW, cases.ADAMP, cases.SGDP))
+AT_ONCE = Effort(budget=0, sample=0, rounds=3, host_samples=2, warm=0)
 
 
-def case_of(*contenders: gpu_cases.Contender, **changed: Any) -> gpu_cases.Case:
-    return gpu_cases.Case(
-        **{"name": "a", "title": "A", "shapes": ((6, 20), (13,)), "contenders": contenders, **changed}
-    )
+def case_of(*contenders: cases.Contender, **changed: Any) -> cases.Case:
+    return cases.Case(**{"name": "a", "title": "A", "shapes": ((6, 20), (13,)), "contenders": contenders, **changed})
 
 
-def timing_of(contender: gpu_cases.Contender, *device: float, **other: Any) -> gpu_harness.Timing:
-    return gpu_harness.Timing(contender, list(device), **other)
+def timing_of(contender: cases.Contender, *device: float, **other: Any) -> harness.Timing:
+    return harness.Timing(contender, {(0, i): seconds for i, seconds in enumerate(device)}, **other)
 
 
 # ------------------------------------------------------------------ cases
@@ -75,6 +81,22 @@ def test_cases_are_complete(quick: bool) -> None:
             assert 2 * case.numel * (4 + 4 + 8 + 4 + 8) < 78 * 2**30
 
 
+@pytest.mark.parametrize(
+    ("listed", "timed"), [(targets.CPU, cpu_cases.cases()), (targets.GPU, gpu_cases.cases())], ids=["cpu", "gpu"]
+)
+def test_every_target_is_of_something_that_is_timed(listed: Any, timed: list[cases.Case]) -> None:
+    for target in listed:
+        found = [case for case in timed for c in case.contenders if target.fits(case.name, c.name)]
+        if target.measure == targets.MEMORY:
+            assert any(target.fits("memory", c.name) for c in cpu_cases.MEMORY)
+        else:
+            assert found
+            against = [any(c.name == target.against for c in case.contenders) for case in found]
+            assert target.against == targets.BASELINE or any(against)
+            for pattern in target.cases.split():
+                assert any(fnmatchcase(case.name, pattern) for case in found)
+
+
 def test_every_optimizer_of_ours_is_timed() -> None:
     ours = ("AdamW", "AdamProx", "AdamProxL2", "AdamP", "AdamP as timm", "SGD", "SGDP", "SGDP as timm")
     assert {f"onepass {name}" for name in ours} < {contender.name for contender in gpu_cases.ALL}
@@ -82,9 +104,9 @@ def test_every_optimizer_of_ours_is_timed() -> None:
 
 def test_what_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "adamp", None)
-    absent = [contender for contender in gpu_cases.ALL if gpu_cases.missing(contender)]
+    absent = [contender for contender in gpu_cases.ALL if cases.missing(contender)]
     assert {"adamp AdamP", "adamp SGDP"} <= {contender.name for contender in absent}
-    kept = main.without(case_of(*gpu_cases.ALL), {contender.name for contender in absent})
+    kept = case_of(*gpu_cases.ALL).without({contender.name for contender in absent})
     assert all(not contender.name.startswith("adamp") for contender in kept.contenders)
 
 
@@ -96,16 +118,16 @@ def test_what_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_contenders_compute_what_they_should(dtype: torch.dtype, kind: str) -> None:
     for contender in gpu_cases.ALL:
         fits = dtype == contender.dtype if contender.dtype else dtype == torch.float32 or contender.backend
-        if fits and not gpu_cases.missing(contender):
-            assert gpu_harness.check(contender, dtype, kind, Rehearsal("emulated")) <= 1
+        if fits and not cases.missing(contender):
+            assert check.check(contender, dtype, kind, Rehearsal("emulated")) <= 1
 
 
 def test_a_wrong_contender_is_not_timed() -> None:
-    adamw = gpu_cases.ADAMW[0]
+    adamw = ADAMW[0]
     wrong = replace(adamw, twin_options={"betas": (0.8, 0.999)})
     with pytest.raises(RuntimeError, match=r"onepass AdamW is .* tolerances from the reference"):
-        gpu_harness.check(wrong, torch.float32, "random", Rehearsal())
-    names, right = main.check_all([case_of(wrong, gpu_cases.TORCH_FUSED)], Rehearsal())
+        check.check(wrong, torch.float32, "random", Rehearsal())
+    names, right = check.check_all([case_of(wrong, gpu_cases.TORCH_FUSED)], Rehearsal(), print)
     assert names == {"onepass AdamW"} and list(right) == ["torch AdamW fused"]
 
 
@@ -157,46 +179,46 @@ def test_the_clock_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_case_is_timed(gradients: str) -> None:
     """Also a captured step of ours, and one contender that fails alone."""
     broken = replace(gpu_cases.TORCH_FOREACH, name="broken", options={"fused": True, "foreach": True})
-    contenders = (gpu_cases.TORCH_FUSED, *gpu_cases.ADAMP, broken, gpu_cases.TORCH_SGD, *gpu_cases.SGDP)
+    contenders = (gpu_cases.TORCH_FUSED, *ADAMP, broken, gpu_cases.TORCH_SGD, *SGDP)
     case = case_of(*contenders, gradients=gradients)
-    timings = gpu_harness.time_case(case, Rehearsal("emulated"), AT_ONCE)
-    assert [timing.contender for timing in timings] == list(contenders)
-    for timing in timings:
+    timings = harness.time_case(case, Rehearsal("emulated", AT_ONCE))
+    assert [timing.contender for timing in timings.values()] == list(contenders)
+    for timing in timings.values():
         if timing.contender is broken:
-            assert "fused" in timing.failed and not timing.device
+            assert "fused" in timing.failed and not timing.seconds
         else:
-            assert len(timing.device) == 3 and min(timing.device) > 0 and len(timing.host) == 2
+            assert len(timing.seconds) == 3 and min(timing.seconds.values()) > 0 and len(timing.host) == 2
             assert bool(timing.graph) == timing.contender.graph
     if gradients == "tangent":
-        assert timings[1].corrected == 0  # every prediction is right after the first steps
+        assert timings["onepass AdamP"].corrected == [0]  # every prediction is right after the first steps
     rows = gpu_report.rows_of(case, timings, 1e9, 0)
     assert "broken: not timed" in gpu_report.case_table(case, rows, 0)
 
 
 def test_states_are_shared() -> None:
-    case = case_of(gpu_cases.TORCH_FUSED, gpu_cases.ADAMW[0])
-    place, moments = Rehearsal(), gpu_harness.SharedMoments()
-    model = gpu_harness.Model(case, place.device)
-    entries = [gpu_harness.Entry(case, contender, model, moments, place) for contender in case.contenders]
+    case = case_of(gpu_cases.TORCH_FUSED, ADAMW[0])
+    clock = Rehearsal()
+    model = inputs.Model(case, clock.device)
+    entries = [harness.Entry(timing_of(c), model, clock, batch=0) for c in case.contenders]
     for p in model.parameters[torch.float32]:
         a, b = (entry.optimizer.state[p] for entry in entries)
         assert a["exp_avg"] is b["exp_avg"] and a["exp_avg_sq"] is b["exp_avg_sq"] and a["step"] is not b["step"]
 
 
 def test_tangent_gradients_stay_so() -> None:
-    case = case_of(*gpu_cases.ADAMP, gradients="tangent")
-    model = gpu_harness.Model(case, torch.device("cpu"))
-    model.give(torch.float32, 3)
+    case = case_of(*ADAMP, gradients="tangent")
+    model = inputs.Model(case, torch.device("cpu"))
+    model.give(model.parameters[torch.float32], 3)
     p = model.parameters[torch.float32][0].double()
     g = model.parameters[torch.float32][0].grad.double()
     assert float(((p * g).sum(1).abs() / (p.norm(dim=1) * g.norm(dim=1))).max()) < 1e-6
 
 
 def test_random_gradients_change() -> None:
-    model = gpu_harness.Model(case_of(*gpu_cases.ADAMP), torch.device("cpu"))
+    model = inputs.Model(case_of(*ADAMP), torch.device("cpu"))
     given = []
     for number in range(2):
-        model.give(torch.float32, number)
+        model.give(model.parameters[torch.float32], number)
         given.append(model.parameters[torch.float32][0].grad)
     assert given[0].shape == given[1].shape and not torch.equal(*given)
 
@@ -205,9 +227,9 @@ def test_random_gradients_change() -> None:
 
 LLAMA = case_of(
     gpu_cases.TORCH_FUSED,
-    gpu_cases.ADAMW[0],
-    gpu_cases.ADAMP[0],
-    gpu_cases.THEIR_ADAMP[0],
+    ADAMW[0],
+    ADAMP[0],
+    cases.THEIR_ADAMP[0],
     name="llama-1b",
     shapes=((1000, 1000),),
 )
@@ -215,7 +237,7 @@ LLAMA = case_of(
 
 def llama_rows(adamw: float, adamp: float = 29e-6, theirs: float = 400e-6, host: float = 50e-6) -> list[dict]:
     seconds = (30e-6, adamw, adamp, theirs)
-    timings = [timing_of(c, s, s, s, host=[host]) for c, s in zip(LLAMA.contenders, seconds, strict=True)]
+    timings = {c.name: timing_of(c, s, s, s, host=[host]) for c, s in zip(LLAMA.contenders, seconds, strict=True)}
     return gpu_report.rows_of(LLAMA, timings, 1e12, 0)
 
 
@@ -234,26 +256,24 @@ def test_goals_reached_and_missed() -> None:
     good, bad = verdicts(llama_rows(28e-6)), verdicts(llama_rows(31e-6, 33e-6, 300e-6, 200e-6))
     assert good.keys() == bad.keys() and len(good) == 6
     assert all(good.values()) and not any(bad.values())
-    assert verdicts(llama_rows(28e-6, adamp=29.5e-6))["AdamP, time over onepass AdamW"] is False
-    small = case_of(
-        gpu_cases.TORCH_FUSED, gpu_cases.ADAMW[0], name="1000-vectors", shapes=((64,),) * 1000, launch_bound=True
-    )
-    timings = [timing_of(c, s, s) for c, s in zip(small.contenders, (500e-6, 120e-6), strict=True)]
+    assert verdicts(llama_rows(28e-6, adamp=29.5e-6))["onepass AdamP, time over onepass AdamW"] is False
+    small = case_of(gpu_cases.TORCH_FUSED, ADAMW[0], name="1000-vectors", shapes=((64,),) * 1000, launch_bound=True)
+    timings = {c.name: timing_of(c, s, s) for c, s in zip(small.contenders, (500e-6, 120e-6), strict=True)}
     rows = gpu_report.rows_of(small, timings, 1e12, 2**20)
     assert rows[1]["in_cache"] == "yes" and rows[1]["gb_per_s"] is None
-    assert verdicts(rows)["AdamW, times faster than torch AdamW fused"] is False
+    assert verdicts(rows)["onepass AdamW, times faster than torch AdamW fused"] is False
 
 
 def test_goals_of_triton() -> None:
-    contenders = (gpu_cases.TORCH_FUSED, *gpu_cases.ADAMW, *gpu_cases.ADAMP)
+    contenders = (gpu_cases.TORCH_FUSED, *ADAMW, *ADAMP)
     assert [c.name for c in contenders[2:5:2]] == ["onepass AdamW (triton)", "onepass AdamP (triton)"]
 
     def of_triton(adamw: float, adamp: float) -> dict[str, bool]:
         case = case_of(*contenders, name="llama-1b", shapes=((1000, 1000),))
         seconds = (30e-6, 28e-6, adamw, 29e-6, adamp)
-        timings = [timing_of(c, s, s, s) for c, s in zip(contenders, seconds, strict=True)]
+        timings = {c.name: timing_of(c, s, s, s) for c, s in zip(contenders, seconds, strict=True)}
         found = verdicts(gpu_report.rows_of(case, timings, 1e12, 0))
-        return {what: reached for what, reached in found.items() if "Triton" in what}
+        return {what: reached for what, reached in found.items() if "(triton), time" in what}
 
     assert len(of_triton(29e-6, 30e-6)) == 3 and all(of_triton(29e-6, 30e-6).values())
     assert not any(of_triton(32e-6, 40e-6).values())
