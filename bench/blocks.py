@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from statistics import median
 
+from targets import CPU, GPU, Target
+
 Row = dict[str, str]
 Counted = Sequence[tuple[str, str, float, float]]
 
@@ -90,21 +92,6 @@ AS_TIMM = (
     '\n"As timm" is with the arguments that timm\'s factory passes to its own AdamP and SGDP: `nesterov=True`, and for AdamP'
     " `wd_ratio=0.01`.\n"
 )
-# Why a target is missed, where that is known.
-SMALL = (
-    "asking torch for the addresses of each tensor and for its `.grad`, and telling autograd that it was written to, which a"
-    " step that must never use a stale pointer cannot skip"
-)
-REASONS = {
-    ("small", "onepass AdamW"): SMALL,
-    ("small", "onepass AdamP"): SMALL,
-    ("small-matrices", "onepass AdamW"): SMALL,
-    ("small-matrices", "onepass AdamP"): SMALL,
-    ("gpt2-bf16", "onepass AdamP bf16"): (
-        "a bfloat16 weight is measured first and stepped after, so p and g are read twice: as many bytes are read as by"
-        " AdamW in float32"
-    ),
-}
 
 
 def adam(rows: list[Row]) -> str:
@@ -174,7 +161,7 @@ def missed(rows: list[Row]) -> str:
     lines: list[list[str]] = []
     before = ""
     for row in rows:
-        reason = REASONS.get((row["case"], row["contender"]), "")
+        reason = next((t.limits for t in CPU if t.limits and t.fits(row["case"], row["contender"])), "")
         for target, measured, reached in aims(row):
             if not reached:
                 why = "the same" if reason and reason == before else reason
@@ -190,6 +177,17 @@ def traffic(counted: Counted) -> str:
     return markdown(["step, a matrix of 1,024 x 1,024", "counted in", "p, g, moments", "all"], lines)
 
 
+def targets(listed: Sequence[Target]) -> str:
+    lines = []
+    for target in listed:
+        cases = "all" if target.cases == "*" else ", ".join(f"`{case}`" for case in target.cases.split())
+        what = target.what("torch's fused step")
+        lines.append([target.contender, cases, what, f"{target.sign} {target.limit:.3g}"])
+    return markdown(["contender", "cases", "what is measured", "to reach"], lines)
+
+
+# Without a CSV file.
+TARGETS = {"cpu_targets": CPU, "gpu_targets": GPU}
 BLOCKS: dict[str, Callable[[list[Row]], str]] = {
     function.__name__: function for function in (adam, sgd, clip, each, memory, spread, missed)
 }

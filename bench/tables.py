@@ -1,5 +1,5 @@
-"""Writes the tables of measurements of the README and docs/targets.md: from the CSV files that their markers name, and by
-counting bytes.
+"""Writes the tables of the README and docs/targets.md: from the CSV files that their markers name, by counting bytes, and
+from targets.py.
 
 A block of a page between `<!-- bench: NAME from bench/results/FILE.csv -->` and `<!-- /bench -->` is what the function
 NAME of BLOCKS makes of that file (see blocks.py). No figure in it is written by hand.
@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from blocks import BLOCKS, Counted, Row, traffic
+from blocks import BLOCKS, TARGETS, Counted, Row, targets, traffic
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -52,8 +52,12 @@ def render(text: str, root: Path = ROOT, use: str | None = None, counted: Counte
         name, file = match[1], match[2]
         if name == "traffic":
             return match[0] if counted is None else f"<!-- bench: traffic -->\n{traffic(counted)}<!-- /bench -->"
+        if name in TARGETS:
+            return f"<!-- bench: {name} -->\n{targets(TARGETS[name])}<!-- /bench -->"
         if name not in BLOCKS or file is None:
-            raise ValueError(f"`{match[0].splitlines()[0]}` names none of {', '.join(BLOCKS)}, traffic, or no CSV file")
+            raise ValueError(
+                f"`{match[0].splitlines()[0]}` names none of {', '.join([*BLOCKS, *TARGETS])}, traffic, or no CSV file"
+            )
         file = use or file
         rows = read(root / file)
         head = "" if file in seen else source(file, rows, up)
