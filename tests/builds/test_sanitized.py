@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ import edits
 import emulated_backend
 import sanitize
 import sanitized_cases
-from paths import SUPPORT, TESTS
+from paths import ROOT, SUPPORT, TESTS
 
 # Of every file the tests that are chosen: steps, and then what else writes to a plan or to shared memory.
 CHOSEN = {
@@ -50,7 +51,7 @@ def _run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPr
 
 
 def test_no_stray_access(environment: dict[str, str]) -> None:
-    chosen = " or ".join(f"{file} and ({words})" for file, words in CHOSEN.items())
+    chosen = " or ".join(f"{Path(file).name} and ({words})" for file, words in CHOSEN.items())
     done = _run(environment, "-m", "pytest", *CHOSEN, "-q", "-x", "-p", "no:cacheprovider", "-k", chosen)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     passed = re.search(r"(\d+) passed", done.stdout)
@@ -59,7 +60,7 @@ def test_no_stray_access(environment: dict[str, str]) -> None:
 
 def test_a_stray_access_is_seen(environment: dict[str, str]) -> None:
     """One element beyond the end of each operand, which the kernels cannot know."""
-    done = _run(environment, "sanitized_cases.py", "emulated", "heap")
+    done = _run(environment, "support/sanitized_cases.py", "emulated", "heap")
     assert done.stdout.splitlines() == [f"{operand} found out" for operand in sanitized_cases.OPERANDS], done.stderr[
         -3000:
     ]
@@ -73,7 +74,7 @@ def test_a_stray_access_is_seen(environment: dict[str, str]) -> None:
 def test_mistakes_follow_the_sources() -> None:
     for sanitizer in sanitize.SANITIZERS.values():
         file, code, _ = sanitizer.mistake
-        edits.home_of(code, {file: (TESTS / file).read_text()})
+        edits.home_of(code, {file: (ROOT / file).read_text()})
 
 
 def test_a_child_without_the_sanitizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
