@@ -72,7 +72,7 @@ bool packs(const Tensor& t) {
 }  // namespace
 
 Binding::Binding(const py::list& groups, const py::dict& state, const py::list& moments, const std::string& rule,
-                 bool projected, bool lazy_buffer, const py::list& first, dlpack::Device device)
+                 bool projected, bool lazy_buffer, const py::list& first, bool exchanges, dlpack::Device device)
     : device_(device), state_(state.ptr()), moments_(moments), state_entries_(entries_of(state.ptr())) {
   py::object type = py::module_::import("torch").attr("Tensor");
   is_neg_ = type.attr("is_neg");
@@ -84,6 +84,7 @@ Binding::Binding(const py::list& groups, const py::dict& state, const py::list& 
 
   plan_.rule = rule == "adam" ? RuleId::adam : RuleId::momentum;
   plan_.lazy_buffer = lazy_buffer;
+  plan_.exchanges = exchanges;
   std::unordered_set<PyObject*> firsts;
   for (py::handle p : first) firsts.insert(p.ptr());
   for (size_t g = 0; g < groups.size(); ++g) {
@@ -307,7 +308,7 @@ bool Binding::describe(PyObject* object, dlpack::Device device, dlpack::Tensor& 
   return out.device.type == device.type && out.device.id == device.id;
 }
 
-py::list Binding::stepped() {
+py::list Binding::end() {
   py::list stepped;
   for (size_t i = 0; i < sources_.size(); ++i)
     if (plan_.tensors[i].active) stepped.append(py::handle(sources_[i].param));
@@ -317,17 +318,6 @@ py::list Binding::stepped() {
 
 void Binding::release_gradients() {
   for (py::object& gradient : gradients_) gradient = py::object();
-}
-
-py::list Binding::tuples_of(const std::vector<Verdict>& verdicts) const {
-  py::list out;
-  for (size_t i = 0; i < sources_.size(); ++i) {
-    const Verdict& v = verdicts[i];
-    if (v.stepped)
-      out.append(py::make_tuple(py::handle(sources_[i].param), static_cast<int>(v.gate), v.scaled_cosine, v.sums.pp,
-                                v.sums.gg, v.corrected));
-  }
-  return out;
 }
 
 // The stream that torch works on at present. The CPU has none.

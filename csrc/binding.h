@@ -16,7 +16,7 @@ namespace onepass {
 class Binding {
  public:
   Binding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
-          const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first,
+          const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first, bool exchanges,
           dlpack::Device device);
 
   void set_hypers(const pybind11::list& hypers);
@@ -28,11 +28,11 @@ class Binding {
   // Releases the gradients, of which `ready` holds references until the step.
   void release_gradients();
 
+  // Ends a step: the parameters that were stepped. Releases their gradients.
+  pybind11::list end();
+
  protected:
-  // The parameters that were stepped; releases their gradients.
-  pybind11::list stepped();
   Scaling scaling_of(pybind11::handle clip, pybind11::handle grad_scale, pybind11::handle found_inf) const;
-  pybind11::list tuples_of(const std::vector<Verdict>& verdicts) const;
   pybind11::handle parameter(int tensor) const { return sources_[tensor].param; }
   void* current_stream() const;
 
@@ -78,7 +78,8 @@ inline void add_plan(pybind11::module_& m) {
   py::class_<Binding>(m, "Plan", py::module_local())
       .def("set_hypers", &Binding::set_hypers, py::arg("hypers"))
       .def("ready", &Binding::ready, py::arg("params"))
-      .def("release_gradients", &Binding::release_gradients);
+      .def("release_gradients", &Binding::release_gradients)
+      .def("end", &Binding::end);
 }
 
 }  // namespace onepass

@@ -23,12 +23,17 @@ PYBIND11_MODULE(_C, m) {
   onepass::add_plan(m);
   using onepass::CpuBinding;
   py::class_<CpuBinding, onepass::Binding>(m, "CpuPlan", py::module_local())
-      .def(py::init<const py::list&, const py::dict&, const py::list&, const std::string&, bool, bool,
-                    const py::list&>(),
+      .def(py::init<const py::list&, const py::dict&, const py::list&, const std::string&, bool, bool, const py::list&,
+                    bool>(),
            py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("rule"), py::arg("projected"),
-           py::arg("lazy_buffer"), py::arg("first"))
+           py::arg("lazy_buffer"), py::arg("first"), py::arg("exchanges"))
       .def("square_sum", &CpuBinding::square_sum, py::arg("threads"))
-      .def("run", &CpuBinding::run, py::arg("threads"), py::arg("factor"))
+      .def("begin", &CpuBinding::begin, py::arg("threads"), py::arg("factor"))
+      .def("gate_stats", &CpuBinding::gate_stats)
+      .def("update", &CpuBinding::update)
+      .def("decide", &CpuBinding::decide)
+      .def("correct", &CpuBinding::correct)
+      .def_property_readonly("stats", &CpuBinding::stats)
       .def("verdicts", &CpuBinding::verdicts);
 
 #ifdef ONEPASS_CUDA

@@ -68,16 +68,23 @@ struct Plan {
   std::vector<Tensor> tensors;
   std::vector<WorkItem> items;
   int64_t coefficients = 0;  // rows of the tensors that were cut and are projected
+  // Whether the statistics of the tensors are exchanged with other plans between the update and the decision, as they
+  // step other rows of the same tensors. No gate is known before the update then: p is not written where none can be
+  // predicted.
+  bool exchanges = false;
 
   RuleId rule_id(int group) const { return lazy_buffer && hypers[group].momentum == 0 ? RuleId::sgd : rule; }
 
-  // Whether a tensor is updated before its gate is decided. A fixed gate is predicted rightly. Otherwise the correction
-  // recovers p from p', which needs more digits than a 16-bit p has; and it cannot undo the projection of a buffer.
-  bool speculates(const Tensor& t) const {
+  // Whether a gate is predicted. A fixed gate is predicted rightly. Otherwise the correction recovers p from p', which
+  // needs more digits than a 16-bit p has; and it cannot undo the projection of a buffer.
+  bool predicts(const Tensor& t) const {
     const Hyper& h = hypers[t.group];
     if (h.fixed_gate != no_fixed_gate) return t.projected;
     return t.projected && h.speculate && !(h.project_momentum && !h.nesterov) && bytes_of(t.dtype) >= 4;
   }
+
+  // Whether a tensor is updated before its gate is decided: under the predicted gate, or without a write of p.
+  bool speculates(const Tensor& t) const { return t.projected && (exchanges || predicts(t)); }
 
   // Cuts one tensor into items of about `item_elements`. A row longer than `longest_row` is cut into pieces.
   void cut(int tensor, int64_t item_elements, int64_t longest_row);

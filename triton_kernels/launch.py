@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import triton
@@ -62,6 +62,7 @@ class DeviceTables:
     device_hypers: Tensor
     fixed_hypers: Tensor
     row_stats: Tensor
+    stats: Tensor
     verdicts: Tensor
     first_steps: Tensor
     square_sum: Tensor
@@ -92,20 +93,61 @@ def square_sum(t: DeviceTables) -> list[str]:
     return ["square_sum"] * len(t.plan.ranges) + ["add_up"]
 
 
-def launch_all(
-    t: DeviceTables,
-    scaling: tuple[Tensor | None, Tensor | None, Tensor | None],
-    active: set[KernelKey],
-    gated: set[KernelKey],
-    unpredicted: set[KernelKey],
-    projects: bool,
-) -> list[str]:
-    """Launches a step for the kernel keys of the active tensors; returns the names of the kernels. gated, unpredicted: the
-    keys of the projected tensors, and of those that do not speculate. projects: whether some momentum buffer is projected.
-    scaling: clip, grad_scale and found_inf of scaling.py's Scaling."""
-    launched = []
+@dataclass(frozen=True)
+class Step:
+    """The launches of one step, phase by phase. `launched`: the names of the kernels so far.
 
-    def per_key(kernel: Any, keys: Any, *tables: Tensor, **more: Any) -> None:
+    active: the kernel keys of the tensors that are stepped. gated, unpredicted: those of the projected tensors, and of the
+    projected ones that do not speculate. projects: whether some momentum buffer is projected. scaling: clip, grad_scale and
+    found_inf of scaling.py's Scaling. exchanges: whether `stats` are exchanged between update and decide.
+    """
+
+    tables: DeviceTables
+    scaling: tuple[Tensor | None, Tensor | None, Tensor | None]
+    active: set[KernelKey]
+    gated: set[KernelKey]
+    unpredicted: set[KernelKey]
+    projects: bool
+    exchanges: bool
+    launched: list[str] = field(default_factory=list)
+
+    def device_scalars(self) -> None:
+        t = self.tables
+        if not len(t.device_counted):
+            return
+        one, zero = t.no_scaling
+        clip, grad_scale, found_inf = self.scaling
+        device_scalars.device_scalars[(len(t.device_counted),)](
+            *(t.device_counted, t.tensors, t.scalars_table, t.device_hypers, t.fixed_hypers, t.first_steps),
+            *(one if clip is None else clip, one if grad_scale is None else grad_scale),
+            zero if found_inf is None else found_inf,
+            num_warps=1,
+            enable_fp_fusion=False,
+        )
+        self.launched.append("device_scalars")
+
+    def gate_stats(self) -> None:
+        if self.unpredicted:
+            self._per_key(kernels.gate_stats, self.unpredicted, self.tables.row_stats)
+            self._decide(self.tables.unpredicted, before_update=True)
+
+    def update(self) -> None:
+        t = self.tables
+        self._per_key(kernels.step, self.active - self.gated)
+        self._per_key(kernels.update, self.gated, t.row_stats, t.verdicts, PROJECTS_MOMENTUM=self.projects)
+        if self.gated and self.exchanges:
+            self._decide(t.gated, decides=False)
+
+    def decide(self) -> None:
+        if self.gated:
+            self._decide(self.tables.gated, sums=not self.exchanges)
+
+    def correct(self) -> None:
+        t = self.tables
+        self._per_key(kernels.correct, self.gated, t.row_stats, t.verdicts, PROJECTS_MOMENTUM=self.projects)
+
+    def _per_key(self, kernel: Any, keys: set[KernelKey], *tables: Tensor, **more: Any) -> None:
+        t = self.tables
         for key, programs in t.plan.ranges.items():
             if key not in keys:
                 continue
@@ -123,33 +165,19 @@ def launch_all(
                 **given,
                 **OPTIONS,
             )
-            launched.append(kernel.__name__)
+            self.launched.append(kernel.__name__)
 
-    def decide(tensors: Tensor, unpredicted: bool) -> None:
-        if len(tensors):
-            gate.decide[(triton.cdiv(len(tensors), TENSORS),)](
-                *(tensors, len(tensors), t.count, t.tensors, t.scalars_table, t.row_stats, t.verdicts),
-                **{"BEFORE_UPDATE": unpredicted, "TENSORS": TENSORS, "BLOCK": BLOCK, **OPTIONS},
-            )
-            launched.append("decide")
-
-    if len(t.device_counted):
-        one, zero = t.no_scaling
-        clip, grad_scale, found_inf = scaling
-        device_scalars.device_scalars[(len(t.device_counted),)](
-            *(t.device_counted, t.tensors, t.scalars_table, t.device_hypers, t.fixed_hypers, t.first_steps),
-            *(one if clip is None else clip, one if grad_scale is None else grad_scale),
-            zero if found_inf is None else found_inf,
-            num_warps=1,
-            enable_fp_fusion=False,
+    def _decide(self, tensors: Tensor, before_update: bool = False, sums: bool = True, decides: bool = True) -> None:
+        t = self.tables
+        if not len(tensors):
+            return
+        gate.decide[(triton.cdiv(len(tensors), TENSORS),)](
+            *(tensors, len(tensors), t.count, t.tensors, t.scalars_table, t.row_stats, t.stats, t.verdicts),
+            BEFORE_UPDATE=before_update,
+            SUMS=sums,
+            DECIDES=decides,
+            TENSORS=TENSORS,
+            BLOCK=BLOCK,
+            **OPTIONS,
         )
-        launched.append("device_scalars")
-    per_key(kernels.gate_stats, unpredicted, t.row_stats)
-    if unpredicted:
-        decide(t.unpredicted, True)
-    per_key(kernels.step, active - gated)
-    per_key(kernels.update, gated, t.row_stats, t.verdicts, PROJECTS_MOMENTUM=projects)
-    if gated:
-        decide(t.gated, False)
-    per_key(kernels.correct, gated, t.row_stats, t.verdicts, PROJECTS_MOMENTUM=projects)
-    return launched
+        self.launched.append("decide")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from .jit import device
-from .plan import ROW_STATS, SCALARS, TENSOR, VERDICT
+from .plan import ROW_STATS, SCALARS, STATS, TENSOR, VERDICT
 
 TENSOR_FIELDS = tl.constexpr(len(TENSOR))
 P = tl.constexpr(TENSOR.index("p"))
@@ -28,6 +28,14 @@ GG = tl.constexpr(ROW_STATS.index("gg"))
 PU = tl.constexpr(ROW_STATS.index("pu"))
 C = tl.constexpr(ROW_STATS.index("c"))
 DEFERRED = tl.constexpr(ROW_STATS.index("deferred"))
+
+STATS_FIELDS = tl.constexpr(len(STATS))
+T_PG = tl.constexpr(STATS.index("pg"))
+T_PP = tl.constexpr(STATS.index("pp"))
+T_GG = tl.constexpr(STATS.index("gg"))
+T_PU = tl.constexpr(STATS.index("pu"))
+T_COSINE = tl.constexpr(STATS.index("max_cosine_squared"))
+T_ROWS = tl.constexpr(STATS.index("rows"))
 
 VERDICT_FIELDS = tl.constexpr(len(VERDICT))
 V_GATE = tl.constexpr(VERDICT.index("gate"))

@@ -31,6 +31,7 @@ TENSOR = (
     *("p", "g", "m", "v", "step", "gate_counter"),  # g is 0 where the tensor is not stepped
     # Of a tensor whose steps the device counts: the gradient is negated in memory; the momentum buffer is new.
     *("negated", "first_step"),
+    # speculates: 0 no, 1 under the predicted gate, 2 without a write of p.
     *("bucket", "group", "rows", "length", "pieces", "first_row", "speculates"),
     "unused",
 )
@@ -45,6 +46,8 @@ SCALARS = (
 )
 # Of a row, float64, one array for each field: sums, the projection's coefficient, and whether the write of p is deferred.
 ROW_STATS = ("pg", "pp", "gg", "pu", "c", "deferred")
+# Of a tensor, float64: STATS of backend/base.py, between the update and the decision.
+STATS = ("pg", "pp", "gg", "pu", "max_cosine_squared", "rows")
 # Of a tensor, float64. written: the gate under which the update writes p.
 VERDICT = ("gate", "written", "corrected", "needs_correction", "cosine", "c", "pg", "pp", "gg", "pu")
 # Of a group whose steps the device counts: the address of each of these hyper-parameters, and whether it is a float64;

@@ -9,17 +9,27 @@ namespace onepass {
 class CpuBinding : public Binding {
  public:
   CpuBinding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
-             const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first)
-      : Binding(groups, state, moments, rule, projected, lazy_buffer, first, {dlpack::cpu, 0}), executor_(plan_) {}
+             const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first, bool exchanges)
+      : Binding(groups, state, moments, rule, projected, lazy_buffer, first, exchanges, {dlpack::cpu, 0}),
+        executor_(plan_) {}
 
-  // Steps, and returns the parameters that were written to. Only after `ready` said true.
-  // Every gradient is multiplied by `factor`.
-  pybind11::list run(int threads, double factor) {
-    {
-      pybind11::gil_scoped_release unlocked;
-      executor_.step(threads, factor);
-    }
-    return stepped();
+  // The phases of a step, in this order, and then `end`. Only after `ready` returned true. Every gradient is multiplied
+  // by `factor`.
+  void begin(int threads, double factor) {
+    pybind11::gil_scoped_release unlocked;
+    executor_.begin(threads, factor);
+  }
+  void gate_stats() { run(&CpuExecutor::gate_stats); }
+  void update() { run(&CpuExecutor::update); }
+  void decide() { run(&CpuExecutor::decide); }
+  void correct() { run(&CpuExecutor::correct); }
+
+  // The memory of the tensors' statistics, doubles, for as long as the plan.
+  pybind11::memoryview stats() {
+    std::vector<TensorStats>& stats = executor_.stats();
+    constexpr pybind11::ssize_t bytes = sizeof(double);
+    const auto count = static_cast<pybind11::ssize_t>(stats.size() * sizeof(TensorStats) / sizeof(double));
+    return pybind11::memoryview::from_buffer(reinterpret_cast<double*>(stats.data()), {count}, {bytes});
   }
 
   // The sum of squares over all gradients. Only after `ready` said true.
@@ -33,9 +43,24 @@ class CpuBinding : public Binding {
     return sum;
   }
 
-  pybind11::list verdicts() const { return tuples_of(executor_.verdicts()); }
+  // Of the last step: parameter, gate, cosine, squares of the norms, and whether it was corrected.
+  pybind11::list verdicts() const {
+    pybind11::list out;
+    for (int i = 0; i < static_cast<int>(plan_.tensors.size()); ++i) {
+      const Verdict& v = executor_.verdicts()[i];
+      if (executor_.decided(i))
+        out.append(pybind11::make_tuple(parameter(i), static_cast<int>(v.gate), v.scaled_cosine, v.sums.pp, v.sums.gg,
+                                        v.corrected != 0));
+    }
+    return out;
+  }
 
  private:
+  void run(void (CpuExecutor::*phase)()) {
+    pybind11::gil_scoped_release unlocked;
+    (executor_.*phase)();
+  }
+
   CpuExecutor executor_;
 };
 

@@ -22,7 +22,8 @@ int this_thread() {
 
 }  // namespace
 
-CpuExecutor::CpuExecutor(Plan& plan) : plan_(plan), tensor_steps_(plan.tensors.size()), verdicts_(plan.tensors.size()) {
+CpuExecutor::CpuExecutor(Plan& plan)
+    : plan_(plan), tensor_steps_(plan.tensors.size()), stats_(plan.tensors.size()), verdicts_(plan.tensors.size()) {
   for (size_t i = 0; i < plan.tensors.size(); ++i) plan.cut(i, item_elements, item_elements);
   coefficients_.resize(plan.coefficients);
   row_stats_.resize(plan.items.size());
@@ -46,7 +47,7 @@ double CpuExecutor::square_sum(int threads) {
   return sum;
 }
 
-void CpuExecutor::step(int threads, double factor) {
+void CpuExecutor::begin(int threads, double factor) {
   use(threads);
   // Tensors of one group mostly share their step count, and so their scalars: computed once for a run of such tensors.
   Scalars scalars{};
@@ -55,7 +56,7 @@ void CpuExecutor::step(int threads, double factor) {
   bool first = false, negated = false;
   for (size_t i = 0; i < plan_.tensors.size(); ++i) {
     Tensor& t = plan_.tensors[i];
-    verdicts_[i].stepped = t.active && t.projected;
+    tensor_steps_[i].gated = t.active && t.projected;
     if (!t.active) continue;
     float own_count = 0;
     if (t.step) own_count = *t.step += 1;
@@ -69,9 +70,6 @@ void CpuExecutor::step(int threads, double factor) {
     begin_step(static_cast<int>(i), scalars);
     t.first_step = false;
   }
-  gate_stats();
-  update();
-  correct();
 }
 
 void CpuExecutor::begin_step(int tensor, const Scalars& scalars) {
@@ -80,31 +78,32 @@ void CpuExecutor::begin_step(int tensor, const Scalars& scalars) {
   step.scalars = scalars;
   step.kernels = &kernels(t.dtype, plan_.rule_id(t.group));
   step.unprojected = scalars.projection.affine(Gate::none, 0);
+  step.predicts = plan_.predicts(t);
   step.speculates = plan_.speculates(t);
-  step.prediction = step.speculates ? predicted(scalars.projection, *t.gate_counter) : Gate::none;
-  choose_policy(step, t);
+  choose_policy(step, t, step.predicts ? predicted(scalars.projection, *t.gate_counter) : Gate::none);
 }
 
 // Chooses the write policy for the predicted or known gate.
-void CpuExecutor::choose_policy(TensorStep& step, const Tensor& t) const {
-  const bool fits = t.length <= item_elements;
-  step.policy = write_policy_for(step.prediction, fits);
-  step.needs_sums = t.projected && (step.speculates || step.prediction != Gate::none);
+void CpuExecutor::choose_policy(TensorStep& step, const Tensor& t, Gate gate) const {
+  step.policy =
+      step.speculates && !step.predicts ? WritePolicy::deferred : write_policy_for(gate, t.length <= item_elements);
+  step.needs_sums = step.gated && (step.speculates || gate != Gate::none);
 }
 
 // For the tensors that do not speculate: sums of p and g, and from them the gate, before the update.
 void CpuExecutor::gate_stats() {
+  auto is_first = [this](size_t i) { return tensor_steps_[i].gated && !tensor_steps_[i].speculates; };
   for (size_t i = 0; i < plan_.tensors.size(); ++i)
-    if (verdicts_[i].stepped && !tensor_steps_[i].speculates) add_items(i);
+    if (is_first(i)) add_items(static_cast<int>(i));
   if (queue_.empty()) return;
   run_items([this](const WorkItem& item, int64_t index, Scratch& scratch) {
     row_stats_[index] = tensor_steps_[item.tensor].kernels->gate_stats(tile_of(item, index, scratch));
   });
   for (size_t i = 0; i < plan_.tensors.size(); ++i) {
-    if (!verdicts_[i].stepped || tensor_steps_[i].speculates) continue;
-    decide_gate(static_cast<int>(i));
-    tensor_steps_[i].prediction = verdicts_[i].gate;
-    choose_policy(tensor_steps_[i], plan_.tensors[i]);
+    if (!is_first(i)) continue;
+    combine(static_cast<int>(i));
+    verdicts_[i] = verdict_on(static_cast<int>(i));
+    choose_policy(tensor_steps_[i], plan_.tensors[i], verdicts_[i].gate);
   }
 }
 
@@ -119,51 +118,50 @@ void CpuExecutor::update() {
       step.kernels->step(tile);
     scatter_back(item, tile, {true, true});
   });
+  for (size_t i = 0; i < plan_.tensors.size(); ++i)
+    if (tensor_steps_[i].gated && tensor_steps_[i].needs_sums) combine(static_cast<int>(i));
+}
+
+// The verdict on every gated tensor from the statistics of its update; queues the items that need a correction.
+void CpuExecutor::decide() {
+  for (size_t i = 0; i < plan_.tensors.size(); ++i) {
+    const TensorStep& step = tensor_steps_[i];
+    if (!step.gated) continue;
+    const Projection& pr = step.scalars.projection;
+    Verdict& v = verdicts_[i];
+    if (step.speculates)
+      v = verdict_on(static_cast<int>(i));
+    else if (step.needs_sums)
+      v = completed(v, pr, stats_[i].sums.pu);
+    v.policy = step.policy;
+    v.corrected = step.predicts && mispredicted(pr, step.policy, v.gate);
+    v.needs_correction = v.corrected || (step.needs_sums && step.deferred);
+    uint8_t& counter = *plan_.tensors[i].gate_counter;
+    counter = next_counter(counter, v.gate);
+    if (v.needs_correction) add_items(static_cast<int>(i));
+  }
 }
 
 void CpuExecutor::correct() {
-  for (size_t i = 0; i < plan_.tensors.size(); ++i)
-    if (verdicts_[i].stepped) decide(i);
   run_items([this](const WorkItem& item, int64_t index, Scratch& scratch) {
     const TensorStep& step = tensor_steps_[item.tensor];
+    const Verdict& v = verdicts_[item.tensor];
     const Tile tile = tile_of(item, index, scratch);
-    step.kernels->correct(tile, {step.policy, step.unprojected, verdicts_[item.tensor].gate, step.layer_coefficient});
+    step.kernels->correct(tile, {v.policy, step.unprojected, v.gate, v.layer_coefficient});
     scatter_back(item, tile, {true, step.scalars.project_momentum});
   });
 }
 
-// The verdict on one tensor from the statistics of its update; queues the tensor for the correction if it needs one.
-void CpuExecutor::decide(int tensor) {
-  TensorStep& step = tensor_steps_[tensor];
-  Verdict& v = verdicts_[tensor];
-  bool deferred = false;
-  if (step.speculates) {
-    deferred = decide_gate(tensor).deferred;
-  } else if (step.needs_sums) {
-    const RowStats all = combine(tensor);
-    v.sums.pu = all.sums.pu;
-    deferred = all.deferred;
-  }
-  v.corrected = v.gate != step.prediction;
-  step.layer_coefficient = step.scalars.projection.coefficient(v.sums);
-  uint8_t& counter = *plan_.tensors[tensor].gate_counter;
-  counter = next_counter(counter, v.gate);
-  if (v.corrected || deferred) add_items(tensor);
-}
-
-// The gate of one tensor from the statistics of its items.
-RowStats CpuExecutor::decide_gate(int tensor) {
+Verdict CpuExecutor::verdict_on(int tensor) const {
   const Tensor& t = plan_.tensors[tensor];
-  const RowStats all = combine(tensor);
   const double unit = t.dtype == Dtype::f64 ? 0x1p-53 : 0x1p-24;  // float32 products are added up in float32 first
-  verdicts_[tensor] = verdict_of(tensor_steps_[tensor].scalars.projection, all, double(t.rows), double(t.length), unit);
-  return all;
+  return verdict_of(tensor_steps_[tensor].scalars.projection, stats_[tensor], double(t.length), unit);
 }
 
 // Combines the statistics of a tensor in the order of its items, and completes the rows that were cut into pieces.
-RowStats CpuExecutor::combine(int tensor) {
+void CpuExecutor::combine(int tensor) {
   const Tensor& t = plan_.tensors[tensor];
-  const Projection& pr = tensor_steps_[tensor].scalars.projection;
+  TensorStep& step = tensor_steps_[tensor];
   RowStats all;
   RowSums row;
   for (int64_t index = t.first_item; index < t.first_item + t.items; ++index) {
@@ -172,11 +170,13 @@ RowStats CpuExecutor::combine(int tensor) {
     if (item.whole_rows(t)) continue;
     row.add(row_stats_[index].sums);
     if (item.end < t.length) continue;
-    all.max_cosine_squared = max_or_nan(all.max_cosine_squared, pr.cosine_squared(row));
-    coefficients_[t.first_coefficient + item.row] = pr.coefficient(row);
+    const CompletedRow done = complete_row(step.scalars.projection, row);
+    all.max_cosine_squared = max_or_nan(all.max_cosine_squared, done.cosine_squared);
+    coefficients_[t.first_coefficient + item.row] = done.c;
     row = {};
   }
-  return all;
+  stats_[tensor] = {all.sums, all.max_cosine_squared, double(t.rows)};
+  step.deferred = all.deferred;
 }
 
 // ---------------------------------------------------------------- items

@@ -11,13 +11,23 @@ class CpuExecutor {
  public:
   explicit CpuExecutor(Plan& plan);
 
-  // Steps every active tensor of the plan, its gradient multiplied by `factor`. The results do not depend on `threads`.
-  void step(int threads, double factor);
+  // One step of every active tensor, its gradient multiplied by `factor`: these calls, in this order. The results do
+  // not depend on `threads`.
+  void begin(int threads, double factor);
+  void gate_stats();
+  void update();
+  void decide();
+  void correct();
+
+  // The statistics of every tensor, from `update` to `decide`.
+  std::vector<TensorStats>& stats() { return stats_; }
 
   // The sum of squares over the gradients of all active tensors. The result does not depend on `threads` either.
   double square_sum(int threads);
 
+  // Of every tensor, and whether it is of the last step.
   const std::vector<Verdict>& verdicts() const { return verdicts_; }
+  bool decided(int tensor) const { return tensor_steps_[tensor].gated; }
 
  private:
   // Elements of a work item, and so of the longest row that is cached between its sums and its write: 128 KiB of
@@ -28,12 +38,11 @@ class CpuExecutor {
   struct TensorStep {
     Scalars scalars;
     const Kernels* kernels;
-    Gate prediction;
-    bool speculates;
+    bool gated, predicts, speculates;
     WritePolicy policy;
     bool needs_sums;
+    bool deferred;  // some row
     Affine unprojected;
-    double layer_coefficient;
   };
 
   // Scratch memory of one thread: a row of directions or of weights, and contiguous copies of the operands of a strided
@@ -49,13 +58,9 @@ class CpuExecutor {
 
   void use(int threads);
   void begin_step(int tensor, const Scalars& scalars);
-  void gate_stats();
-  void update();
-  void correct();
-  void decide(int tensor);
-  RowStats decide_gate(int tensor);
-  void choose_policy(TensorStep& step, const Tensor& t) const;
-  RowStats combine(int tensor);
+  void choose_policy(TensorStep& step, const Tensor& t, Gate gate) const;
+  void combine(int tensor);
+  Verdict verdict_on(int tensor) const;
 
   using Work = std::function<void(const WorkItem&, int64_t index, Scratch&)>;
   void add_items(int tensor);
@@ -68,6 +73,7 @@ class CpuExecutor {
   int threads_ = 1;
   std::vector<TensorStep> tensor_steps_;
   std::vector<RowStats> row_stats_;   // of every item
+  std::vector<TensorStats> stats_;    // of every tensor
   std::vector<double> coefficients_;  // c of every row of the projected tensors
   std::vector<Verdict> verdicts_;
   std::vector<Scratch> scratch_;

@@ -19,8 +19,9 @@ constexpr dlpack::DeviceType cuda_device_type = dlpack::cuda;
 class CudaBinding : public Binding {
  public:
   CudaBinding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
-              const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first, int device)
-      : Binding(groups, state, moments, rule, projected, lazy_buffer, first, {cuda_device_type, device}),
+              const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first, bool exchanges,
+              int device)
+      : Binding(groups, state, moments, rule, projected, lazy_buffer, first, exchanges, {cuda_device_type, device}),
         executor_(plan_, device) {}
 
   int64_t bytes() const { return executor_.bytes(); }
@@ -29,18 +30,19 @@ class CudaBinding : public Binding {
     return pybind11::bytes(bytes.data(), bytes.size());
   }
 
-  // Launches a step on torch's current stream, and returns the parameters that are written to. Only after `ready` said
-  // true.
-  pybind11::list run(const std::vector<int>& group_numbers, pybind11::handle clip, pybind11::handle grad_scale,
-                     pybind11::handle found_inf) {
+  // The phases of a step, in this order, and then `end`, on the stream that is torch's current one at the first. Only
+  // after `ready` returned true.
+  void begin(const std::vector<int>& group_numbers, pybind11::handle clip, pybind11::handle grad_scale,
+             pybind11::handle found_inf) {
     const Scaling scaling = scaling_of(clip, grad_scale, found_inf);
     const auto stream = static_cast<cudaStream_t>(stream_ = current_stream());
-    {
-      pybind11::gil_scoped_release unlocked;
-      executor_.step(stream, group_numbers, scaling);
-    }
-    return stepped();
+    pybind11::gil_scoped_release unlocked;
+    executor_.begin(stream, group_numbers, scaling);
   }
+  void gate_stats() { run(&cuda::CudaExecutor::gate_stats); }
+  void update() { run(&cuda::CudaExecutor::update); }
+  void decide() { run(&cuda::CudaExecutor::decide); }
+  void correct() { run(&cuda::CudaExecutor::correct); }
 
   // Launches the sum of squares over all gradients, which is then to be found at `square_sum_at` of the plan's memory,
   // a double. Only after `ready` said true.
@@ -60,6 +62,7 @@ class CudaBinding : public Binding {
     for (int tensor : executor_.decided()) out.append(pybind11::make_tuple(tensor, parameter(tensor)));
     return out;
   }
+  int64_t stats_at() const { return executor_.stats_at(); }
   int64_t verdicts_at() const { return executor_.verdicts_at(); }
 
   std::vector<std::string> launches() const { return {executor_.launches().begin(), executor_.launches().end()}; }
@@ -70,6 +73,11 @@ class CudaBinding : public Binding {
   uint64_t stream() const { return reinterpret_cast<uint64_t>(stream_); }
 
  private:
+  void run(void (cuda::CudaExecutor::*phase)()) {
+    pybind11::gil_scoped_release unlocked;
+    (executor_.*phase)();
+  }
+
   cuda::CudaExecutor executor_;
   void* stream_ = nullptr;
 };
@@ -78,15 +86,20 @@ inline void add_cuda_plan(pybind11::module_& m) {
   namespace py = pybind11;
   py::class_<CudaBinding, Binding>(m, "CudaPlan", py::module_local())
       .def(py::init<const py::list&, const py::dict&, const py::list&, const std::string&, bool, bool, const py::list&,
-                    int>(),
+                    bool, int>(),
            py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("rule"), py::arg("projected"),
-           py::arg("lazy_buffer"), py::arg("first"), py::arg("device"))
+           py::arg("lazy_buffer"), py::arg("first"), py::arg("exchanges"), py::arg("device"))
       .def_property_readonly("memory_bytes", &CudaBinding::bytes)
       .def("initial_bytes", &CudaBinding::initial_bytes, py::arg("address"))
       .def("square_sum", &CudaBinding::square_sum, py::arg("group_numbers"))
       .def_property_readonly("square_sum_at", &CudaBinding::square_sum_at)
-      .def("run", &CudaBinding::run, py::arg("group_numbers"), py::arg("clip"), py::arg("grad_scale"),
+      .def("begin", &CudaBinding::begin, py::arg("group_numbers"), py::arg("clip"), py::arg("grad_scale"),
            py::arg("found_inf"))
+      .def("gate_stats", &CudaBinding::gate_stats)
+      .def("update", &CudaBinding::update)
+      .def("decide", &CudaBinding::decide)
+      .def("correct", &CudaBinding::correct)
+      .def_property_readonly("stats_at", &CudaBinding::stats_at)
       .def("decided", &CudaBinding::decided)
       .def_property_readonly("verdicts_at", &CudaBinding::verdicts_at)
       .def_property_readonly("captured", &CudaBinding::captured)

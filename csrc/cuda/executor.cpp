@@ -54,7 +54,8 @@ void CudaExecutor::lay_out() {
   items_ = region(items * sizeof(WorkItem));
   layouts_ = region(static_cast<int64_t>(layouts().size()) * sizeof(int64_t));
   hypers_ = region(tensors * sizeof(DeviceHyper));
-  verdicts_ = region(tensors * sizeof(DeviceVerdict));
+  verdicts_ = region(tensors * sizeof(Verdict));
+  stats_ = region(tensors * sizeof(TensorStats));
   row_stats_ = region(items * sizeof(RowStats));
   coefficients_ = region(plan_.coefficients * sizeof(double));
   arrivals_ = region(tensors * sizeof(unsigned));
@@ -105,9 +106,26 @@ std::vector<int> CudaExecutor::decided() const {
 
 // ---------------------------------------------------------------- a step
 
-void CudaExecutor::step(cudaStream_t stream, const std::vector<int>& group_numbers, const Scaling& scaling) {
-  begin(stream, group_numbers);
-  launch_all(stream, scaling);
+void CudaExecutor::begin(cudaStream_t stream, const std::vector<int>& group_numbers, const Scaling& scaling) {
+  bring_up_to_date(stream, group_numbers, scaling);
+  launch_where(&Work::device_scalars, Kernel::device_scalars);
+}
+
+void CudaExecutor::gate_stats() {
+  launch_where(&Work::gate_stats, Kernel::gate_stats);
+}
+
+void CudaExecutor::update() {
+  launch_where(&Work::elementwise, Kernel::step);
+  launch_where(&Work::gated, Kernel::update);
+}
+
+void CudaExecutor::decide() {
+  launch_where(&Work::exchanged, Kernel::decide);
+}
+
+void CudaExecutor::correct() {
+  launch_where(&Work::gated, Kernel::correct);
   for (size_t i = 0; i < plan_.tensors.size(); ++i) {
     Tensor& t = plan_.tensors[i];
     stepped_[i] = t.active && t.projected;
@@ -118,20 +136,23 @@ void CudaExecutor::step(cudaStream_t stream, const std::vector<int>& group_numbe
 }
 
 void CudaExecutor::square_sum(cudaStream_t stream, const std::vector<int>& group_numbers) {
-  begin(stream, group_numbers);
-  each_kernel_key([&](Dtype d, RuleId r, const Work&) { launch(Kernel::square_sum, d, r, stream); });
+  bring_up_to_date(stream, group_numbers, {});
+  launch_where(&Work::gradients, Kernel::square_sum);
   check(add_up(in<double>(square_sums_), static_cast<int>(plan_.tensors.size()), in<double>(square_sum_), stream),
         "launching add_up");
   launches_.push_back("add_up");
 }
 
 // Brings the device's copy of the plan up to date for the coming launches.
-void CudaExecutor::begin(cudaStream_t stream, const std::vector<int>& group_numbers) {
+void CudaExecutor::bring_up_to_date(cudaStream_t stream, const std::vector<int>& group_numbers,
+                                    const Scaling& scaling) {
+  stream_ = stream, scaling_ = scaling;
   capturing_ = is_captured(stream);
   if (capturing_) check_capturable(group_numbers);
   launches_.clear();
   set_scalars();
   upload_changes(stream);
+  find_work();
 }
 
 bool CudaExecutor::is_captured(cudaStream_t stream) const {
@@ -199,6 +220,7 @@ DeviceTensor CudaExecutor::describe(int i) const {
   d.hyper_index = on_device ? t.group : -1;
   d.projected = t.projected;
   d.speculates = plan_.speculates(t);
+  d.deferred = d.speculates && !plan_.predicts(t);
   d.rows_fit = t.length <= longest_row(t, layout_.row_cache_bytes);
   d.negated = on_device && t.negated, d.first_step = on_device && t.first_step;
   return d;
@@ -251,37 +273,32 @@ void CudaExecutor::upload(const Region& region, ShadowBuffer& shadow, cudaStream
   shadow.begin = shadow.end = 0;
 }
 
-// Calls launch(dtype, rule_id, work) for every dtype and rule that has active tensors.
-template <class Launch>
-void CudaExecutor::each_kernel_key(const Launch& launch) const {
-  Work work_of[4][rule_count] = {};
+// Which kernels the step needs. square_sum reads the gradients of all tensors.
+void CudaExecutor::find_work() {
+  std::fill_n(&work_[0][0], 4 * rule_count, Work{});
   for (const Tensor& t : plan_.tensors) {
     if (!t.active) continue;
-    Work& work = work_of[static_cast<int>(t.dtype)][static_cast<int>(plan_.rule_id(t.group))];
-    work.present |= t.items > 0;
+    Work& work = work_[static_cast<int>(t.dtype)][static_cast<int>(plan_.rule_id(t.group))];
+    work.gradients |= t.items > 0;
     work.gated |= t.projected;
     work.gate_stats |= t.projected && !plan_.speculates(t);
+    work.exchanged |= t.projected && plan_.exchanges;
     work.device_scalars |= plan_.device_hypers[t.group].on_device;
   }
+  for (auto& of_dtype : work_)
+    for (Work& work : of_dtype) work.elementwise = work.gradients && !work.gated;
+}
+
+// Launches a kernel for every dtype and rule that needs it.
+void CudaExecutor::launch_where(bool Work::* needed, Kernel kernel) {
   for (int d = 0; d < 4; ++d)
     for (int r = 0; r < rule_count; ++r)
-      if (work_of[d][r].present || work_of[d][r].device_scalars) launch(Dtype(d), RuleId(r), work_of[d][r]);
+      if (work_[d][r].*needed) launch(kernel, Dtype(d), RuleId(r));
 }
 
-void CudaExecutor::launch_all(cudaStream_t stream, const Scaling& scaling) {
-  each_kernel_key([&](Dtype d, RuleId r, const Work& work) {
-    auto run = [&](Kernel kernel) { launch(kernel, d, r, stream, scaling); };
-    if (work.device_scalars) run(Kernel::device_scalars);
-    if (!work.present) return;
-    if (work.gate_stats) run(Kernel::gate_stats);
-    run(work.gated ? Kernel::update : Kernel::step);
-    if (work.gated) run(Kernel::correct);
-  });
-}
-
-void CudaExecutor::launch(Kernel kernel, Dtype dtype, RuleId rule_id, cudaStream_t stream, const Scaling& scaling) {
+void CudaExecutor::launch(Kernel kernel, Dtype dtype, RuleId rule_id) {
   DevicePlan plan{};
-  plan.scaling = scaling;
+  plan.scaling = scaling_;
   plan.items = in<WorkItem>(items_);
   plan.block_items = layout_.block_items;
   plan.all_items = static_cast<int>(plan_.items.size());
@@ -292,7 +309,8 @@ void CudaExecutor::launch(Kernel kernel, Dtype dtype, RuleId rule_id, cudaStream
   plan.hypers = in<DeviceHyper>(hypers_);
   plan.row_stats = in<RowStats>(row_stats_);
   plan.coefficients = in<double>(coefficients_);
-  plan.verdicts = in<DeviceVerdict>(verdicts_);
+  plan.verdicts = in<Verdict>(verdicts_);
+  plan.stats = plan_.exchanges ? in<TensorStats>(stats_) : nullptr;
   plan.arrivals = in<unsigned>(arrivals_);
   plan.first_steps = in<bool>(first_steps_);
   plan.square_sums = in<double>(square_sums_);
@@ -303,7 +321,7 @@ void CudaExecutor::launch(Kernel kernel, Dtype dtype, RuleId rule_id, cudaStream
   const ByValue values{scalars_.data(), scalars_in_memory_ ? 0 : static_cast<int>(scalars_.size()), gradient_.data(),
                        gradients_in_memory_ ? 0 : static_cast<int>(gradient_.size())};
   const cudaError_t error =
-      launcher(dtype, rule_id).launch(kernel, plan, values, blocks(kernel, dtype, rule_id), stream);
+      launcher(dtype, rule_id).launch(kernel, plan, values, blocks(kernel, dtype, rule_id), stream_);
   if (error != cudaSuccess) check(error, "launching", kernel_name(kernel, dtype, rule_id).c_str());
   launches_.push_back(kernel_names[static_cast<int>(kernel)]);
 }

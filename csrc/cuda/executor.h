@@ -18,15 +18,21 @@ class CudaExecutor {
   int64_t bytes() const { return bytes_; }
   std::vector<char> initial_bytes(uint64_t address);
 
-  // Launches a step of every active tensor on a stream of the plan's device, which is the current one; does not wait.
-  // group_numbers: of the plan's groups, for messages.
-  void step(cudaStream_t stream, const std::vector<int>& group_numbers, const Scaling& scaling);
+  // Launch one step of every active tensor on a stream of the plan's device, which is the current one, and do not wait:
+  // these calls, in this order. group_numbers: of the plan's groups, for messages.
+  void begin(cudaStream_t stream, const std::vector<int>& group_numbers, const Scaling& scaling);
+  void gate_stats();
+  void update();
+  void decide();
+  void correct();
 
   // Likewise, the sum of squares over the gradients of all active tensors, a double at `square_sum_at` of the memory.
   void square_sum(cudaStream_t stream, const std::vector<int>& group_numbers);
   int64_t square_sum_at() const { return square_sum_.offset; }
 
-  // Where in the plan's memory the verdicts of its tensors begin, and which tensors have one of the last step.
+  // Where in the plan's memory the statistics and the verdicts of its tensors begin, and which tensors have a verdict
+  // of the last step.
+  int64_t stats_at() const { return stats_.offset; }
   int64_t verdicts_at() const { return verdicts_.offset; }
   std::vector<int> decided() const;
 
@@ -60,7 +66,7 @@ class CudaExecutor {
   void lay_out();
   std::vector<int64_t> layouts();
 
-  void begin(cudaStream_t stream, const std::vector<int>& group_numbers);
+  void bring_up_to_date(cudaStream_t stream, const std::vector<int>& group_numbers, const Scaling& scaling);
   bool is_captured(cudaStream_t stream) const;
   void check_capturable(const std::vector<int>& group_numbers) const;
   void set_scalars();
@@ -70,12 +76,11 @@ class CudaExecutor {
   void upload(const Region& region, ShadowBuffer& shadow, cudaStream_t stream);
   // Which kernels the active tensors of one dtype and rule need.
   struct Work {
-    bool present, gated, gate_stats, device_scalars;
+    bool elementwise, gated, gate_stats, exchanged, device_scalars, gradients;
   };
-  template <class Launch>
-  void each_kernel_key(const Launch& launch) const;
-  void launch_all(cudaStream_t stream, const Scaling& scaling);
-  void launch(Kernel kernel, Dtype dtype, RuleId rule_id, cudaStream_t stream, const Scaling& scaling = {});
+  void find_work();
+  void launch_where(bool Work::* needed, Kernel kernel);
+  void launch(Kernel kernel, Dtype dtype, RuleId rule_id);
   int blocks(Kernel kernel, Dtype dtype, RuleId rule_id);
   // Throws if a call has failed; `doing` and `what` say which.
   void check(cudaError_t error, const char* doing, const char* what = "") const;
@@ -86,7 +91,7 @@ class CudaExecutor {
   LaunchLayout layout_;
   uint64_t address_ = 0;
   int64_t bytes_ = 0;
-  Region tensors_, items_, layouts_, hypers_, verdicts_, row_stats_, coefficients_, arrivals_, gradients_,
+  Region tensors_, items_, layouts_, hypers_, verdicts_, stats_, row_stats_, coefficients_, arrivals_, gradients_,
       scalars_memory_;
   Region first_steps_, square_sums_, square_sum_;
   std::vector<int64_t> layout_at_;  // of every tensor, in `layouts_`; -1 if it is packed
@@ -104,6 +109,9 @@ class CudaExecutor {
   std::vector<const void*> gradient_;  // of every tensor; null where it is not stepped
   std::vector<char> stepped_;
   bool capturing_ = false;
+  Work work_[4][rule_count] = {};  // of the present step, as its stream and its scaling
+  cudaStream_t stream_ = nullptr;
+  Scaling scaling_;
 
   bool gradients_in_memory_, scalars_in_memory_;
   ShadowBuffer shadow_tensors_, shadow_hypers_, shadow_gradients_, shadow_scalars_;

@@ -58,19 +58,22 @@ struct Finalizer {
       RowSums sums;
       for (int i = lane(); i < pieces; i += warp_size) sums.add(load_stats(t.first_item + r * pieces + i).sums);
       sums = sum_lanes(sums, warp_size);
-      if (lane() == 0) store(plan.coefficients + t.first_coefficient + r, pr.coefficient(sums), of_stats);
-      largest = max_or_nan(largest, pr.cosine_squared(sums));
+      const CompletedRow done = complete_row(pr, sums);
+      if (lane() == 0) store(plan.coefficients + t.first_coefficient + r, done.c, of_stats);
+      largest = max_or_nan(largest, done.cosine_squared);
     }
     return largest;
   }
 
-  // The gate of the tensor, from the sums of all its items.
-  __device__ DeviceVerdict decide(const RowStats& all) const {
-    const Projection& pr = o.scalars->projection;
-    const Verdict v = verdict_of(pr, all, double(o.t->rows), double(o.t->length), 0x1p-53);
+  __device__ Verdict verdict_on(const TensorStats& all) const {
+    return verdict_of(o.scalars->projection, all, double(o.t->length), 0x1p-53);
+  }
+  __device__ TensorStats stats_of(const RowStats& all) const {
+    return {all.sums, all.max_cosine_squared, double(o.t->rows)};
+  }
+  __device__ void count(Gate gate) const {
     uint8_t* counter = o.t->gate_counter;
-    store(counter, next_counter(load(counter, of_plan), v.gate), of_plan);
-    return {v.gate, WritePolicy::now, 0, 0, v.scaled_cosine, pr.coefficient(v.sums), v.sums};
+    store(counter, next_counter(load(counter, of_plan), gate), of_plan);
   }
 
   __device__ void finalize_square_sum() const {
@@ -80,26 +83,34 @@ struct Finalizer {
 
   __device__ void finalize_gate_stats() const {
     const RowStats all = gather();
-    if (Group::rank() == 0) store(plan.verdicts + o.tensor, decide(all), of_stats);
+    if (Group::rank() != 0) return;
+    const Verdict v = verdict_on(stats_of(all));
+    count(v.gate);
+    store(plan.verdicts + o.tensor, v, of_stats);
   }
 
-  // The verdict of a tensor that speculates. One that does not has its gate from `gate_stats`, and lacks <p,u>.
   __device__ void finalize_update(WritePolicy policy) const {
     const RowStats all = gather();
     if (Group::rank() != 0) return;
-    DeviceVerdict* verdict = plan.verdicts + o.tensor;
-    DeviceVerdict v;
+    if (!plan.stats) return decide(stats_of(all), policy, all.deferred);
+    store(plan.stats + o.tensor, stats_of(all), of_stats);
+    store(&plan.verdicts[o.tensor].needs_correction, int(all.deferred), of_stats);
+  }
+
+  // The verdict of a tensor that speculates. One that does not has its gate from `gate_stats`, and lacks <p,u>.
+  __device__ void decide(const TensorStats& all, WritePolicy policy, bool deferred) const {
+    const Projection& pr = o.scalars->projection;
+    Verdict* verdict = plan.verdicts + o.tensor;
+    Verdict v;
     if (o.t->speculates) {
-      v = decide(all);
-      v.corrected = o.scalars->projection.fixed_gate == no_fixed_gate &&
-                    v.gate != (policy == WritePolicy::now ? Gate::none : Gate::channel);
+      v = verdict_on(all);
+      count(v.gate);
+      v.corrected = !o.t->deferred && mispredicted(pr, policy, v.gate);
     } else {
-      v = load(verdict, of_stats);
-      v.sums.pu = all.sums.pu;
-      v.layer_coefficient = o.scalars->projection.coefficient(v.sums);
+      v = completed(load(verdict, of_stats), pr, all.sums.pu);
     }
     v.policy = policy;
-    v.needs_correction = v.corrected || all.deferred;
+    v.needs_correction = v.corrected || deferred;
     store(verdict, v, of_stats);
   }
 };

@@ -5,6 +5,7 @@
 //     step            moments and p in one pass
 //     gate_stats      sums of p and g, and from them the gate, for tensors that do not speculate
 //     update          moments, p under the gate predicted or known, and the sums; the last group of a tensor decides
+//     decide          the gates, from statistics that were exchanged between the update and it; otherwise, no launch
 //     correct         p of the tensors whose prediction was wrong, or that have deferred rows
 //     square_sum      of the gradient of every tensor, for clipping
 #pragma once
@@ -31,6 +32,16 @@ __device__ __forceinline__ void with_rows(const DevicePlan& plan, SharedStorage&
   }
 }
 
+// The gate under which the update writes: predicted, or known from `gate_stats`. None without a gate.
+template <class Rule>
+__device__ __forceinline__ Gate gate_to_write(const DevicePlan& plan, const ItemView<Rule>& o) {
+  if (o.t->speculates) return predicted(o.scalars->projection, load(o.t->gate_counter, of_plan));
+  return o.t->projected ? load(&plan.verdicts[o.tensor].gate, of_stats) : Gate::none;
+}
+__device__ __forceinline__ WritePolicy policy_of(const DeviceTensor& t, Gate gate) {
+  return t.deferred ? WritePolicy::deferred : write_policy_for(gate, t.rows_fit);
+}
+
 // One item in one phase.
 template <Phase phase, class Group, class P, class Rule>
 __device__ __forceinline__ void visit(const DevicePlan& plan, SharedStorage& shared, const ItemView<Rule>& o,
@@ -51,27 +62,23 @@ __device__ __forceinline__ void visit(const DevicePlan& plan, SharedStorage& sha
     rows([](const auto& r) { r.gate_stats(); });
     if (finalizer.publish(index)) finalizer.finalize_gate_stats();
   } else if constexpr (phase == Phase::update) {
-    Gate prediction = Gate::none;
-    if (t.speculates)
-      prediction = predicted(o.scalars->projection, load(t.gate_counter, of_plan));
-    else if (t.projected)
-      prediction = load(&plan.verdicts[o.tensor].gate, of_stats);
-    if (!t.speculates && prediction == Gate::none) return rows([](const auto& r) { r.step(); });
-    const WritePolicy policy = write_policy_for(prediction, t.rows_fit);
+    const Gate gate = gate_to_write(plan, o);
+    if (!t.speculates && gate == Gate::none) return rows([](const auto& r) { r.step(); });
+    const WritePolicy policy = policy_of(t, gate);
     Group::clear(shared);
     rows([&](const auto& r) { r.update(policy); });
     if (finalizer.publish(index)) finalizer.finalize_update(policy);
   } else {
     if (!t.projected || !load(&plan.verdicts[o.tensor].needs_correction, of_stats)) return;
-    const DeviceVerdict v = load(&plan.verdicts[o.tensor], of_stats);
+    const Verdict v = load(&plan.verdicts[o.tensor], of_stats);
     const bool deferred = load(&plan.row_stats[index].deferred, of_stats);
     rows([&](const auto& r) { r.correct(v, deferred); });
   }
 }
 
-// Steps an item if it has this launch's kernel key and its tensor has a gradient.
-template <Phase phase, class Group, class P, class Rule>
-__device__ __forceinline__ void run_item(const KernelParams<Rule>& params, SharedStorage& shared, unsigned index) {
+// Calls work(item) with the view of an item, if it has this launch's kernel key and its tensor has a gradient.
+template <class Rule, class Work>
+__device__ __forceinline__ void with_item(const KernelParams<Rule>& params, unsigned index, const Work& work) {
   const DevicePlan& plan = params.plan;
   const WorkItem item = load(plan.items + index, of_plan);
   const DeviceTensor* t = plan.tensors + unsigned(item.tensor);
@@ -84,7 +91,12 @@ __device__ __forceinline__ void run_item(const KernelParams<Rule>& params, Share
       plan.scalars
           ? reinterpret_cast<const KernelScalars<Rule>*>(plan.scalars + int64_t(t->scalars_index) * scalars_bytes)
           : params.scalars + t->scalars_index;
-  visit<phase, Group, P>(plan, shared, ItemView<Rule>(item, t, scalars, g), index);
+  work(ItemView<Rule>(item, t, scalars, g));
+}
+
+template <Phase phase, class Group, class P, class Rule>
+__device__ __forceinline__ void run_item(const KernelParams<Rule>& params, SharedStorage& shared, unsigned index) {
+  with_item(params, index, [&](const ItemView<Rule>& o) { visit<phase, Group, P>(params.plan, shared, o, index); });
 }
 
 template <Phase phase, class P, class Rule>
@@ -133,6 +145,23 @@ template <class P, class Rule>
 __global__ void __launch_bounds__(block_size, blocks_of<Rule>(4))
     square_sum(const KernelParams<Rule> __grid_constant__ params) {
   each_item<Phase::square_sum, P>(params);
+}
+
+// A thread to each tensor, whose statistics have been exchanged.
+template <class P, class Rule>
+__global__ void __launch_bounds__(block_size, 1) decide(const KernelParams<Rule> __grid_constant__ params) {
+  const DevicePlan& plan = params.plan;
+  if (skipped(plan.scaling)) return;
+  SharedStorage& shared = *reinterpret_cast<SharedStorage*>(onepass_shared);
+  for (int i = int(blockIdx.x) * block_size + int(threadIdx.x); i < plan.all_tensors; i += gridDim.x * block_size) {
+    const DeviceTensor& t = plan.tensors[i];
+    if (!t.projected || t.key != plan.key) continue;
+    with_item(params, unsigned(t.first_item), [&](const ItemView<Rule>& o) {
+      const bool deferred = load(&plan.verdicts[i].needs_correction, of_stats) != 0;
+      Finalizer<BlockGroup, ItemView<Rule>>{plan, shared, o}.decide(load(plan.stats + i, of_stats),
+                                                                    policy_of(t, gate_to_write(plan, o)), deferred);
+    });
+  }
 }
 
 // One block per multiprocessor is enough; without a bound, nvcc 13.0 saves registers and spills on sm_120.

@@ -21,6 +21,7 @@ struct LauncherOf {
     if constexpr (Rule::moments > 0) {
       if (kernel == Kernel::gate_stats) return gate_stats<P, Rule>;
       if (kernel == Kernel::update) return update<P, Rule>;
+      if (kernel == Kernel::decide) return decide<P, Rule>;
       if (kernel == Kernel::correct) return correct<P, Rule>;
     }
     return nullptr;

@@ -7,10 +7,10 @@
 
 namespace onepass::cuda {
 
-enum class Kernel : int { device_scalars, step, gate_stats, update, correct, square_sum };
-constexpr int kernel_count = 6;
-constexpr const char* kernel_names[kernel_count] = {"device_scalars", "step",    "gate_stats",
-                                                    "update",         "correct", "square_sum"};
+enum class Kernel : int { device_scalars, step, gate_stats, update, decide, correct, square_sum };
+constexpr int kernel_count = 7;
+constexpr const char* kernel_names[kernel_count] = {"device_scalars", "step",    "gate_stats", "update",
+                                                    "decide",         "correct", "square_sum"};
 
 // Kernel parameters of a launch beside the plan. No gradients, or no scalars: they are in device memory.
 struct ByValue {

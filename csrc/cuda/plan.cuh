@@ -27,6 +27,7 @@ struct DeviceTensor {
   int scalars_index;  // its scalars, in KernelParams::scalars or DevicePlan::scalars
   int hyper_index;    // its group in DevicePlan::hypers, or -1: the scalars come from the host
   bool projected, speculates, rows_fit;
+  bool deferred;  // p is written by the correction alone
   bool negated;
   bool first_step;  // the momentum buffer is new; the device clears first_steps once it has stepped
 };
@@ -49,21 +50,12 @@ ONEPASS_HD KernelScalars<Rule> kernel_scalars(const Scalars& s) {
   return {rule_of<Rule>(s), s.projection, s.projection.affine(Gate::none, 0), s.project_momentum};
 }
 
-// A verdict, and what the correction needs. No padding: the compiler would copy it through the stack.
-struct DeviceVerdict {
-  Gate gate;
-  WritePolicy policy;
-  int corrected, needs_correction;  // the prediction was wrong; that, or some row was deferred
-  double scaled_cosine, layer_coefficient;
-  RowSums sums;
-};
-
 // python/onepass/backend/cuda.py reads these fields by offset.
-static_assert(sizeof(DeviceVerdict) == 64 && sizeof(Gate) == 4);
-static_assert(offsetof(DeviceVerdict, gate) == 0 && offsetof(DeviceVerdict, corrected) == 2 * sizeof(int32_t));
-static_assert(offsetof(DeviceVerdict, scaled_cosine) == 2 * sizeof(double));
-static_assert(offsetof(DeviceVerdict, sums) + offsetof(RowSums, pp) == 5 * sizeof(double));
-static_assert(offsetof(DeviceVerdict, sums) + offsetof(RowSums, gg) == 6 * sizeof(double));
+static_assert(sizeof(Verdict) == 64 && sizeof(Gate) == 4);
+static_assert(offsetof(Verdict, gate) == 0 && offsetof(Verdict, corrected) == 2 * sizeof(int32_t));
+static_assert(offsetof(Verdict, scaled_cosine) == 2 * sizeof(double));
+static_assert(offsetof(Verdict, sums) + offsetof(RowSums, pp) == 5 * sizeof(double));
+static_assert(offsetof(Verdict, sums) + offsetof(RowSums, gg) == 6 * sizeof(double));
 
 // Parameters common to all kernels of a step.
 struct DevicePlan {
@@ -76,7 +68,8 @@ struct DevicePlan {
   const DeviceHyper* hypers;
   RowStats* row_stats;   // of every item
   double* coefficients;  // c of every row of the projected tensors
-  DeviceVerdict* verdicts;
+  Verdict* verdicts;
+  TensorStats* stats;   // of every tensor; null where they are not exchanged
   unsigned* arrivals;   // of every tensor: how many of its items are done
   bool* first_steps;    // of every tensor: no step on the device was taken yet
   double* square_sums;  // of the gradient of every tensor

@@ -203,7 +203,7 @@ struct Rows {
   }
 
   // p from the step that `update` has applied to the step that the verdict asks for.
-  __device__ void correct(const DeviceVerdict& v, bool piece_deferred) const {
+  __device__ void correct(const Verdict& v, bool piece_deferred) const {
     const KernelScalars<Rule>& scalars = *o.scalars;
     const Projection& pr = scalars.projection;
     const Rule rule = scalars.rule;

@@ -19,6 +19,15 @@ ONEPASS_HD RowDecision decide_row(const Projection& pr, WritePolicy policy, cons
   return {done.step, c, done.deferred};
 }
 
+// A row that was cut into pieces, from the sums over all of it.
+struct CompletedRow {
+  double c, cosine_squared;
+};
+
+ONEPASS_HD CompletedRow complete_row(const Projection& pr, const RowSums& sums) {
+  return {pr.coefficient(sums), pr.cosine_squared(sums)};
+}
+
 // What the update has applied to a piece of a row, which is never buffered.
 ONEPASS_HD Applied applied_to_piece(const Affine& unprojected, bool deferred) {
   return {deferred ? Affine{0, 0} : unprojected, deferred};

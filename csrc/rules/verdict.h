@@ -45,13 +45,24 @@ struct RowStats {
   }
 };
 
-// The decision of the gate of one projected tensor at one step.
+// Statistics of a whole tensor, from which its gate is decided. Where its rows are spread over several plans, the sums
+// and `rows` are added up, and of the cosines the largest counts, a NaN before all others. backend/base.py names the
+// fields.
+struct TensorStats {
+  RowSums sums;
+  double max_cosine_squared = 0, rows = 0;
+};
+static_assert(sizeof(TensorStats) == 6 * sizeof(double));
+
+// The decision of the gate of one projected tensor at one step, and what the correction needs. No padding: nvcc would
+// copy it through the stack.
 struct Verdict {
-  bool stepped = false;
   Gate gate = Gate::none;
-  double scaled_cosine = 0;  // max over rows of |cos|*sqrt(length)
-  RowSums sums;              // over the whole tensor
-  bool corrected = false;    // the prediction was wrong
+  WritePolicy policy = WritePolicy::now;    // with which the update has written
+  int corrected = 0, needs_correction = 0;  // the prediction was wrong; that, or some row was deferred
+  double scaled_cosine = 0;                 // max over rows of |cos|*sqrt(length)
+  double layer_coefficient = 0;             // of Gate::layer
+  RowSums sums;                             // over the whole tensor
 };
 
 // The cosine from its square, for rows of `length` elements. That of a single element is 1 (less only where eps is the
@@ -60,19 +71,31 @@ ONEPASS_HD double cosine_of(double squared, double length, double unit) {
   return length == 1 && std::fabs(squared - 1) <= 8 * unit ? 1 : std::sqrt(squared);
 }
 
-// The gate of a tensor of `rows` x `length` from the statistics of all its rows. unit: the rounding unit of their sums.
-ONEPASS_HD Verdict verdict_of(const Projection& pr, const RowStats& all, double rows, double length, double unit) {
-  double max_cosine = cosine_of(all.max_cosine_squared, length, unit);
+// The gate of a tensor with rows of `length` elements. unit: the rounding unit of the sums.
+ONEPASS_HD Verdict verdict_of(const Projection& pr, const TensorStats& all, double length, double unit) {
+  double max_cosine = cosine_of(all.max_cosine_squared, length, unit), elements = all.rows * length;
+  double layer_cosine = cosine_of(pr.cosine_squared(all.sums), elements, unit);
   Verdict v;
-  v.stepped = true;
   v.sums = all.sums;
   v.scaled_cosine = max_cosine * std::sqrt(length);
-  double layer_cosine = cosine_of(pr.cosine_squared(all.sums), rows * length, unit);
-  v.gate = pr.fixed_gate != no_fixed_gate           ? Gate(pr.fixed_gate)
-           : pr.passes(max_cosine, length)          ? Gate::channel
-           : pr.passes(layer_cosine, rows * length) ? Gate::layer
-                                                    : Gate::none;
+  v.layer_coefficient = pr.coefficient(all.sums);
+  v.gate = pr.fixed_gate != no_fixed_gate      ? Gate(pr.fixed_gate)
+           : pr.passes(max_cosine, length)     ? Gate::channel
+           : pr.passes(layer_cosine, elements) ? Gate::layer
+                                               : Gate::none;
   return v;
+}
+
+// The verdict on a tensor whose gate was known before its update, completed by what the update has summed up.
+ONEPASS_HD Verdict completed(Verdict known, const Projection& pr, double pu) {
+  known.sums.pu = pu;
+  known.layer_coefficient = pr.coefficient(known.sums);
+  return known;
+}
+
+// Whether the update was made for another gate. A fixed gate is always predicted rightly.
+ONEPASS_HD bool mispredicted(const Projection& pr, WritePolicy policy, Gate gate) {
+  return pr.fixed_gate == no_fixed_gate && gate != (policy == WritePolicy::now ? Gate::none : Gate::channel);
 }
 
 }  // namespace onepass

@@ -197,7 +197,7 @@ def rule_of(spec: OptimizerSpec, h: Hyper) -> RuleName:
     return spec.rule if has_moments(spec, h) else "sgd"
 
 
-def speculates(h: Hyper, itemsize: int) -> bool:
+def predicts(h: Hyper, itemsize: int) -> bool:
     """Whether a projected parameter of so many bytes an element is updated before its gate is decided. A fixed gate is predicted
     rightly. Otherwise the correction recovers p from p', which needs more digits than a 16-bit p has; and it cannot undo the
     projection of a momentum buffer."""

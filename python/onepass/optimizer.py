@@ -21,6 +21,7 @@ from .execution_state import ExecutionState
 from .forks import one_thread_after_fork
 from .hyperparams import Hyper, has_moments, hyper_of
 from .last_step import LastStep
+from .phases import take_step
 from .scaling import NO_SCALING, Scaling
 from .spec import OptimizerSpec
 from .torch_compat import disable_dynamo
@@ -137,8 +138,7 @@ class Optimizer(Checkpointed):
     def _step(self) -> None:
         execution, scaling = self._execution, self._scaling()
         hypers = self._make_ready(scaled=bool(scaling))
-        for backend in execution.backends:
-            backend.run(hypers, scaling)
+        take_step(execution.backends, hypers, scaling)
         if not scaling.known_to_skip:
             execution.stepped = execution.backends
             if execution.provisional:

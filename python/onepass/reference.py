@@ -14,7 +14,8 @@ D Adam's denominator, c the projection coefficient of a row.
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +27,37 @@ from .spec import OptimizerSpec
 from .verdict import GATES, Verdict
 
 
+@dataclass
+class Pending:
+    """A projected parameter between its phases: p before the step and u, in the dtype of the arithmetic, and s; the sums over
+    its rows, and the verdict once it is decided."""
+
+    p: Tensor
+    u: Tensor
+    s: float
+    rows: RowSums
+    verdict: Verdict | None = None
+
+
 def step(spec: OptimizerSpec, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, first: bool) -> Verdict | None:
-    """One step of one parameter, in place on `p` and on the tensors of `state`.
+    """One step of one parameter, in place on `p` and on the tensors of `state`: update, decide, correct.
 
     first: whether the moments were made for this step (torch.optim.SGD's first buffer is the gradient itself).
     Returns the verdict of the gate for a projected parameter of more than one dimension, else None.
     """
+    pending = update(spec, p, grad, state, h, first)
+    if pending is None:
+        return None
+    stats = pending.rows.stats()
+    pending.verdict = decide(stats, p.numel() // p.size(0), h)
+    correct(spec, p, state, h, pending, stats)
+    return pending.verdict
+
+
+def update(
+    spec: OptimizerSpec, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, first: bool
+) -> Pending | None:
+    """Steps the moments, and p if it is not projected; returns what the other phases need, or None if there are none."""
     x = p.to(compute_dtype(p.dtype))
     g = h.grad_scale * grad.to(x.dtype)
     if h.l2:
@@ -42,19 +68,24 @@ def step(spec: OptimizerSpec, p: Tensor, grad: Tensor, state: dict[str, Any], h:
         u, s = sgd_direction(spec, g, state, h, first), h.lr
 
     # A gate takes values to decide, which meta tensors do not have.
-    if not spec.projected or p.dim() < 2 or p.numel() == 0 or p.is_meta:
-        d, k = affine(h, s, projected=False, c=0.0)
-        p.copy_(apply(x, u, d, k))
-        return None
+    if spec.projected and p.dim() > 1 and p.numel() > 0 and not p.is_meta:
+        return Pending(x, u, s, row_sums(x, g, u, h))
+    d, k = affine(h, s, projected=False, c=0.0)
+    p.copy_(apply(x, u, d, k))
+    return None
 
-    verdict = gate(x, g, h)
-    c = projection(x, u, h, verdict.gate)
-    d, k = affine(h, s, projected=verdict.gate != "none", c=c)
-    stepped = apply(x, u, d, k)
+
+def correct(
+    spec: OptimizerSpec, p: Tensor, state: dict[str, Any], h: Hyper, pending: Pending, stats: list[float]
+) -> None:
+    """Writes p under the gate that was decided, and the momentum buffer if that is projected too."""
+    assert pending.verdict is not None
+    c = projection(pending, h, stats)
+    d, k = affine(h, pending.s, projected=pending.verdict.gate != "none", c=c)
+    stepped = apply(pending.p, pending.u, d, k)
     if h.project_momentum and not h.nesterov and isinstance(c, Tensor):
-        state[spec.moments[0]].sub_(c.to(x.dtype) * x)
+        state[spec.moments[0]].sub_(c.to(pending.p.dtype) * pending.p)
     p.copy_(stepped)
-    return verdict
 
 
 def square_sum(gradients: list[Tensor]) -> Tensor:
@@ -119,33 +150,57 @@ def apply(p: Tensor, u: Tensor, d: Tensor | float, k: float) -> Tensor:
     return p.sub(d * p + k * u)
 
 
-def gate(p: Tensor, g: Tensor, h: Hyper) -> Verdict:
+class RowSums(NamedTuple):
+    """Over the elements of each row (dim 0), float64: <p,g>, <p,p>, <g,g>, <p,u>, and the squared cosine of p and g."""
+
+    pg: Tensor
+    pp: Tensor
+    gg: Tensor
+    pu: Tensor
+    cosine_squared: Tensor
+
+    def stats(self) -> list[float]:
+        """STATS of backend/base.py: over all rows."""
+        sums = [float(x.sum()) for x in (self.pg, self.pp, self.gg, self.pu)]
+        return [*sums, float(self.cosine_squared.max()), float(len(self.pg))]
+
+
+def row_sums(p: Tensor, g: Tensor, u: Tensor, h: Hyper) -> RowSums:
+    p64, g64, u64 = (x.double().reshape(p.size(0), -1) for x in (p, g, u))
+    pg, pp, gg, pu = ((a * b).sum(dim=1) for a, b in ((p64, g64), (p64, p64), (g64, g64), (p64, u64)))
+    return RowSums(pg, pp, gg, pu, cosine_squared(pg, pp, gg, h))
+
+
+def cosine_squared(pg: Tensor, pp: Tensor, gg: Tensor, h: Hyper) -> Tensor:
+    """cos(p, g)^2 = <p,g>^2/(|p|^2*|g|^2) with norms of at least eps; 0/0 := 0, and a NaN stays one."""
+    squares = pp.clamp(min=h.eps**2) * gg.clamp(min=h.eps**2)
+    return pg * pg / torch.where(squares == 0, math.inf, squares)
+
+
+def decide(stats: list[float], length: int, h: Hyper) -> Verdict:
     """The first view, channel then layer, in which every row has |cos(g, p)| < delta/sqrt(row length); or the fixed gate.
 
     A NaN makes the maximum NaN and the comparison false: no projection. A row of zeros has cosine 0.
     """
-    p64, g64 = p.double(), g.double()
-    cosine, passed = math.nan, "none"
-    for view, rows in (("channel", p.size(0)), ("layer", 1)):
-        p_rows, g_rows = p64.reshape(rows, -1), g64.reshape(rows, -1)
-        norms = p_rows.norm(dim=1).clamp(min=h.eps) * g_rows.norm(dim=1).clamp(min=h.eps)
-        cosines = (p_rows * g_rows).sum(dim=1).abs() / torch.where(norms == 0, math.inf, norms)
-        scaled = float(cosines.max()) * math.sqrt(p_rows.size(1))
-        cosine = scaled if view == "channel" else cosine
-        if scaled < h.delta:
-            passed = view
-            break
+    _, pp, gg, _, max_cosine_squared, rows = stats
+    sums = torch.tensor(stats[:3], dtype=torch.float64, device="cpu")
+    whole = cosine_squared(sums[0], sums[1], sums[2], h)
+    channel = math.sqrt(max_cosine_squared) * math.sqrt(length)
+    layer = math.sqrt(float(whole)) * math.sqrt(rows * length)
+    passed = "channel" if channel < h.delta else "layer" if layer < h.delta else "none"
     if h.fixed_gate != NO_FIXED_GATE:
         passed = GATES[h.fixed_gate]
-    return Verdict(passed, cosine, float(p64.norm()), float(g64.norm()))
+    return Verdict(passed, channel, math.sqrt(pp), math.sqrt(gg))
 
 
-def projection(p: Tensor, u: Tensor, h: Hyper, view: str) -> Any:
+def projection(pending: Pending, h: Hyper, stats: list[float]) -> Any:
     """c = <p,u>/(|p|+eps)^2 of every row of the view, shaped to multiply p (float64); 0.0 for "none"."""
-    if view == "none":
+    assert pending.verdict is not None
+    if pending.verdict.gate == "none":
         return 0.0
-    rows = p.size(0) if view == "channel" else 1
-    p_rows, u_rows = p.double().reshape(rows, -1), u.double().reshape(rows, -1)
-    squares = (p_rows.norm(dim=1) + h.eps) ** 2
-    c = (p_rows * u_rows).sum(dim=1) / torch.where(squares == 0, math.inf, squares)
-    return c.reshape(-1, *[1] * (p.dim() - 1))
+    pp, pu = pending.rows.pp, pending.rows.pu
+    if pending.verdict.gate == "layer":
+        pp, pu = pp.new_tensor([stats[1]]), pp.new_tensor([stats[3]])
+    squares = (pp.sqrt() + h.eps) ** 2
+    c = pu / torch.where(squares == 0, math.inf, squares)
+    return c.reshape(-1, *[1] * (pending.p.dim() - 1))

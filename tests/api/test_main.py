@@ -35,14 +35,14 @@ def test_report() -> None:
 
 
 def _spoiled(spoil: Callable[[Tensor], Tensor]) -> Callable[..., None]:
-    step = cpu.CpuBackend.run
+    correct = cpu.CpuBackend.correct
 
-    def run(self: cpu.CpuBackend, hypers: list, scaling: object) -> None:
-        step(self, hypers, scaling)
+    def spoiled(self: cpu.CpuBackend) -> None:
+        correct(self)
         for params in self.params:
             params[0].copy_(spoil(params[0]))
 
-    return run
+    return spoiled
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def _spoiled(spoil: Callable[[Tensor], Tensor]) -> Callable[..., None]:
 def test_self_test_notices(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor], Tensor]) -> None:
     monkeypatch.setattr(main, "OPTIMIZERS", (onepass.AdamW,))
     assert main.self_test()
-    monkeypatch.setattr(cpu.CpuBackend, "run", _spoiled(spoil))
+    monkeypatch.setattr(cpu.CpuBackend, "correct", _spoiled(spoil))
     assert not main.self_test()
 
 

@@ -66,7 +66,7 @@ py::dict limits() {
   out["item_bytes"] = sizeof(WorkItem);
   out["tensor_bytes"] = sizeof(cuda::DeviceTensor);
   out["row_stats_bytes"] = sizeof(RowStats);
-  out["verdict_bytes"] = sizeof(cuda::DeviceVerdict);
+  out["verdict_bytes"] = sizeof(Verdict);
   return out;
 }
 

@@ -18,6 +18,7 @@ from compare import assert_same_bits
 from drive import gradient_at, parameters, parameters_of
 from emulated_backend import backends, emulated
 from fake_gpu import DEVICE, FakeGpu, OnGpu, Waits
+from graphs_of_triton import CapturedStep
 from onepass.backend import compiled
 from onepass.backend.cuda import CudaBackend
 from onepass.backend.triton import backend as triton
@@ -34,17 +35,17 @@ def on_host(x: Any) -> Any:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     """The interpreter is given the memory behind the tables. While a stream is captured nothing is launched."""
     monkeypatch.setattr(triton, "interpreted", lambda: False)
-    launch_all, square_sum = launch.launch_all, launch.square_sum
+    step_of, square_sum = launch.Step, launch.square_sum
 
     def hosted(tables: Any) -> Any:
         return replace(tables, **{name: on_host(table) for name, table in vars(tables).items()})
 
-    def all_of(tables: Any, scaling: Any, *rest: Any) -> list[str]:
+    def step(tables: Any, scaling: Any, *rest: Any, **named: Any) -> Any:
         if fake.capturing:
-            return ["captured"]
-        return launch_all(hosted(tables), tuple(map(on_host, scaling)), *rest)
+            return CapturedStep()
+        return step_of(hosted(tables), tuple(map(on_host, scaling)), *rest, **named)
 
-    monkeypatch.setattr(launch, "launch_all", all_of)
+    monkeypatch.setattr(launch, "Step", step)
     monkeypatch.setattr(launch, "square_sum", lambda tables: square_sum(hosted(tables)))
     with FakeGpu()() as fake:
         yield fake

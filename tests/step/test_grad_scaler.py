@@ -424,5 +424,5 @@ def test_the_kernels_take_a_scale_of_floats_only(place: int) -> None:
     assert bound.ready(opt.param_groups, bound.hypers)
     scales = [torch.tensor(1 if i == place else 1.0) for i in range(3)]
     with pytest.raises(RuntimeError, match="scale of the gradients is not a float32 or float64 number on their device"):
-        bound.plan.run(bound.indices, *scales)
+        bound.plan.begin(bound.indices, *scales)
     assert torch.equal(p, before)

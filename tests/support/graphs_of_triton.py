@@ -28,17 +28,31 @@ class Weak:
         return t
 
 
+class CapturedStep:
+    """The launches of a step that is captured: none."""
+
+    PHASES = ("device_scalars", "gate_stats", "update", "decide", "correct")
+
+    def __init__(self) -> None:
+        self.launched = ["captured"]
+
+    def nothing(self) -> None:
+        pass
+
+    device_scalars = gate_stats = update = decide = correct = nothing
+
+
 class Graph:
     """A step, captured and not taken. It must send and launch no tensor but dense ones: others are gathered at once."""
 
     def __init__(self, step: Callable[[], Any]):
         self.copies: list[tuple[Weak, Weak]] = []
-        self.launches: list[tuple[Any, dict[str, Weak], tuple[Any, ...]]] = []
+        self.steps: list[tuple[Any, dict[str, Weak], tuple[Any, ...], dict[str, Any]]] = []
         with pytest.MonkeyPatch.context() as patch:
             for module in (triton_backend, triton_tables):
                 patch.setattr(module, "capturing", lambda device: True)
             patch.setattr(triton_tables.TableUploader, "to_device", lambda _, host: self.copy(host))
-            patch.setattr(launch, "launch_all", self.launch)
+            patch.setattr(launch, "Step", self.captured)
             step()
 
     def copy(self, host: Tensor) -> Tensor:
@@ -46,13 +60,16 @@ class Graph:
         self.copies.append((Weak(there), Weak(host)))
         return there
 
-    def launch(self, tables: Any, *arguments: Any) -> list[str]:
+    def captured(self, tables: Any, *arguments: Any, **named: Any) -> CapturedStep:
         weak = {name: Weak(table) for name, table in vars(tables).items() if isinstance(table, Tensor)}
-        self.launches.append((replace(tables, **dict.fromkeys(weak)), weak, arguments))
-        return ["captured"]
+        self.steps.append((replace(tables, **dict.fromkeys(weak)), weak, arguments, named))
+        return CapturedStep()
 
     def replay(self) -> None:
         for there, host in self.copies:
             there.get().copy_(host.get())
-        for tables, weak, arguments in self.launches:
-            launch.launch_all(replace(tables, **{name: t.get() for name, t in weak.items()}), *arguments)
+        for tables, weak, arguments, named in self.steps:
+            there = replace(tables, **{name: t.get() for name, t in weak.items()})
+            step = launch.Step(there, *arguments, **named)
+            for phase in CapturedStep.PHASES:
+                getattr(step, phase)()

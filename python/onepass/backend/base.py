@@ -13,18 +13,28 @@ from ..scaling import Scaling
 Groups = list[dict[str, Any]]
 
 
-class Backend(Protocol):
-    """Steps the tensors of some param groups, all on one device. Only `run` writes to parameters, moments or step counts.
+# Statistics of a tensor, float64: sums over its elements; the largest squared cosine of its rows; how many rows it has.
+# What is to be added up, over the rows of one tensor in several plans, is all but the cosine.
+STATS = ("pg", "pp", "gg", "pu", "max_cosine_squared", "rows")
 
-    A step is `ready`, then `run`. After a change that `ready` refuses, the optimizer makes a new backend and binds it.
+
+class Backend(Protocol):
+    """Steps the tensors of some param groups, all on one device. Only the phases write to parameters, moments or counts.
+
+    A step is `ready`, then the phases, from `begin` to `correct` (phases.py). After a change that `ready` refuses, the
+    optimizer makes a new backend and binds it.
     """
 
     name: str
     indices: list[int]  # of its param groups
     capturable: bool  # whether the device can count the steps, so that they can be captured into a CUDA graph
 
-    def bind(self, state: Any, first: list[Tensor]) -> None:
-        """Binds the optimizer's state. first: the parameters whose moments were made for the next step."""
+    def bind(self, state: Any, first: list[Tensor], exchanges: bool = False) -> None:
+        """Binds the optimizer's state.
+
+        first: the parameters whose moments were made for the next step.
+        exchanges: whether `stats` are changed between `update` and `decide`. No gate is decided before the update then.
+        """
 
     def ready(self, groups: Groups, hypers: list[Hyper]) -> bool:
         """Reads the address of every tensor of the next step; False if anything differs from what was bound."""
@@ -32,8 +42,26 @@ class Backend(Protocol):
     def square_sum(self) -> Tensor:
         """The sum of squares over all gradients, float64, on their device. Only after `ready` returned True."""
 
-    def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
-        """Performs the step. Only after `ready` returned True."""
+    def begin(self, hypers: list[Hyper], scaling: Scaling) -> bool:
+        """Begins a step: counts it, and computes its scalars. False, and no step, if it is known to be skipped. Only after
+        `ready` returned True."""
+
+    def gate_stats(self) -> None:
+        """Decides the gates that must be known before the update."""
+
+    def update(self) -> None:
+        """Steps the moments, and p as far as the gates are predicted or known; sums up `stats`."""
+
+    @property
+    def stats(self) -> Tensor:
+        """The statistics of every tensor, in the order of the groups: a view, of shape (tensors, len(STATS)). Written by
+        `update` and read by `decide`; only where `exchanges`."""
+
+    def decide(self) -> None:
+        """Decides the gate of every projected tensor."""
+
+    def correct(self) -> None:
+        """Writes p where its gate was mispredicted or not known, and ends the step."""
 
     def release_gradients(self) -> None:
         """Releases the gradients of which `ready` holds references, if no step follows."""

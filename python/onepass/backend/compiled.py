@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .._version import __version__
 from ..hyperparams import Hyper
@@ -45,7 +46,7 @@ class CompiledBackend:
 
     name: str
     capturable = False
-    plan: _C.Plan
+    plan: _C.CpuPlan | _C.CudaPlan
 
     def __init__(self, spec: OptimizerSpec, groups: Groups, indices: list[int], graph_tensors: list[Tensor]):
         self.spec = spec
@@ -53,7 +54,7 @@ class CompiledBackend:
         self.params = [list(groups[i]["params"]) for i in indices]
         self.hypers: list[Hyper] = []
 
-    def bind(self, state: Any, first: list[Tensor]) -> None:
+    def bind(self, state: Any, first: list[Tensor], exchanges: bool = False) -> None:
         spec = self.spec
         # The plan borrows these objects; referenced here, the garbage collector sees them.
         own = [state[p] for params in self.params for p in params if p in state]
@@ -68,6 +69,7 @@ class CompiledBackend:
             projected=spec.projected,
             lazy_buffer=spec.lazy_buffer,
             first=first,
+            exchanges=exchanges,
         )
 
     def make_plan(self, **arguments: Any) -> None:
@@ -79,6 +81,22 @@ class CompiledBackend:
             self.plan.set_hypers(mine)
             self.hypers = mine
         return self.plan.ready([groups[i]["params"] for i in self.indices])
+
+    def gate_stats(self) -> None:
+        if self.spec.projected:
+            self.plan.gate_stats()
+
+    def update(self) -> None:
+        self.plan.update()
+
+    def decide(self) -> None:
+        if self.spec.projected:
+            self.plan.decide()
+
+    def correct(self) -> None:
+        self.plan.correct()
+        # So that autograd refuses a backward pass through weights that were written to.
+        increment_version(self.plan.end())
 
     def release_gradients(self) -> None:
         self.plan.release_gradients()

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from ..hyperparams import Hyper
 from ..last_step import GateStatistics, gate_statistics_on_host
 from ..scaling import Scaling
 from ..verdict import GATES, Verdict
 from . import compiled
+from .base import STATS
 from .compiled import CompiledBackend
 
 
@@ -29,11 +29,16 @@ class CpuBackend(CompiledBackend):
     def square_sum(self) -> Tensor:
         return torch.tensor(self.plan.square_sum(torch.get_num_threads()), dtype=torch.float64, device="cpu")
 
-    def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
+    def begin(self, hypers: list[Hyper], scaling: Scaling) -> bool:
         if scaling.skips:
-            return self.release_gradients()
-        # So that autograd refuses a backward pass through weights that were written to.
-        increment_version(self.plan.run(torch.get_num_threads(), scaling.factor))
+            self.release_gradients()
+            return False
+        self.plan.begin(torch.get_num_threads(), scaling.factor)
+        return True
+
+    @property
+    def stats(self) -> Tensor:
+        return torch.frombuffer(self.plan.stats, dtype=torch.float64).view(-1, len(STATS))
 
     def verdicts(self) -> list[GateStatistics]:
         return gate_statistics_on_host(

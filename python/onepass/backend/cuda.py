@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from ..hyperparams import Hyper
 from ..last_step import GateStatistics
-from ..scaling import Scaling
+from ..scaling import NO_SCALING, Scaling
 from ..spec import OptimizerSpec
 from . import compiled
-from .base import Groups
+from .base import STATS, Groups
 from .compiled import CompiledBackend
 from .decided import DecidedParams, rows_of
 
@@ -49,6 +48,7 @@ class CudaBackend(CompiledBackend):
         self.stream: int | None = None
         self.decided: DecidedParams | None = None  # by the last step, if it may have been skipped
         self.graph_tensors = graph_tensors
+        self.scaling = NO_SCALING
         self.check_device()
 
     def check_device(self) -> None:
@@ -87,19 +87,44 @@ class CudaBackend(CompiledBackend):
         at = self.plan.square_sum_at
         return self.memory[at : at + 8].view(torch.float64)[0]
 
-    def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
-        here = scaling.to(self.device)
-        unsure = self.spec.projected and here.found_inf is not None
-        if unsure and self.decided is None:
+    def begin(self, hypers: list[Hyper], scaling: Scaling) -> bool:
+        self.scaling = scaling.to(self.device)
+        if self.unsure and self.decided is None:
             self.decided = DecidedParams(self.plan.decided())
-        # So that autograd refuses a backward pass through weights that were written to.
         with self.on_device():
-            increment_version(self.plan.run(self.indices, here.clip, here.grad_scale, here.found_inf))
-        if not unsure:
+            self.plan.begin(self.indices, self.scaling.clip, self.scaling.grad_scale, self.scaling.found_inf)
+        return True
+
+    def gate_stats(self) -> None:
+        with self.on_device():
+            super().gate_stats()
+
+    def update(self) -> None:
+        with self.on_device():
+            super().update()
+
+    @property
+    def stats(self) -> Tensor:
+        count = sum(map(len, self.params))
+        return self.memory[self.plan.stats_at :][: 8 * len(STATS) * count].view(torch.float64).view(count, len(STATS))
+
+    def decide(self) -> None:
+        with self.on_device():
+            super().decide()
+
+    def correct(self) -> None:
+        with self.on_device():
+            super().correct()
+        if not self.unsure:
             self.decided = None
-        elif self.decided is not None and here.found_inf is not None:
-            self.decided.add(self.plan.decided(), here.found_inf)
+        elif self.decided is not None and self.scaling.found_inf is not None:
+            self.decided.add(self.plan.decided(), self.scaling.found_inf)
         self.keep()
+
+    @property
+    def unsure(self) -> bool:
+        """Whether only the device knows if gates are decided."""
+        return self.spec.projected and self.scaling.found_inf is not None
 
     def keep(self) -> None:
         """Keeps the plan's memory for as long as launched kernels or a captured graph may use it."""
@@ -127,7 +152,7 @@ class CudaBackend(CompiledBackend):
             return [gate_statistics_in(rows_of(verdicts, tensors), list(params))]
 
 
-# The layout of DeviceVerdict in csrc/cuda/plan.cuh, which asserts it: four int32 and then doubles.
+# The layout of Verdict in csrc/rules/verdict.h, which csrc/cuda/plan.cuh asserts: four int32 and then doubles.
 VERDICT_BYTES = 64
 GATE, CORRECTED = 0, 2
 COSINE, PP, GG = 2, 5, 6

@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 
 from ...hyperparams import Hyper, has_moments
 from ...last_step import GateStatistics
-from ...scaling import Scaling
+from ...scaling import NO_SCALING, Scaling
 from ...spec import OptimizerSpec
 from ...torch_compat import foreach_add_
 from ..base import Groups
@@ -66,12 +66,14 @@ class TritonBackend:
         self.decided = DecidedParams([])
         self.stream: Any = None
         self.hypers: list[Hyper] = []
+        self.scaling = NO_SCALING  # of the present step, as the launches
+        self.step: Any = None
         self.changed = True  # whether any tensor differs from the last step
 
     # ------------------------------------------------------------------ binding
 
-    def bind(self, state: Any, first: list[Tensor]) -> None:
-        self.state = state
+    def bind(self, state: Any, first: list[Tensor], exchanges: bool = False) -> None:
+        self.state, self.exchanges = state, exchanges
         new = {id(p) for p in first}
         self.bound = []
         for group, params in enumerate(self.params):
@@ -79,7 +81,7 @@ class TritonBackend:
                 param = BoundParam(p, group, self.spec.projected and p.dim() > 1 and p.numel() > 0)
                 param.first_step = self.spec.lazy_buffer and id(p) in new
                 self.bound.append(param)
-        self.tables = TableUploader(self.spec, self.indices, self.bound, self.device, self.graph_tensors)
+        self.tables = TableUploader(self.spec, self.indices, self.bound, self.device, self.graph_tensors, exchanges)
 
     def ready(self, groups: Groups, hypers: list[Hyper]) -> bool:
         for i, params in zip(self.indices, self.params, strict=True):
@@ -140,10 +142,35 @@ class TritonBackend:
         return total
 
     @torch.no_grad()
-    def run(self, hypers: list[Hyper], scaling: Scaling) -> None:
-        tables = self.prepare()
+    def begin(self, hypers: list[Hyper], scaling: Scaling) -> bool:
+        self.scaling = scaling.to(self.device)
+        self.step = self.step_of(self.prepare())
+        self.launches = self.step.launched
         with self.on_device():
-            self.launch(tables, scaling.to(self.device))
+            self.step.device_scalars()
+        return True
+
+    def gate_stats(self) -> None:
+        with self.on_device():
+            self.step.gate_stats()
+
+    def update(self) -> None:
+        with self.on_device():
+            self.step.update()
+
+    @property
+    def stats(self) -> Tensor:
+        stats: Tensor = self.tables.sent.stats
+        return stats
+
+    def decide(self) -> None:
+        with self.on_device():
+            self.step.decide()
+
+    @torch.no_grad()
+    def correct(self) -> None:
+        with self.on_device():
+            self.step.correct()
         active = [e for e in self.bound if e.operands]
         for e in active:
             e.scatter()
@@ -154,10 +181,10 @@ class TritonBackend:
             if e.first_step and not self.tables.device_hyper(e):
                 e.first_step, e.facts = False, []  # the table is to be sent again
         decided: Decided = [(i, e.p) for i, e in enumerate(self.bound) if e.operands and e.projected]
-        if scaling.found_inf is None:
+        if self.scaling.found_inf is None:
             self.decided = DecidedParams(decided)
         else:
-            self.decided.add(decided, scaling.found_inf)
+            self.decided.add(decided, self.scaling.found_inf)
         # So that autograd refuses a backward pass through weights that were written to.
         increment_version([e.p for e in active])
         self.release_gradients()
@@ -182,18 +209,21 @@ class TritonBackend:
                 e.gather()
         return tables
 
-    def launch(self, tables: Any, scaling: Scaling) -> None:
-        from ...triton_kernels import launch
+    def step_of(self, tables: Any) -> Any:
+        from ...triton_kernels.launch import Step
 
         stepped = [
             (key, e) for key, e in zip(self.tables.kernel_keys, self.bound, strict=True) if e.operands and e.p.numel()
         ]
-        active = {key for key, _ in stepped}
-        gated = {key for key, e in stepped if e.projected}
-        unpredicted = {key for key, e in stepped if e.projected and not self.tables.speculates(e)}
-        projects = any(h.project_momentum and not h.nesterov for h in self.hypers)
-        given = (scaling.clip, scaling.grad_scale, scaling.found_inf)
-        self.launches = launch.launch_all(tables, given, active, gated, unpredicted, projects)
+        return Step(
+            tables,
+            (self.scaling.clip, self.scaling.grad_scale, self.scaling.found_inf),
+            active={key for key, _ in stepped},
+            gated={key for key, e in stepped if e.projected},
+            unpredicted={key for key, e in stepped if e.projected and not self.tables.speculates(e)},
+            projects=any(h.project_momentum and not h.nesterov for h in self.hypers),
+            exchanges=self.exchanges,
+        )
 
     def on_device(self) -> AbstractContextManager[Any]:
         """Launches go to the current device."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...hyperparams import DeviceHyper, Hyper, rule_of, speculates
+from ...hyperparams import DeviceHyper, Hyper, predicts, rule_of
 from ...spec import OptimizerSpec
 from .bound_param import BoundParam
 
@@ -38,10 +38,11 @@ class TableUploader:
         bound: list[BoundParam],
         device: torch.device,
         graph_tensors: list[Tensor],
+        exchanges: bool,
     ):
         self.spec, self.indices, self.bound = spec, indices, bound
         self.device, self.on_gpu = device, device.type == "cuda"
-        self.graph_tensors = graph_tensors
+        self.graph_tensors, self.exchanges = graph_tensors, exchanges
         self.sent: Any = None  # the tables of the last step that was not captured
         self.structure: Any = None
         self.stale = True  # whether the table of tensors must be sent
@@ -76,8 +77,12 @@ class TableUploader:
 
     # ------------------------------------------------------------------ the plan
 
+    def predicts(self, e: BoundParam) -> bool:
+        return e.projected and predicts(self.hypers[e.group], e.p.element_size())
+
     def speculates(self, e: BoundParam) -> bool:
-        return e.projected and speculates(self.hypers[e.group], e.p.element_size())
+        """Whether it is updated before its gate is decided: under the predicted gate, or without a write of p."""
+        return e.projected and (self.exchanges or self.predicts(e))
 
     def split(self, keys: list[Any]) -> None:
         """Splits the buckets whose tensors have different keys. They are never joined again, so that plans are made seldom."""
@@ -146,7 +151,7 @@ class TableUploader:
     def make_tables(self) -> None:
         """Makes the plan and its tables, if anything but addresses and numbers has changed."""
         from ...triton_kernels.launch import DeviceTables
-        from ...triton_kernels.plan import ROW_STATS, SCALARS, TENSOR, VERDICT, plan_of
+        from ...triton_kernels.plan import ROW_STATS, SCALARS, STATS, TENSOR, VERDICT, plan_of
 
         descs = self.descs()
         if descs == self.structure:
@@ -174,6 +179,7 @@ class TableUploader:
             fixed_hypers=empty(0),
             count=plan.row_table.size(1),
             row_stats=empty(len(ROW_STATS), plan.row_table.size(1)),
+            stats=empty(len(descs) if self.exchanges else 0, len(STATS)),
             # The next step may be skipped, and does not replace those of the last step then.
             verdicts=empty(len(descs), len(VERDICT)) if self.sent is None else self.sent.verdicts,
             first_steps=self.first_steps,
@@ -195,7 +201,7 @@ class TableUploader:
             g = g or 1  # a tensor without elements is stepped too: its steps count
             step = e.step.data_ptr() if e.step is not None and h.device_hyper is not None else 0
             counter = e.counter.data_ptr() if e.counter is not None else 0
-            speculates = self.speculates(e)
+            speculates = 0 if not self.speculates(e) else 1 if self.predicts(e) else 2
             table.append(
                 [
                     *(p, g, m, v, step, counter, e.negative, e.first_step),

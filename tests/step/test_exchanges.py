@@ -1,0 +1,171 @@
+"""The exchange of statistics between update and decide: the rows of one tensor in two plans, with the bits of one plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import onepass
+from compare import assert_same_bits
+from onepass.backend import base
+from onepass.backend.registry import make_backends
+from onepass.phases import take_step
+from onepass.scaling import NO_SCALING
+from records import BACKENDS, RECORDS, Record, each_projected
+from tensors import gradient, values
+
+# Rows that a lane, a warp, a block and the row cache take, and rows that are cut into pieces; a tensor without a gate.
+SHAPES = [(6, 20), (9, 3, 3), (4, 1500), (3, 40_001), (50,)]
+GATES = ["channel", "none", "layer", "channel", "channel", "layer", "none"]  # of the steps
+
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def add_up(backends: Sequence[Any]) -> None:
+    """Adds up what is a sum, and takes the largest cosine; a NaN is larger than any number."""
+    stats = [backend.stats for backend in backends]
+    total = torch.stack(stats).sum(dim=0)
+    cosine = base.STATS.index("max_cosine_squared")
+    total[:, cosine] = torch.stack(stats).amax(dim=0)[:, cosine]
+    for each in stats:
+        each.copy_(total)
+
+
+class Halves:
+    """The parameters of `opt`, each cut between two rows, with a plan for the upper parts and one for the lower."""
+
+    def __init__(self, opt: Any, backend: str):
+        self.whole = opt
+        self.opts = []
+        for part in range(2):
+            params = [self.part(p, part).clone() for p in opt.param_groups[0]["params"]]
+            group = {k: v for k, v in opt.param_groups[0].items() if k != "params"}
+            self.opts.append(type(opt)([{**group, "params": params, "backend": backend}], lr=1.0))
+        self.bound: list[Any] = []
+
+    @staticmethod
+    def part(x: Tensor, part: int) -> Tensor:
+        rows = x.size(0) // 3
+        return x[rows:] if part else x[:rows]
+
+    def step(self, exchange: Callable[[Sequence[Any]], None] = add_up) -> None:
+        backends, hypers = [], []
+        for number, opt in enumerate(self.opts):
+            for p, whole in zip(opt.param_groups[0]["params"], self.whole.param_groups[0]["params"], strict=True):
+                p.grad = self.part(whole.grad, number).clone()
+            hypers = opt._hypers()
+            first = opt._make_state(opt.param_groups[0], hypers[0])
+            (backend,) = make_backends(opt.spec, opt.param_groups, [])
+            backend.bind(opt.state, first, exchanges=True)
+            assert backend.ready(opt.param_groups, hypers)
+            backends.append(backend)
+        take_step(backends, hypers, NO_SCALING, exchange)
+        self.bound = backends
+
+    def assert_same_as_whole(self) -> None:
+        for i, p in enumerate(self.whole.param_groups[0]["params"]):
+            parts = [opt.param_groups[0]["params"][i] for opt in self.opts]
+            assert_same_bits(torch.cat(parts), p, f"parameter {i}")
+            for key in self.whole.state[p]:
+                own = [opt.state[part][key] for opt, part in zip(self.opts, parts, strict=True)]
+                if key in ("step", "gate_counter"):
+                    assert own[0] == own[1] == self.whole.state[p][key], key
+                else:
+                    assert_same_bits(torch.cat(own), self.whole.state[p][key], f"{key} of parameter {i}")
+
+    def verdicts(self) -> list[list[tuple[str, bool]]]:
+        """Gates and corrections of both halves."""
+        found = []
+        for opt, backend in zip(self.opts, self.bound, strict=True):
+            last = onepass.last_step.LastStep(backend.verdicts(), opt.param_groups)
+            found.append([(v.gate, v.corrected) for v in last.values()])
+        return found
+
+
+def start(record: Record, backend: str, dtype: torch.dtype, arguments: dict[str, Any]) -> Any:
+    params = [values(shape, dtype, seed, scale=0.7) for seed, shape in enumerate(SHAPES)]
+    return record.make(params, backend=backend, **{**record.typical, **arguments})
+
+
+@each_backend
+@each_projected
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("projection", ["auto", "channel", "layer", "none"])
+def test_two_plans_give_the_bits_of_one(backend: str, record: Record, dtype: torch.dtype, projection: str) -> None:
+    opt = start(record, backend, dtype, {"projection": projection})
+    halves = Halves(opt, backend)
+    for time, gate in enumerate(GATES):
+        for number, p in enumerate(opt.param_groups[0]["params"]):
+            p.grad = gradient(gate if p.dim() > 1 else "none", p, 10 * time + number)
+        opt.step()
+        halves.step()
+        halves.assert_same_as_whole()
+        gates = [v.gate for v in opt.last_step().values()]
+        if projection == "auto":
+            assert gates == [gate] * len(gates)
+        for found in halves.verdicts():
+            assert [each for each, _ in found] == gates
+            if dtype == torch.bfloat16:
+                assert not any(corrected for _, corrected in found)
+            else:
+                assert [c for _, c in found] == [v.corrected for v in opt.last_step().values()]
+
+
+@each_backend
+@pytest.mark.parametrize("arguments", [{"nesterov": True}, {"speculate": False}, {"decay": "proximal"}], ids=str)
+def test_options(backend: str, arguments: dict[str, Any]) -> None:
+    record = RECORDS["AdamP"]
+    opt = start(record, backend, torch.float32, arguments)
+    halves = Halves(opt, backend)
+    for time, gate in enumerate(GATES):
+        for number, p in enumerate(opt.param_groups[0]["params"]):
+            p.grad = gradient(gate if p.dim() > 1 else "none", p, 10 * time + number)
+        opt.step()
+        halves.step()
+        halves.assert_same_as_whole()
+
+
+@each_backend
+def test_one_row_closes_the_gate_of_both(backend: str) -> None:
+    """The gate of the half that has no such row too; and a NaN does the same."""
+    for wrong in (1.0, float("nan")):
+        opt = start(RECORDS["AdamP"], backend, torch.float32, {})
+        halves = Halves(opt, backend)
+        for p in opt.param_groups[0]["params"]:
+            p.grad = gradient("channel" if p.dim() > 1 else "none", p, 1)
+            if p.dim() > 1:
+                p.grad[-1] = p.detach()[-1] * wrong
+        halves.step()
+        for found in halves.verdicts():
+            assert all(gate != "channel" for gate, _ in found)
+
+
+@each_backend
+def test_fields(backend: str) -> None:
+    """What is exchanged is what the names say."""
+    opt = start(RECORDS["AdamP"], backend, torch.float64, {})
+    halves = Halves(opt, backend)
+    for number, p in enumerate(opt.param_groups[0]["params"]):
+        p.grad = gradient("none", p, number)
+    seen: list[Tensor] = []
+
+    def look_at(backends: Sequence[Any]) -> None:
+        add_up(backends)
+        seen.append(backends[0].stats.clone())
+
+    halves.step(look_at)
+    for number, p in enumerate(opt.param_groups[0]["params"]):
+        if p.dim() == 1:
+            continue
+        found = dict(zip(base.STATS, seen[0][number].tolist(), strict=True))
+        x, g = p.detach().reshape(p.size(0), -1), p.grad.reshape(p.size(0), -1)
+        assert found["rows"] == p.size(0)
+        assert found["pp"] == pytest.approx(float((x * x).sum()), rel=1e-12)
+        assert found["gg"] == pytest.approx(float((g * g).sum()), rel=1e-12)
+        assert found["pg"] == pytest.approx(float((x * g).sum()), abs=1e-12 * float(x.norm() * g.norm()))
+        cosines = (x * g).sum(1) ** 2 / ((x * x).sum(1) * (g * g).sum(1))
+        assert found["max_cosine_squared"] == pytest.approx(float(cosines.max()), rel=1e-9)
