@@ -17,6 +17,7 @@ sys.path += map(str, (TESTS / "rule", TESTS / "step", TESTS / "plan"))
 import test_block_orders
 import test_capturable
 import test_clip
+import test_exchanges
 import test_gate
 import test_grad_scaler
 import test_launches
@@ -73,7 +74,15 @@ def of_the_kernels(backend: str) -> Iterator[partial[None]]:
     for lr_wd in (0.7, 1.0):
         yield partial(test_gate.test_decay_around_the_recoverable, backend, lr_wd, "channel")
     yield partial(test_replaced.test_gradients, backend, adam, test_replaced._elsewhere)
+    yield from of_exchanges(backend)
     yield from of_scaled_gradients(backend)
+
+
+def of_exchanges(backend: str) -> Iterator[partial[None]]:
+    """Statistics that are exchanged between plans."""
+    for dtype in (torch.float32, torch.bfloat16):
+        yield partial(test_exchanges.test_two_plans_give_the_bits_of_one, backend, RECORDS["AdamP"], dtype, "auto")
+    yield partial(test_exchanges.test_options, backend, {"speculate": False})
 
 
 def of_scaled_gradients(backend: str) -> Iterator[partial[None]]:
@@ -131,6 +140,7 @@ def cuda() -> Iterator[partial[None]]:
     yield partial(test_rows_on_chip.test_the_largest_tensors_of_a_warp, torch.float64, (1, 1500))
     yield partial(wrong_and_right, adamp, adamp.variants["as_timm"])
     yield from of_scaled_gradients(backend)
+    yield from of_exchanges(backend)
     for record in (adamp, sgdp):
         yield partial(test_block_orders.test_the_numbers_of_the_reference, torch.float32, record.name)
     yield partial(test_block_orders.test_same_bits_of_variants, "AdamP", "two_visits")
