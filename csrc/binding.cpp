@@ -190,7 +190,7 @@ void Binding::add_device_hyper(py::handle given, const Hyper& fixed) {
   number("initial_lr", out.initial_lr);
 }
 
-bool Binding::ready(const py::list& groups) {
+bool Binding::ready(const py::list& groups, bool needs_state) {
   if (groups.size() != groups_.size()) return false;
   for (size_t g = 0; g < groups_.size(); ++g) {
     PyObject* params = PyList_GET_ITEM(groups.ptr(), g);
@@ -207,7 +207,7 @@ bool Binding::ready(const py::list& groups) {
     Tensor& t = plan_.tensors[i];
     t.active = !gradients_[i].is_none();
     if (!t.active) continue;
-    if (!read(sources_[i], t, gradients_[i].ptr())) return false;
+    if (!read(sources_[i], t, gradients_[i].ptr(), needs_state)) return false;
     py::object negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), gradients_[i].ptr()));
     if (!negated) throw py::error_already_set();
     t.negated = negated.ptr() == Py_True;
@@ -237,20 +237,28 @@ bool Binding::same_entries(Source& source) const {
 }
 
 // Takes the addresses of a parameter that has a gradient, and of its state.
-bool Binding::read(Source& source, Tensor& t, PyObject* gradient) const {
+bool Binding::read(Source& source, Tensor& t, PyObject* gradient, bool needs_state) const {
   if (!read_operand(source.param, t, t.dtype, t.p) || !read_operand(gradient, t, t.dtype, t.g)) return false;
-  const RuleId rule_id = plan_.rule_id(t.group);
-  const int moments = moments_of(rule_id);
-  if (moments == 0) return true;
-  if (!source.state || !same_entries(source)) return false;
-  const Dtype work = t.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-  for (int j = 0; j < moments; ++j)
-    if (!source.moment[j] || !read_operand(source.moment[j], t, work, t.moment[j])) return false;
+  return moments_of(plan_.rule_id(t.group)) == 0 || read_state(source, t, needs_state);
+}
 
+// What is missing of the state has no address then; if it is needed, that is refused.
+bool Binding::read_state(Source& source, Tensor& t, bool needs_state) const {
+  if (source.state ? !same_entries(source) : needs_state) return false;
+  const auto may_lack = [&](PyObject* object) { return !needs_state && (!object || object == Py_None); };
+  const RuleId rule_id = plan_.rule_id(t.group);
+  const Dtype work = t.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  for (int j = 0; j < moments_of(rule_id); ++j) {
+    if (may_lack(source.moment[j]))
+      t.moment[j].data = nullptr;
+    else if (!source.moment[j] || !read_operand(source.moment[j], t, work, t.moment[j]))
+      return false;
+  }
   const dlpack::Device count_device = plan_.device_hypers[t.group].on_device ? device_ : dlpack::Device{dlpack::cpu, 0};
-  if (rule_id == RuleId::adam && !(t.step = static_cast<float*>(number(source.step, 32, count_device)))) return false;
-  if (t.projected && !(t.gate_counter = static_cast<uint8_t*>(number(source.gate_counter, 8, device_)))) return false;
-  return true;
+  if (rule_id == RuleId::adam) t.step = static_cast<float*>(number(source.step, 32, count_device));
+  if (rule_id == RuleId::adam && !t.step && !may_lack(source.step)) return false;
+  if (t.projected) t.gate_counter = static_cast<uint8_t*>(number(source.gate_counter, 8, device_));
+  return !t.projected || t.gate_counter || may_lack(source.gate_counter);
 }
 
 // Takes the addresses of the hyper-parameters that are tensors on the device.
@@ -314,6 +322,13 @@ py::list Binding::end() {
     if (plan_.tensors[i].active) stepped.append(py::handle(sources_[i].param));
   release_gradients();
   return stepped;
+}
+
+py::list Binding::unstepped() const {
+  py::list out;
+  for (size_t i = 0; i < sources_.size(); ++i)
+    if (plan_.tensors[i].first_step) out.append(py::make_tuple(static_cast<int>(i), py::handle(sources_[i].param)));
+  return out;
 }
 
 void Binding::release_gradients() {

@@ -22,8 +22,12 @@ class Binding {
   void set_hypers(const pybind11::list& hypers);
 
   // Reads the address of every tensor of the next step. False if a tensor differs from what was bound, or cannot be
-  // stepped; the caller finds out why.
-  bool ready(const pybind11::list& groups);
+  // stepped; the caller finds out why. `needs_state`: false too if state is missing, which `square_sum` does not need.
+  bool ready(const pybind11::list& groups, bool needs_state);
+
+  // The tensors whose moments are new and that no step was taken with, by their number in the plan, and their
+  // parameters. Steps that the device counts are not known here.
+  pybind11::list unstepped() const;
 
   // Releases the gradients, of which `ready` holds references until the step.
   void release_gradients();
@@ -56,7 +60,8 @@ class Binding {
   void* number(PyObject* object, int bits, dlpack::Device device) const;
   bool same_state();
   bool same_entries(Source& source) const;
-  bool read(Source& source, Tensor& t, PyObject* gradient) const;
+  bool read(Source& source, Tensor& t, PyObject* gradient, bool needs_state) const;
+  bool read_state(Source& source, Tensor& t, bool needs_state) const;
   bool read_operand(PyObject* object, const Tensor& t, Dtype dtype, View& view) const;
   bool read_device_numbers();
   bool read_device_number(PyObject* object, DeviceNumber& number) const;
@@ -77,7 +82,8 @@ inline void add_plan(pybind11::module_& m) {
   namespace py = pybind11;
   py::class_<Binding>(m, "Plan", py::module_local())
       .def("set_hypers", &Binding::set_hypers, py::arg("hypers"))
-      .def("ready", &Binding::ready, py::arg("params"))
+      .def("ready", &Binding::ready, py::arg("params"), py::arg("needs_state"))
+      .def("unstepped", &Binding::unstepped)
       .def("release_gradients", &Binding::release_gradients)
       .def("end", &Binding::end);
 }

@@ -64,6 +64,7 @@ class CudaBinding : public Binding {
   }
   int64_t stats_at() const { return executor_.stats_at(); }
   int64_t verdicts_at() const { return executor_.verdicts_at(); }
+  int64_t first_steps_at() const { return executor_.first_steps_at(); }
 
   std::vector<std::string> launches() const { return {executor_.launches().begin(), executor_.launches().end()}; }
   int row_cache_bytes() const { return executor_.layout().row_cache_bytes; }
@@ -102,6 +103,7 @@ inline void add_cuda_plan(pybind11::module_& m) {
       .def_property_readonly("stats_at", &CudaBinding::stats_at)
       .def("decided", &CudaBinding::decided)
       .def_property_readonly("verdicts_at", &CudaBinding::verdicts_at)
+      .def_property_readonly("first_steps_at", &CudaBinding::first_steps_at)
       .def_property_readonly("captured", &CudaBinding::captured)
       .def_property_readonly("stream", &CudaBinding::stream)
       .def_property_readonly("launches", &CudaBinding::launches)

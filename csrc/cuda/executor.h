@@ -36,6 +36,9 @@ class CudaExecutor {
   int64_t verdicts_at() const { return verdicts_.offset; }
   std::vector<int> decided() const;
 
+  // Where the bools begin that say of each tensor whether no step that the device counts was taken yet.
+  int64_t first_steps_at() const { return first_steps_.offset; }
+
   // The kernels of the last step in order, and the launch layout.
   const std::vector<const char*>& launches() const { return launches_; }
   const LaunchLayout& layout() const { return layout_; }

@@ -20,30 +20,30 @@ class Checkpointed(TorchOptimizer):
     _execution: ExecutionState
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch.optim, without the state that was made for a step that has not been taken. The groups of the Adam
-        family have torch's flag of decoupled weight decay, so that Adam and AdamW refuse each other's."""
-        self._drop_provisional()
+        """As in torch.optim, without momentum buffers of SGD with which no step was taken. The groups of the Adam family
+        have torch's flag of decoupled weight decay, so that Adam and AdamW refuse each other's."""
+        self._drop_unstepped()
         saved = super().state_dict()
         if self.spec.rule == "adam":
             for group in saved["param_groups"]:
                 group["decoupled_weight_decay"] = self.spec.decoupled
         return saved
 
-    def _drop_provisional(self) -> None:
-        """Drops the state that a clipping or a skipped step has made: loaded, it would count as that of a parameter that was
-        stepped."""
-        if self._execution.provisional:
-            for p in self._execution.provisional:
-                own = self.state.get(p, {})
-                for key in self.spec.state_keys:
-                    own.pop(key, None)
-                if not own:
-                    self.state.pop(p, None)
-            self._execution.provisional = set()
+    def _drop_unstepped(self) -> None:
+        """Drops the lazy buffers with which no step was taken, as when a gradient scaler has skipped the first one on a
+        device: loaded, they would not be new any more, and the first gradient would be dampened."""
+        unstepped = self._execution.unstepped(self.state)
+        for p in unstepped:
+            own = self.state[p]
+            for key in self.spec.moments:
+                own.pop(key, None)
+            if not own:
+                self.state.pop(p)
+        if unstepped:
             self._execution.forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        self._drop_provisional()
+        self._drop_unstepped()
         return {
             "defaults": self.defaults,
             "state": self.state,
@@ -63,7 +63,6 @@ class Checkpointed(TorchOptimizer):
         super().__setstate__(state)
         self.defaults = defaults  # torch adds an argument of its own
         execution.forget()
-        execution.provisional = set()
         for group in self.param_groups:
             for name, value in defaults.items():
                 group.setdefault(name, value)

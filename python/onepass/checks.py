@@ -29,6 +29,11 @@ def each_parameter(groups: Sequence[Group], first: int = 0) -> Iterator[tuple[st
             yield f"parameter {i} of group {g}{name}, shape {tuple(p.shape)}", p
 
 
+def name_of(p: Tensor, groups: Sequence[Group]) -> str:
+    """The words that name a parameter of these groups in a message."""
+    return next(name for name, q in each_parameter(groups) if q is p)
+
+
 def check_parameters(spec: OptimizerSpec, groups: Sequence[Group], first: int = 0) -> None:
     """Raises if a parameter cannot be stepped at all; the spec only matters for the advice.
 

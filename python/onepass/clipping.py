@@ -1,65 +1,84 @@
-"""Clipping by the norm of all gradients: its coefficient is multiplied in by the next step, and no gradient is written."""
+"""The factor of the gradients of a step, and clipping by the norm of all of them.
+
+The coefficient of a clipping is multiplied in by the next step, and no gradient is written.
+"""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import Group, each_parameter
-from .torch_compat import is_flat_parameter, is_fsdp, version_of
-from .values import holds_truth
+from .checks import Group, name_of
+from .execution_state import ExecutionState
+from .forks import one_thread_after_fork
+from .hyperparams import Hyper
+from .pending_clip import Clip
+from .scaling import NO_SCALING, Scaling
+from .torch_compat import TorchOptimizer, disable_dynamo, is_flat_parameter, is_fsdp
+from .values import holds_truth, truth_of
 
 
-class Clip:
-    """The coefficient that `clip_grad_norm_` has left for the next step, and the gradients that it belongs to."""
+class ScaledGradients(TorchOptimizer):
+    """The part of an optimizer that multiplies its gradients by a factor: of clipping, and of a gradient scaler."""
 
-    def __init__(self, coefficient: Tensor, groups: Sequence[Group]):
-        self.coefficient = coefficient
-        # By identity: hashing a tensor takes as long as all the rest.
-        self.marks = {id(p): (p, weakref.ref(p.grad), version_of(p.grad)) for p in _with_gradients(groups)}
+    _execution: ExecutionState
 
-    def coefficient_for(self, groups: Sequence[Group], writes: int = 0, may_be_new: bool = False) -> Tensor | None:
-        """The coefficient if all gradients are those that were clipped.
+    def _make_ready(self, scaled: bool, needs_state: bool) -> list[Hyper]:
+        raise NotImplementedError
 
-        writes: how often a gradient scaler may have written to each without changing it.
-        may_be_new: return None if all of them are others.
+    @disable_dynamo
+    @one_thread_after_fork
+    def clip_grad_norm_(self, max_norm: float | Tensor, *, error_if_nonfinite: bool = False) -> Tensor:
+        """Makes the next step clip the norm of all gradients of this optimizer, taken as one vector, to `max_norm`.
 
-        Raises RuntimeError for any other change: the result of torch's clipping cannot be computed from the gradients as
-        they are then.
+            total_norm = sqrt(sum over all groups of |g|^2)        g = min(1, max_norm/(total_norm + 1e-6))*g
+
+        The same as `torch.nn.utils.clip_grad_norm_(params, max_norm)`, but the gradients are read once and not written:
+        the next step multiplies them by the coefficient, and no later one. A second call clips the clipped gradients, or
+        starts anew if all gradients are new. With a `torch.amp.GradScaler`, call `scaler.unscale_(optimizer)` before.
+        `zero_grad` forgets the coefficient; a copy of the optimizer does not have it.
+
+        Args:
+            max_norm: at least 0.
+            error_if_nonfinite: raise RuntimeError if the norm is infinite or NaN, which waits for the device. Otherwise
+                such a norm makes the coefficient 0 or NaN, as in torch.
+
+        Returns the norm before clipping, a tensor of one number on the device of the first group: float32, or float64 if
+        some parameter is; sums are taken in float64, in one fixed order.
+
+        Raises what `step` raises, and ValueError for a parameter that FSDP has sharded. The step raises RuntimeError if a
+        gradient was replaced or written to in between; writes through `.data` and by collectives are not detected.
         """
-        params = list(_with_gradients(groups))
-        marks = [self.marks.get(id(p), _NO_MARK) for p in params]
-        same = [gradient() is p.grad for p, (_, gradient, _) in zip(params, marks, strict=True)]
-        if may_be_new and not any(same):
-            return None
-        if not all(same):
-            raise RuntimeError(self._complaint(groups, params[same.index(False)], "was replaced"))
-        for p, (_, _, version) in zip(params, marks, strict=True):
-            if not version <= version_of(p.grad) <= version + writes:
-                raise RuntimeError(self._complaint(groups, p, "was written to"))
-        return self.coefficient
-
-    def _complaint(self, groups: Sequence[Group], p: Tensor, happened: str) -> str:
-        return (
-            f"{_name_of(p, groups)}: its gradient {happened} after clip_grad_norm_, whose coefficient is multiplied in by the coming step; "
-            "unscale, accumulate and change gradients before clipping, or forget the clipping with this optimizer's "
-            "zero_grad()"
+        limit = checked_max_norm(max_norm)
+        if truth_of(error_if_nonfinite) is None:
+            raise TypeError(f"error_if_nonfinite must be True or False, got {error_if_nonfinite!r}")
+        check_whole(self.param_groups)
+        clip = self._execution.clip
+        earlier = clip.coefficient_for(self.param_groups, may_be_new=True) if clip else None
+        self._make_ready(scaled=True, needs_state=False)
+        square_sums = [backend.square_sum() for backend in self._execution.backends]
+        total_norm, self._execution.clip = clip_gradients(
+            square_sums, self.param_groups, limit, earlier, bool(error_if_nonfinite)
         )
+        return total_norm
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch.optim. Forgets the coefficient of `clip_grad_norm_`."""
+        self._execution.clip = None
+        super().zero_grad(set_to_none)
 
-_NO_MARK = (None, lambda: None, 0)
-
-
-def _name_of(p: Tensor, groups: Sequence[Group]) -> str:
-    return next(name for name, q in each_parameter(groups) if q is p)
-
-
-def _with_gradients(groups: Sequence[Group]) -> Iterator[Any]:
-    return (p for group in groups for p in group["params"] if p.grad is not None)
+    def _scaling(self) -> Scaling:
+        """The factor of the gradients of the next step."""
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if self._execution.clip is None and grad_scale is None and found_inf is None:
+            return NO_SCALING
+        # To look for infinities, a scaler multiplies gradients that were not unscaled by 1.
+        writes = 0 if grad_scale is None else 1
+        clip = self._execution.clip
+        return Scaling(clip.coefficient_for(self.param_groups, writes) if clip else None, grad_scale, found_inf)
 
 
 def check_whole(groups: Sequence[Group]) -> None:
@@ -67,7 +86,7 @@ def check_whole(groups: Sequence[Group]) -> None:
     for p in (p for group in groups for p in group["params"]):
         if is_fsdp(p) or is_flat_parameter(p):
             raise ValueError(
-                f"{_name_of(p, groups)}: is sharded by FSDP, and so is its gradient, whose norm takes all processes; use clip_grad_norm_ of "
+                f"{name_of(p, groups)}: is sharded by FSDP, and so is its gradient, whose norm takes all processes; use clip_grad_norm_ of "
                 "the FSDP module, before the step"
             )
 

@@ -13,19 +13,17 @@ from typing_extensions import Self
 
 from .arguments import OF_TORCH, refuse_unknown, refuse_unsupported, warn_unknown
 from .backend import registry
+from .backend.base import Backend
 from .checkpoints import Checkpointed
-from .checks import check_gradients, check_parameters, check_rows, check_state, step_device
-from .clipping import check_whole, checked_max_norm, clip_gradients
-from .dtypes import moment_dtype
+from .checks import check_gradients, check_parameters, check_rows, check_state
+from .clipping import ScaledGradients
 from .execution_state import ExecutionState
 from .forks import one_thread_after_fork
-from .hyperparams import Hyper, has_moments, hyper_of
+from .hyperparams import Hyper, hyper_of
 from .last_step import LastStep
 from .phases import take_step
-from .scaling import NO_SCALING, Scaling
 from .spec import OptimizerSpec
-from .torch_compat import disable_dynamo
-from .values import truth_of
+from .state import make_state, move_counts
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 LossT = TypeVar("LossT")
@@ -33,7 +31,7 @@ LossT = TypeVar("LossT")
 _PLAIN = (bool, int, float, str, type(None))  # values that do not change in place
 
 
-class Optimizer(Checkpointed):
+class Optimizer(ScaledGradients, Checkpointed):
     """The base class of all onepass optimizers, for annotations and isinstance. A subclass gives its `spec` and the defaults
     of its arguments.
 
@@ -75,8 +73,8 @@ class Optimizer(Checkpointed):
         registry.check_name(param_group["backend"])
         members = self._checked_members(param_group, index)
         self.param_groups.append(param_group)
-        self._execution.forget()
-        self._execution.members = members
+        # The backends are kept until the next step: they know with which buffers no step was taken yet.
+        self._execution.layout, self._execution.members = [], members
 
     def _checked_members(self, group: dict[str, Any], index: int) -> set[int]:
         """Raises if a parameter of a new group cannot be stepped, or is in another group already; returns the identities of
@@ -137,67 +135,69 @@ class Optimizer(Checkpointed):
     @one_thread_after_fork
     def _step(self) -> None:
         execution, scaling = self._execution, self._scaling()
-        hypers = self._make_ready(scaled=bool(scaling))
-        take_step(execution.backends, hypers, scaling)
-        if not scaling.known_to_skip:
+        skips = scaling.known_to_skip
+        hypers = self._make_ready(scaled=bool(scaling), needs_state=not skips)
+        if skips:
+            for backend in execution.backends:
+                backend.release_gradients()
+        else:
+            take_step(execution.backends, hypers, scaling)
             execution.stepped = execution.backends
-            if execution.provisional:
-                execution.provisional = {p for p in execution.provisional if p.grad is None}
         execution.clip = None
 
-    def _make_ready(self, scaled: bool) -> list[Hyper]:
-        """Checks every group and tensor and makes all backends ready for a step; returns the groups' hyper-parameters.
+    def _make_ready(self, scaled: bool, needs_state: bool) -> list[Hyper]:
+        """Checks every group and tensor and makes all backends ready; returns the groups' hyper-parameters.
 
-        scaled: whether the step has a `Scaling`.
+        scaled: whether the step has a `Scaling`. needs_state: whether a step follows; a clipping takes gradients alone.
         """
-        hypers = self._hypers()
+        execution, hypers = self._execution, self._hypers()
         layout = [id(self.state), *[(id(group), group["backend"]) for group in self.param_groups]]
-        if layout != self._execution.layout or not all(
-            [backend.ready(self.param_groups, hypers) for backend in self._execution.backends]
+        if (
+            layout != execution.layout
+            or (scaled and self._counts_must_move(execution.backends))
+            or not all([backend.ready(self.param_groups, hypers, needs_state) for backend in execution.backends])
         ):
-            self._prepare(hypers)
-            self._execution.layout = layout
-        if scaled and not self._execution.counts_on_device and self._needs_counts_on_device():
-            self._move_counts()
-            return self._make_ready(scaled)
+            hypers = self._prepare(hypers, scaled, needs_state)
+            execution.layout = layout
         return hypers
 
     @torch.no_grad()
-    def _prepare(self, hypers: list[Hyper]) -> None:
-        """The slow path: checks everything, makes missing state, and gives every backend its groups."""
-        for backend in self._execution.backends:
+    def _prepare(self, hypers: list[Hyper], scaled: bool, needs_state: bool) -> list[Hyper]:
+        """The slow path: checks everything, makes the state that is needed and missing, and gives every backend its groups."""
+        execution, groups = self._execution, self.param_groups
+        for backend in execution.backends:
             backend.release_gradients()
-        check_parameters(self.spec, self.param_groups)
-        check_rows(self.spec, self.param_groups)
-        check_gradients(self.param_groups)
-        check_state(self.spec, self.param_groups, self.state, self._execution.counts_on_device)
-        backends = registry.make_backends(self.spec, self.param_groups, self._execution.graph_tensors)
+        check_parameters(self.spec, groups)
+        check_rows(self.spec, groups)
+        check_gradients(groups)
+        check_state(self.spec, groups, self.state, execution.counts_on_device)
+        backends = registry.make_backends(self.spec, groups, execution.graph_tensors)
+        execution.first = execution.unstepped(self.state)
+        execution.backends, execution.layout = [], []
         with torch.inference_mode(False):  # or no later step could write to it
-            for group, h in zip(self.param_groups, hypers, strict=True):
-                self._execution.provisional.update(self._make_state(group, h))
+            if scaled and self._counts_must_move(backends):
+                execution.counts_on_device, execution.cached = True, []
+                move_counts(self.spec, groups, self.state)
+                hypers = self._hypers()
+            if needs_state:
+                execution.first |= make_state(self.spec, groups, hypers, self.state, execution.counts_on_device)
         for backend in backends:
-            backend.bind(self.state, list(self._execution.provisional))
-            if not backend.ready(self.param_groups, hypers):
+            backend.bind(self.state, list(execution.first))
+            if not backend.ready(groups, hypers, needs_state):
                 raise RuntimeError(f"onepass: backend {backend.name!r} refuses tensors that passed every check; a bug")
-        self._execution.backends = backends
+        execution.backends = backends
+        return hypers
 
-    def _make_state(self, group: dict[str, Any], h: Hyper) -> list[Tensor]:
-        """Makes the missing state of the parameters that have a gradient; returns those whose moments are new."""
-        first = []
-        for p in group["params"]:
-            if p.grad is None or not (has_moments(self.spec, h) or self.spec.counted):
-                continue
-            state = self.state[p]
-            if self.spec.counted and state.get("step") is None:
-                device = step_device(p, group, self._execution.counts_on_device)
-                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            if self.spec.projected and p.dim() > 1 and state.get("gate_counter") is None:
-                state["gate_counter"] = torch.ones((), dtype=torch.uint8, device=p.device)
-            for key in self.spec.moments if has_moments(self.spec, h) else ():
-                if state.get(key) is None:
-                    state[key] = torch.zeros_like(p, dtype=moment_dtype(p.dtype), requires_grad=False)
-                    first.append(p)
-        return first
+    def _counts_must_move(self, backends: list[Backend]) -> bool:
+        """Whether there are step counts that the host keeps and a device can: it alone may know whether a scaled step was
+        skipped."""
+        return not self._execution.counts_on_device and any(
+            [
+                backend.capturable and not self.param_groups[i]["capturable"]
+                for backend in backends
+                for i in backend.indices
+            ]
+        )
 
     def last_step(self) -> LastStep:
         """Gate statistics of the last step: a snapshot, as a mapping from each projected parameter that was stepped to its
@@ -208,77 +208,6 @@ class Optimizer(Checkpointed):
         first step, and for optimizers without projection. A step that a gradient scaler has skipped does not count.
         """
         return LastStep([part for backend in self._execution.stepped for part in backend.verdicts()], self.param_groups)
-
-    # ------------------------------------------------------------------ scaled gradients
-
-    @disable_dynamo
-    @one_thread_after_fork
-    def clip_grad_norm_(self, max_norm: float | Tensor, *, error_if_nonfinite: bool = False) -> Tensor:
-        """Makes the next step clip the norm of all gradients of this optimizer, taken as one vector, to `max_norm`.
-
-            total_norm = sqrt(sum over all groups of |g|^2)        g = min(1, max_norm/(total_norm + 1e-6))*g
-
-        The same as `torch.nn.utils.clip_grad_norm_(params, max_norm)`, but the gradients are read once and not written:
-        the next step multiplies them by the coefficient, and no later one. A second call clips the clipped gradients, or
-        starts anew if all gradients are new. With a `torch.amp.GradScaler`, call `scaler.unscale_(optimizer)` before.
-        `zero_grad` forgets the coefficient; a copy of the optimizer does not have it.
-
-        Args:
-            max_norm: at least 0.
-            error_if_nonfinite: raise RuntimeError if the norm is infinite or NaN, which waits for the device. Otherwise
-                such a norm makes the coefficient 0 or NaN, as in torch.
-
-        Returns the norm before clipping, a tensor of one number on the device of the first group: float32, or float64 if
-        some parameter is; sums are taken in float64, in one fixed order.
-
-        Raises what `step` raises, and ValueError for a parameter that FSDP has sharded. The step raises RuntimeError if a
-        gradient was replaced or written to in between; writes through `.data` and by collectives are not detected.
-        """
-        limit = checked_max_norm(max_norm)
-        if truth_of(error_if_nonfinite) is None:
-            raise TypeError(f"error_if_nonfinite must be True or False, got {error_if_nonfinite!r}")
-        check_whole(self.param_groups)
-        clip = self._execution.clip
-        earlier = clip.coefficient_for(self.param_groups, may_be_new=True) if clip else None
-        self._make_ready(scaled=True)
-        square_sums = [backend.square_sum() for backend in self._execution.backends]
-        total_norm, self._execution.clip = clip_gradients(
-            square_sums, self.param_groups, limit, earlier, bool(error_if_nonfinite)
-        )
-        return total_norm
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch.optim. Forgets the coefficient of `clip_grad_norm_`."""
-        self._execution.clip = None
-        super().zero_grad(set_to_none)
-
-    def _scaling(self) -> Scaling:
-        """The factor of the gradients of the next step."""
-        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if self._execution.clip is None and grad_scale is None and found_inf is None:
-            return NO_SCALING
-        # To look for infinities, a scaler multiplies gradients that were not unscaled by 1.
-        writes = 0 if grad_scale is None else 1
-        clip = self._execution.clip
-        return Scaling(clip.coefficient_for(self.param_groups, writes) if clip else None, grad_scale, found_inf)
-
-    def _needs_counts_on_device(self) -> bool:
-        return any(
-            [
-                backend.capturable and not self.param_groups[i]["capturable"]
-                for backend in self._execution.backends
-                for i in backend.indices
-            ]
-        )
-
-    @torch.no_grad()
-    def _move_counts(self) -> None:
-        """Moves step counts to the devices of their parameters."""
-        self._execution.counts_on_device, self._execution.cached, self._execution.layout = True, [], []
-        for p in (p for group in self.param_groups for p in group["params"]):
-            own = self.state.get(p, {})
-            if self.spec.counted and own.get("step") is not None:
-                own["step"] = own["step"].to(p.device)
 
 
 def _is_plain(value: Any) -> bool:

@@ -32,19 +32,20 @@ class Backend(Protocol):
     def bind(self, state: Any, first: list[Tensor], exchanges: bool = False) -> None:
         """Binds the optimizer's state.
 
-        first: the parameters whose moments were made for the next step.
+        first: the parameters whose lazy buffer is new.
         exchanges: whether `stats` are changed between `update` and `decide`. No gate is decided before the update then.
         """
 
-    def ready(self, groups: Groups, hypers: list[Hyper]) -> bool:
-        """Reads the address of every tensor of the next step; False if anything differs from what was bound."""
+    def ready(self, groups: Groups, hypers: list[Hyper], needs_state: bool) -> bool:
+        """Reads the address of every tensor of the next step; False if anything differs from what was bound, or cannot be
+        stepped. needs_state: whether missing state counts as that. `square_sum` needs none."""
 
     def square_sum(self) -> Tensor:
         """The sum of squares over all gradients, float64, on their device. Only after `ready` returned True."""
 
     def begin(self, hypers: list[Hyper], scaling: Scaling) -> bool:
         """Begins a step: counts it, and computes its scalars. False, and no step, if it is known to be skipped. Only after
-        `ready` returned True."""
+        `ready` returned True, state included."""
 
     def gate_stats(self) -> None:
         """Decides the gates that must be known before the update."""
@@ -62,6 +63,9 @@ class Backend(Protocol):
 
     def correct(self) -> None:
         """Writes p where its gate was mispredicted or not known, and ends the step."""
+
+    def unstepped(self) -> list[Tensor]:
+        """Those of `first` with which no step was taken yet. Waits for the device if it alone knows."""
 
     def release_gradients(self) -> None:
         """Releases the gradients of which `ready` holds references, if no step follows."""

@@ -75,12 +75,15 @@ class CompiledBackend:
     def make_plan(self, **arguments: Any) -> None:
         raise NotImplementedError
 
-    def ready(self, groups: Groups, hypers: list[Hyper]) -> bool:
+    def ready(self, groups: Groups, hypers: list[Hyper], needs_state: bool) -> bool:
         mine = [hypers[i] for i in self.indices]
         if mine != self.hypers:
             self.plan.set_hypers(mine)
             self.hypers = mine
-        return self.plan.ready([groups[i]["params"] for i in self.indices])
+        return self.plan.ready([groups[i]["params"] for i in self.indices], needs_state)
+
+    def unstepped(self) -> list[Tensor]:
+        return [p for _, p in self.plan.unstepped()]
 
     def gate_stats(self) -> None:
         if self.spec.projected:

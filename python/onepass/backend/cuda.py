@@ -87,6 +87,15 @@ class CudaBackend(CompiledBackend):
         at = self.plan.square_sum_at
         return self.memory[at : at + 8].view(torch.float64)[0]
 
+    def unstepped(self) -> list[Tensor]:
+        candidates = self.plan.unstepped()
+        if not candidates:
+            return []
+        with self.on_device():
+            self.record_stream()  # it need not be the stream of the steps
+            not_on_device = self.memory[self.plan.first_steps_at :][: candidates[-1][0] + 1].tolist()
+        return [p for number, p in candidates if not_on_device[number]]
+
     def begin(self, hypers: list[Hyper], scaling: Scaling) -> bool:
         self.scaling = scaling.to(self.device)
         if self.unsure and self.decided is None:

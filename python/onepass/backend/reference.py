@@ -35,7 +35,7 @@ class ReferenceBackend:
         self.state, self.first, self.bound = state, {id(p) for p in first}, True
         self.stats = torch.zeros(len(self.params), len(STATS), dtype=torch.float64, device="cpu")
 
-    def ready(self, groups: Groups, hypers: list[Hyper]) -> bool:
+    def ready(self, groups: Groups, hypers: list[Hyper], needs_state: bool) -> bool:
         # Bound anew for every step: this is the specification, and checking everything is the safe thing to do.
         bound, self.bound = self.bound, False
         return bound
@@ -60,6 +60,7 @@ class ReferenceBackend:
                 continue
             h = self.hypers[group]
             pending = reference.update(self.spec, p, p.grad, self.state.get(p, {}), h, id(p) in self.first)
+            self.first.discard(id(p))
             if pending is not None:
                 self.stats[number] = torch.tensor(pending.rows.stats(), dtype=torch.float64, device="cpu")
                 self.pending.append((number, h, pending))
@@ -79,6 +80,9 @@ class ReferenceBackend:
             assert pending.verdict is not None
             self.last[p] = pending.verdict
         self.pending = []
+
+    def unstepped(self) -> list[Tensor]:
+        return [p for _, group in self.groups for p in group["params"] if id(p) in self.first]
 
     def release_gradients(self) -> None:
         pass  # it holds none

@@ -83,18 +83,18 @@ class TritonBackend:
                 self.bound.append(param)
         self.tables = TableUploader(self.spec, self.indices, self.bound, self.device, self.graph_tensors, exchanges)
 
-    def ready(self, groups: Groups, hypers: list[Hyper]) -> bool:
+    def ready(self, groups: Groups, hypers: list[Hyper], needs_state: bool) -> bool:
         for i, params in zip(self.indices, self.params, strict=True):
             given = groups[i]["params"]
             if len(given) != len(params) or not all([a is b for a, b in zip(given, params, strict=True)]):
                 return False
         self.hypers = [hypers[i] for i in self.indices]
         try:
-            return all([self.read(param) for param in self.bound])
+            return all([self.read(param, needs_state) for param in self.bound])
         except (KeyError, AttributeError, TypeError, RuntimeError, NotImplementedError):
             return False  # some tensor differs from what was bound; checks.py finds out how
 
-    def read(self, e: BoundParam) -> bool:
+    def read(self, e: BoundParam, needs_state: bool) -> bool:
         """Reads the addresses of a parameter, its gradient and its state; False if one differs from what was bound."""
         g = e.p.grad
         if g is None:
@@ -104,10 +104,15 @@ class TritonBackend:
         h = self.hypers[e.group]
         moments = self.spec.moments if has_moments(self.spec, h) else ()
         counted = self.spec.counted and self.spec.rule == "adam"
+        gated = e.projected
         own = self.state.get(e.p, {})  # without making an entry
+        if not needs_state and any(
+            [own.get(key) is None for key in (*moments, *["step"] * counted, *["gate_counter"] * gated)]
+        ):
+            moments, counted, gated = (), False, False
         e.operands = [e.p, g, *[own[key] for key in moments]]
         e.step = own["step"] if counted else None
-        e.counter = own["gate_counter"] if e.projected else None
+        e.counter = own["gate_counter"] if gated else None
         facts = [facts_of(t) for t in (*e.operands, e.step, e.counter) if t is not None]
         negated = g.is_neg()
         if facts == e.facts and negated == e.negated:
@@ -116,9 +121,8 @@ class TritonBackend:
         if forms[0] != e.form:
             return False
         if forms != e.forms:
-            if self.tables.structure is not None and forms != e.expected(
-                len(moments), counted, h.device_hyper is not None
-            ):
+            expected = e.expected(len(moments), counted, gated, h.device_hyper is not None)
+            if self.tables.structure is not None and forms != expected:
                 return False
             e.forms = forms
             e.facts = facts
@@ -127,6 +131,14 @@ class TritonBackend:
             return False
         e.facts, e.negated, self.changed = facts, negated, True
         return True
+
+    def unstepped(self) -> list[Tensor]:
+        numbers = [i for i, e in enumerate(self.bound) if e.first_step]
+        if not numbers:
+            return []
+        with self.on_device():
+            not_on_device = self.tables.first_steps.tolist()
+        return [self.bound[i].p for i in numbers if not_on_device[i]]
 
     # ------------------------------------------------------------------ the step
 

@@ -53,14 +53,15 @@ class BoundParam:
         self.buffers: dict[int, Tensor] = {}  # copies of operands whose layout the kernels cannot read
         self.bucket: Any = None
 
-    def expected(self, moments: int, counted: bool, capturable: bool) -> list[tuple[Any, ...]]:
-        """The forms that a gradient and state must have if they were missing when the parameter was bound."""
+    def expected(self, moments: int, counted: bool, gated: bool, capturable: bool) -> list[tuple[Any, ...]]:
+        """The forms that a gradient and state must have if they were missing when the parameter was bound. counted, gated:
+        whether there are a step count and a gate counter."""
         dtype, *like = self.form  # as it was bound: another dtype or shape needs another plan
         work, one = moment_dtype(dtype), (torch.Size(()), ())
         forms: list[tuple[Any, ...]] = [self.form, self.form, *[(work, *like)] * moments]
         if counted:
             forms.append((torch.float32, *one, like[2] if capturable else torch.device("cpu"), torch.strided))
-        if self.projected:
+        if gated:
             forms.append((torch.uint8, *one, like[2], torch.strided))
         return forms
 

@@ -1,0 +1,49 @@
+"""The state of parameters: what a step makes of it, and where its step counts are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from .checks import Group, step_device
+from .dtypes import moment_dtype
+from .hyperparams import Hyper, has_moments
+from .spec import OptimizerSpec
+
+
+def make_state(
+    spec: OptimizerSpec, groups: Sequence[Group], hypers: Sequence[Hyper], state: Any, counts_on_device: bool
+) -> dict[Tensor, ref[Tensor]]:
+    """Makes the missing state of the parameters that have a gradient; returns those whose lazy buffer is new, with the
+    buffer. Any other new state is the same as one that no step has changed yet."""
+    first = {}
+    for group, h in zip(groups, hypers, strict=True):
+        if not (has_moments(spec, h) or spec.counted):
+            continue
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            own = state[p]
+            if spec.counted and own.get("step") is None:
+                device = step_device(p, group, counts_on_device)
+                own["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            if spec.projected and p.dim() > 1 and own.get("gate_counter") is None:
+                own["gate_counter"] = torch.ones((), dtype=torch.uint8, device=p.device)
+            for key in spec.moments if has_moments(spec, h) else ():
+                if own.get(key) is None:
+                    own[key] = torch.zeros_like(p, dtype=moment_dtype(p.dtype), requires_grad=False)
+                    if spec.lazy_buffer:
+                        first[p] = ref(own[key])
+    return first
+
+
+def move_counts(spec: OptimizerSpec, groups: Sequence[Group], state: Any) -> None:
+    """Moves step counts to the devices of their parameters."""
+    for p in (p for group in groups for p in group["params"]):
+        own = state.get(p, {})
+        if spec.counted and own.get("step") is not None:
+            own["step"] = own["step"].to(p.device)
