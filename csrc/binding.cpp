@@ -242,18 +242,15 @@ bool Binding::read(Source& source, Tensor& t, PyObject* gradient, bool needs_sta
   return moments_of(plan_.rule_id(t.group)) == 0 || read_state(source, t, needs_state);
 }
 
-// What is missing of the state has no address then; if it is needed, that is refused.
+// What was missing of the state when it was bound has no address; where state is needed, that is refused.
 bool Binding::read_state(Source& source, Tensor& t, bool needs_state) const {
   if (source.state ? !same_entries(source) : needs_state) return false;
   const auto may_lack = [&](PyObject* object) { return !needs_state && (!object || object == Py_None); };
   const RuleId rule_id = plan_.rule_id(t.group);
   const Dtype work = t.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-  for (int j = 0; j < moments_of(rule_id); ++j) {
-    if (may_lack(source.moment[j]))
-      t.moment[j].data = nullptr;
-    else if (!source.moment[j] || !read_operand(source.moment[j], t, work, t.moment[j]))
+  for (int j = 0; j < moments_of(rule_id); ++j)
+    if (!may_lack(source.moment[j]) && !(source.moment[j] && read_operand(source.moment[j], t, work, t.moment[j])))
       return false;
-  }
   const dlpack::Device count_device = plan_.device_hypers[t.group].on_device ? device_ : dlpack::Device{dlpack::cpu, 0};
   if (rule_id == RuleId::adam) t.step = static_cast<float*>(number(source.step, 32, count_device));
   if (rule_id == RuleId::adam && !t.step && !may_lack(source.step)) return false;

@@ -30,14 +30,14 @@ def _optimizer(record: Record, backend: str) -> Any:
     return train(record.make(groups, backend=backend, **record.typical), range(2))
 
 
-def _error(case: Case, backend: str) -> tuple[BaseException, Snapshot]:
+def _error(case: Case, backend: str, clips: bool = False) -> tuple[BaseException, Snapshot]:
     opt = _optimizer(RECORDS[case.record], backend)
     feed(opt, 2)
     group = opt.param_groups[1]
     case.spoil(opt, group, group["params"][1])
     before = Snapshot(opt)
     with pytest.raises(case.kind) as caught:
-        opt.step()
+        opt.clip_grad_norm_(1.0) if clips else opt.step()
     return caught.value, before
 
 
@@ -45,6 +45,16 @@ def _error(case: Case, backend: str) -> tuple[BaseException, Snapshot]:
 @each_case
 def test_message_and_nothing_written(backend: str, case: Case) -> None:
     error, before = _error(case, backend)
+    before.assert_unchanged()
+    assert type(error) is case.kind
+    for words in (case.about, *case.words):
+        assert words in str(error)
+
+
+@each_backend
+@each_case
+def test_a_clipping_refuses_the_same(backend: str, case: Case) -> None:
+    error, before = _error(case, backend, clips=True)
     before.assert_unchanged()
     assert type(error) is case.kind
     for words in (case.about, *case.words):

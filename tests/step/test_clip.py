@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 import onepass
 from compare import Snapshot, assert_same_bits, assert_same_state
-from drive import feed, parameters, parameters_of, train
+from drive import feed, parameters, parameters_of, through_a_file, train
 from emulated_backend import emulated
 from records import BACKENDS, Record, each_backend, each_dtype, each_optimizer
 from tensors import LAYOUTS, Guarded, values
@@ -364,6 +364,81 @@ def test_a_gradient_that_is_gone() -> None:
     twin.clip_grad_norm_(1e-3)
     twin.step()
     assert_same_bits(parameters_of(opt)[0], parameters_of(twin)[0], "a parameter with a gradient")
+
+
+# ------------------------------------------------------------------ it makes no state
+
+
+@each_backend
+@each_optimizer
+def test_no_state_is_made(record: Record, backend: str) -> None:
+    """Nor is any saved or copied, and a run that is resumed from there has the bits of the unbroken one."""
+    opt, resumed = make(record, backend), make(record, backend)
+    feed(opt, 0)
+    for _ in range(2):
+        opt.clip_grad_norm_(0.5)
+        assert not opt.state
+    saved = opt.state_dict()
+    assert not saved["state"] and not copy.deepcopy(opt).state
+    resumed.load_state_dict(through_a_file(saved))
+    opt.step()
+    train_clipped(resumed, [0])
+    assert_same_state(opt, resumed)
+
+
+def train_clipped(opt: Any, times: Iterable[int]) -> None:
+    for time in times:
+        feed(opt, time)
+        opt.clip_grad_norm_(0.5)
+        opt.clip_grad_norm_(0.5)
+        opt.step()
+
+
+@each_backend
+@each_optimizer
+def test_gradients_that_come_with_a_clipping(record: Record, backend: str) -> None:
+    """Of parameters that were not stepped yet, beside others that were: the bits of a run that clips by hand."""
+    ours, plain = make(record, backend), make(record, backend)
+    late = slice(0, None, 2)
+    for time in range(4):
+        for each in (ours, plain):
+            feed(each, time)
+            for p in parameters_of(each)[late] if time < 2 else ():
+                p.grad = None
+        if time:
+            before = {p: dict(own) for p, own in ours.state.items()}
+            total_norm = ours.clip_grad_norm_(0.5)
+            assert ours.state.keys() == before.keys()
+            assert all(ours.state[p].keys() == own.keys() for p, own in before.items())
+            plain.grad_scale = 1 / torch.clamp(0.5 / (total_norm + 1e-6), max=1.0).double()
+        ours.step()
+        plain.step()
+    for p, q in zip(parameters_of(ours), parameters_of(plain), strict=True):
+        assert_same_bits(p, q, "parameter")
+
+
+@each_backend
+@each_optimizer
+def test_state_that_is_gone_or_partly_there(record: Record, backend: str) -> None:
+    """A clipping takes what is there of the state for what it is, and leaves it so."""
+    ours, plain = make(record, backend), make(record, backend)
+    for each in (ours, plain):
+        train_clipped(each, range(2))
+        params = parameters_of(each)
+        each.state.pop(params[0])
+        each.state[params[1]] = {"of a hook": 1}
+        each.state[params[2]].pop(record.moments[0])
+        each.state[params[3]][record.moments[-1]] = None
+        for key in ("step", "gate_counter"):
+            each.state[params[5]].pop(key, None)
+        feed(each, 2)
+    before = {p: dict(own) for p, own in ours.state.items()}
+    want = norm_of(gradients_of(ours))
+    assert float(ours.clip_grad_norm_(1e9)) == pytest.approx(want, rel=1e-6)
+    assert {p: dict(own) for p, own in ours.state.items()} == before
+    ours.step()
+    plain.step()
+    assert_same_bits_but_gradients(ours, plain)
 
 
 def test_clipping_in_a_closure() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +30,14 @@ def make(record: Record, backend: str = "cpu", **changed: Any) -> Any:
 
 def scaler_of(scale: float = SCALE) -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+
+
+@contextlib.contextmanager
+def only_the_device_knows() -> Iterator[None]:
+    """Which steps are skipped, as on a GPU. The tensors of these tests are the host's, which would know too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onepass.scaling.Scaling, "known_to_skip", False)
+        yield
 
 
 def feed_scaled(opt: Any, time: int, scaler: torch.amp.GradScaler, overflow: bool = False) -> None:
@@ -169,8 +178,12 @@ def test_nothing_changes_on_overflow(record: Record, backend: str) -> None:
     feed_scaled(opt, 3, scaler, overflow=True)
     before = Snapshot(opt)
     scaler.step(opt)
-    scaler.update()
     before.assert_unchanged()
+    with only_the_device_knows():
+        opt.grad_scale, opt.found_inf = torch.tensor(SCALE), torch.tensor(1.0)
+        opt.step()
+    before.assert_unchanged()
+    scaler.update()
     assert scaler.get_scale() == SCALE / 2
 
 
@@ -199,7 +212,8 @@ def test_a_run_with_overflows(
         feed_scaled(opt, time, scaler, overflow)
         scaler.unscale_(opt) if clips else None
         opt.clip_grad_norm_(0.7) if clips else None
-        scaler.step(opt)
+        with only_the_device_knows():
+            scaler.step(opt)
         scaler.update()
         if not overflow:
             feed(plain, time)
@@ -213,24 +227,75 @@ def test_a_run_with_overflows(
             assert float(opt.state[p].get(key, 0)) == float(plain.state[q].get(key, 0))
 
 
-@each_device
-def test_overflow_after_memory_was_replaced(backend: str) -> None:
-    """The first step does not take place, and the second is bound anew."""
+CHANGES = {
+    "memory": lambda opt: [
+        setattr(p, "data", p.data.clone(memory_format=torch.contiguous_format)) for p in parameters_of(opt)
+    ],
+    "groups": lambda opt: opt.add_param_group({"params": [torch.ones(3)]}),
+    "copy": copy.deepcopy,
+    "state dict": lambda opt: opt.load_state_dict(through_a_file(opt.state_dict())),
+}
+
+
+@pytest.mark.parametrize("knows", ["host", "device"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@each_backend
+def test_overflow_and_then_a_change(backend: str, change: Any, knows: str) -> None:
+    """The first step does not take place, and the second is bound anew: its buffers are the first ones, undampened."""
     arguments = dict(lr=0.05, momentum=0.6, dampening=0.4)
     opt, plain, scaler = (
         make(RECORDS["SGD"], backend, **arguments),
         make(RECORDS["SGD"], backend, **arguments),
         scaler_of(),
     )
-    feed_scaled(opt, 0, scaler, overflow=True)
-    scaler.step(opt)
-    scaler.update()
-    for p in parameters_of(opt):
-        p.data = p.data.clone(memory_format=torch.contiguous_format)
-    opt.param_groups[0]["backend"] = backend
-    opt._execution.layout = []  # as after a change of the groups
+    for time in range(2):
+        feed_scaled(opt, time, scaler, overflow=True)
+        with only_the_device_knows() if knows == "device" else contextlib.nullcontext():
+            scaler.step(opt)
+        scaler.update()
+    old = opt._execution.backends
+    changed = change(opt)
+    opt = changed if isinstance(changed, onepass.SGD) else opt
+    opt._execution.layout = []  # or the backend "cpu" would not be bound anew after `memory`
     train_scaled(opt, range(3), scaler)
+    assert opt._execution.backends is not old
     train(plain, range(3))
+    for p, q in zip(parameters_of(opt), parameters_of(plain), strict=False):
+        assert_same_bits(p, q, "parameter")
+
+
+@each_backend
+def test_a_buffer_that_replaces_a_new_one(backend: str) -> None:
+    """It has steps behind it: it is neither left out of a checkpoint nor stepped undampened."""
+    arguments = dict(lr=0.05, momentum=0.6, dampening=0.4)
+    opt, plain = make(RECORDS["SGD"], backend, **arguments), make(RECORDS["SGD"], backend, **arguments)
+    opt.grad_scale, opt.found_inf = torch.tensor(1.0), torch.tensor(1.0)
+    with only_the_device_knows():
+        train(opt, [0])
+    del opt.grad_scale, opt.found_inf
+    for each in (opt, plain):
+        for p in parameters_of(each):
+            each.state[p]["momentum_buffer"] = torch.full_like(p, 0.5, requires_grad=False)
+    assert len(opt.state_dict()["state"]) == len(plain.state_dict()["state"]) > 0
+    train(opt, range(2))
+    train(plain, range(2))
+    for p, q in zip(parameters_of(opt), parameters_of(plain), strict=True):
+        assert_same_bits(p, q, "parameter")
+
+
+@pytest.mark.parametrize("knows", ["host", "device"])
+@each_backend
+def test_buffers_are_dampened_after_their_first_step(backend: str, knows: str) -> None:
+    """Also when they are bound anew, or saved, where only the device knows that the step was taken."""
+    arguments = dict(lr=0.05, momentum=0.6, dampening=0.4)
+    opt, plain = make(RECORDS["SGD"], backend, **arguments), make(RECORDS["SGD"], backend, **arguments)
+    with only_the_device_knows() if knows == "device" else contextlib.nullcontext():
+        train_scaled(opt, range(2))
+        opt._execution.layout = []
+        train_scaled(opt, [2])
+        assert len(opt.state_dict()["state"]) == len(parameters_of(opt))
+        train_scaled(opt, [3])
+    train(plain, range(4))
     for p, q in zip(parameters_of(opt), parameters_of(plain), strict=True):
         assert_same_bits(p, q, "parameter")
 
@@ -263,6 +328,7 @@ def test_what_was_not_stepped_is_not_saved(backend: str, happens: str) -> None:
     opt, plain = [make(record, backend, lr=0.1, momentum=0.9, dampening=0.5) for _ in range(2)]
     feed_scaled(opt, 0, scaler := scaler_of(), overflow=happens == "overflow")
     opt.clip_grad_norm_(1.0) if happens == "clipping" else scaler.step(opt)
+    assert not opt.state
     saved = opt.state_dict()
     assert not saved["state"]
     resumed = make(record, backend, lr=0.1, momentum=0.9, dampening=0.5)
@@ -421,7 +487,7 @@ def test_the_kernels_take_a_scale_of_floats_only(place: int) -> None:
     (bound,) = opt._execution.backends
     p.grad = torch.ones(3)
     before = p.clone()
-    assert bound.ready(opt.param_groups, bound.hypers)
+    assert bound.ready(opt.param_groups, bound.hypers, True)
     scales = [torch.tensor(1 if i == place else 1.0) for i in range(3)]
     with pytest.raises(RuntimeError, match="scale of the gradients is not a float32 or float64 number on their device"):
         bound.plan.begin(bound.indices, *scales)

@@ -79,7 +79,8 @@ class TritonBackend:
         for group, params in enumerate(self.params):
             for p in params:
                 param = BoundParam(p, group, self.spec.projected and p.dim() > 1 and p.numel() > 0)
-                param.first_step = self.spec.lazy_buffer and id(p) in new
+                param.first_step = id(p) in new
+                param.new_buffer = state[p][self.spec.moments[0]] if param.first_step else None
                 self.bound.append(param)
         self.tables = TableUploader(self.spec, self.indices, self.bound, self.device, self.graph_tensors, exchanges)
 
@@ -118,7 +119,7 @@ class TritonBackend:
         if facts == e.facts and negated == e.negated:
             return True
         forms = [form for _, form in facts]
-        if forms[0] != e.form:
+        if forms[0] != e.form or (e.first_step and moments and own[moments[0]] is not e.new_buffer):
             return False
         if forms != e.forms:
             expected = e.expected(len(moments), counted, gated, h.device_hyper is not None)
@@ -191,7 +192,7 @@ class TritonBackend:
             foreach_add_(counted, 1.0)
         for e in active:
             if e.first_step and not self.tables.device_hyper(e):
-                e.first_step, e.facts = False, []  # the table is to be sent again
+                e.first_step, e.new_buffer, e.facts = False, None, []  # the table is to be sent again
         decided: Decided = [(i, e.p) for i, e in enumerate(self.bound) if e.operands and e.projected]
         if self.scaling.found_inf is None:
             self.decided = DecidedParams(decided)

@@ -48,6 +48,7 @@ class BoundParam:
         self.step: Tensor | None = None
         self.counter: Tensor | None = None
         self.negated = self.first_step = False
+        self.new_buffer: Tensor | None = None  # kept, so that no other tensor has its address
         self.facts: list[Facts] = []
         self.forms: list[tuple[Any, ...]] = []
         self.buffers: dict[int, Tensor] = {}  # copies of operands whose layout the kernels cannot read
