@@ -15,7 +15,7 @@ import onepass
 from compare import Snapshot, assert_same_bits, assert_same_state
 from drive import gradient_at, parameters, parameters_of, train
 from graphs_of_triton import Graph
-from onepass.backend.triton import tables as triton_tables
+from onepass.backend.triton import graph_tables
 from records import RECORDS, Record, each_optimizer
 from tensors import values
 
@@ -119,10 +119,11 @@ def test_what_kernels_reach_through_addresses_stays() -> None:
     train(opt, range(2))
     (entry,) = opt._execution.backends[0].bound
     assert entry.buffers
-    read = [weakref.ref(t) for t in (*entry.buffers.values(), opt._execution.backends[0].tables.numbers)]
+    read = [weakref.ref(t) for t in (*entry.buffers.values(), opt._execution.backends[0].tables.scalars.numbers)]
     Graph(opt.step)
     del entry
-    opt.add_param_group({"params": [values((5,), torch.float32, 9)]})
+    opt._execution.forget()
+    opt._execution.stepped = []  # which last_step would ask
     gc.collect()
     assert all(t() is not None for t in read)
 
@@ -130,7 +131,7 @@ def test_what_kernels_reach_through_addresses_stays() -> None:
 def test_many_captures() -> None:
     """Only so many find memory; a step makes more. What is refused has changed nothing, and what comes next is right."""
     opt, other = pair(RECORDS["AdamW"])
-    for _ in range(triton_tables.SPARES):
+    for _ in range(graph_tables.SPARES):
         Graph(opt.step)
     give(opt, gradients(opt, 2))
     before = Snapshot(opt)

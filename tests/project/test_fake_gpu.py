@@ -112,8 +112,8 @@ def test_tables_are_kept_for_the_stream_that_uses_them(gpu: FakeGpu) -> None:
     recorded = stepped("another")
     tables = [t for t in vars(bound.tables.sent).values() if isinstance(t, Tensor)]
     buffers = list(bound.bound[0].buffers.values())
-    assert buffers and bound.tables.numbers is not None
-    assert recorded >= {t.data_ptr() for t in (*tables, *buffers, bound.tables.numbers)}
+    assert buffers and bound.tables.scalars.numbers is not None
+    assert recorded >= {t.data_ptr() for t in (*tables, *buffers, bound.tables.scalars.numbers)}
     assert stepped("another") == set()
 
 

@@ -12,8 +12,7 @@ import torch
 from onepass.triton_kernels import launch
 from torch import Tensor
 
-from onepass.backend.triton import backend as triton_backend
-from onepass.backend.triton import tables as triton_tables
+from onepass.backend.triton import upload
 
 
 class Weak:
@@ -49,9 +48,8 @@ class Graph:
         self.copies: list[tuple[Weak, Weak]] = []
         self.steps: list[tuple[Any, dict[str, Weak], tuple[Any, ...], dict[str, Any]]] = []
         with pytest.MonkeyPatch.context() as patch:
-            for module in (triton_backend, triton_tables):
-                patch.setattr(module, "capturing", lambda device: True)
-            patch.setattr(triton_tables.TableUploader, "to_device", lambda _, host: self.copy(host))
+            patch.setattr(upload, "capturing", lambda device: True)
+            patch.setattr(upload, "to_device", lambda host, device: self.copy(host))
             patch.setattr(launch, "Step", self.captured)
             step()
 

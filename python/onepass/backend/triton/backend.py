@@ -23,8 +23,9 @@ from ...spec import OptimizerSpec
 from ...torch_compat import foreach_add_
 from ..base import Groups
 from ..decided import Decided, DecidedParams, rows_of
-from .bound_param import BoundParam, facts_of
-from .tables import CAPTURING, TableUploader, capturing
+from . import upload
+from .bound_param import BoundParam, Reading
+from .tables import TableUploader
 
 OLDEST = (3, 5)
 
@@ -59,8 +60,7 @@ class TritonBackend:
         self.params = [list(groups[i]["params"]) for i in indices]
         self.device = self.params[0][0].device
         self.on_gpu = self.device.type == "cuda"
-        if capturing(self.device):
-            raise RuntimeError(CAPTURING)
+        upload.refuse_capture(self.device)
         self.graph_tensors = graph_tensors
         self.launches: list[str] = []  # of the last step
         self.decided = DecidedParams([])
@@ -91,47 +91,19 @@ class TritonBackend:
                 return False
         self.hypers = [hypers[i] for i in self.indices]
         try:
-            return all([self.read(param, needs_state) for param in self.bound])
+            readings = [self.read(param, needs_state) for param in self.bound]
         except (KeyError, AttributeError, TypeError, RuntimeError, NotImplementedError):
             return False  # some tensor differs from what was bound; checks.py finds out how
+        self.changed |= Reading.CHANGED in readings
+        return Reading.DIFFERS not in readings
 
-    def read(self, e: BoundParam, needs_state: bool) -> bool:
-        """Reads the addresses of a parameter, its gradient and its state; False if one differs from what was bound."""
-        g = e.p.grad
-        if g is None:
-            self.changed |= bool(e.operands)
-            e.operands, e.facts = [], []
-            return True
+    def read(self, e: BoundParam, needs_state: bool) -> Reading:
         h = self.hypers[e.group]
         moments = self.spec.moments if has_moments(self.spec, h) else ()
         counted = self.spec.counted and self.spec.rule == "adam"
-        gated = e.projected
         own = self.state.get(e.p, {})  # without making an entry
-        if not needs_state and any(
-            [own.get(key) is None for key in (*moments, *["step"] * counted, *["gate_counter"] * gated)]
-        ):
-            moments, counted, gated = (), False, False
-        e.operands = [e.p, g, *[own[key] for key in moments]]
-        e.step = own["step"] if counted else None
-        e.counter = own["gate_counter"] if gated else None
-        facts = [facts_of(t) for t in (*e.operands, e.step, e.counter) if t is not None]
-        negated = g.is_neg()
-        if facts == e.facts and negated == e.negated:
-            return True
-        forms = [form for _, form in facts]
-        if forms[0] != e.form or (e.first_step and moments and own[moments[0]] is not e.new_buffer):
-            return False
-        if forms != e.forms:
-            expected = e.expected(len(moments), counted, gated, h.device_hyper is not None)
-            if self.tables.structure is not None and forms != expected:
-                return False
-            e.forms = forms
-            e.facts = facts
-            e.lay_out()
-        if any(address == 0 and t.numel() for (address, _), t in zip(facts, e.operands, strict=False)):
-            return False
-        e.facts, e.negated, self.changed = facts, negated, True
-        return True
+        bound = self.tables.structure is not None
+        return e.read(own, moments, counted, needs_state, h.device_hyper is not None, bound)
 
     def unstepped(self) -> list[Tensor]:
         numbers = [i for i, e in enumerate(self.bound) if e.first_step]
@@ -214,7 +186,7 @@ class TritonBackend:
         if self.on_gpu and torch.cuda.current_stream(self.device) != self.stream:
             self.stream = torch.cuda.current_stream(self.device)
             buffers = [buffer for e in self.bound for buffer in e.buffers.values()]
-            for table in (*vars(tables).values(), self.tables.numbers, *buffers):
+            for table in (*vars(tables).values(), self.tables.scalars.numbers, *buffers):
                 if isinstance(table, Tensor):  # torch must not reuse it before this stream is done
                     table.record_stream(self.stream)
         for e in self.bound:

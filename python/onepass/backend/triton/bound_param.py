@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -12,6 +13,12 @@ from ...dtypes import moment_dtype
 
 # The address of a tensor, and its form: what must not change after binding.
 Facts = tuple[int, tuple[Any, ...]]
+
+
+class Reading(Enum):
+    """What has been found of a parameter's tensors: as at the last step, moved, or not what was bound."""
+
+    SAME, CHANGED, DIFFERS = range(3)
 
 
 def facts_of(t: Tensor) -> Facts:
@@ -54,14 +61,57 @@ class BoundParam:
         self.buffers: dict[int, Tensor] = {}  # copies of operands whose layout the kernels cannot read
         self.bucket: Any = None
 
-    def expected(self, moments: int, counted: bool, gated: bool, capturable: bool) -> list[tuple[Any, ...]]:
+    def read(
+        self,
+        own: dict[str, Any],
+        moments: Sequence[str],
+        counted: bool,
+        needs_state: bool,
+        on_device: bool,
+        planned: bool,
+    ) -> Reading:
+        """Reads the addresses of the parameter, its gradient and its state `own`.
+
+        moments, counted: which state a step reads. on_device: whether the device counts the steps. planned: whether there is a plan, made for operands of some form.
+        """
+        g, gated = self.p.grad, self.projected
+        if g is None:
+            had_one = bool(self.operands)
+            self.operands, self.facts = [], []
+            return Reading.CHANGED if had_one else Reading.SAME
+        if not needs_state:
+            keys = (*moments, *["step"] * counted, *["gate_counter"] * gated)
+            if any([own.get(key) is None for key in keys]):
+                moments, counted, gated = (), False, False
+        self.operands = [self.p, g, *[own[key] for key in moments]]
+        self.step = own["step"] if counted else None
+        self.counter = own["gate_counter"] if gated else None
+        facts = [facts_of(t) for t in (*self.operands, self.step, self.counter) if t is not None]
+        negated = g.is_neg()
+        if facts == self.facts and negated == self.negated:
+            return Reading.SAME
+        forms = [form for _, form in facts]
+        if forms[0] != self.form or (self.first_step and moments and own[moments[0]] is not self.new_buffer):
+            return Reading.DIFFERS
+        if forms != self.forms:
+            if planned and forms != self.expected(len(moments), counted, gated, on_device):
+                return Reading.DIFFERS
+            self.forms = forms
+            self.facts = facts
+            self.lay_out()
+        if any(address == 0 and t.numel() for (address, _), t in zip(facts, self.operands, strict=False)):
+            return Reading.DIFFERS
+        self.facts, self.negated = facts, negated
+        return Reading.CHANGED
+
+    def expected(self, moments: int, counted: bool, gated: bool, on_device: bool) -> list[tuple[Any, ...]]:
         """The forms that a gradient and state must have if they were missing when the parameter was bound. counted, gated:
         whether there are a step count and a gate counter."""
         dtype, *like = self.form  # as it was bound: another dtype or shape needs another plan
         work, one = moment_dtype(dtype), (torch.Size(()), ())
         forms: list[tuple[Any, ...]] = [self.form, self.form, *[(work, *like)] * moments]
         if counted:
-            forms.append((torch.float32, *one, like[2] if capturable else torch.device("cpu"), torch.strided))
+            forms.append((torch.float32, *one, like[2] if on_device else torch.device("cpu"), torch.strided))
         if gated:
             forms.append((torch.uint8, *one, like[2], torch.strided))
         return forms

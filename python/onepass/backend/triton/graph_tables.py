@@ -1,0 +1,52 @@
+"""Tables for steps that are captured into CUDA graphs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import upload
+
+# Captures between two ordinary steps. Each takes pinned memory of its own, 128 bytes for a tensor, which cannot be had
+# during a capture.
+SPARES = 8
+
+
+class GraphTables:
+    """Makes the tables of captured steps, and keeps what their graphs point to.
+
+    graph_tensors: takes every tensor that a captured graph points to.
+    """
+
+    def __init__(self, device: torch.device, graph_tensors: list[Tensor]):
+        self.device, self.graph_tensors = device, graph_tensors
+        self.spares: list[Tensor] = []
+
+    def reserve(self, tensors: int, width: int) -> None:
+        """Reserves pinned memory for later captures, each of a table of so many tensors."""
+        missing = SPARES - len(self.spares)
+        if missing:
+            pinned = self.device.type == "cuda"
+            shape = (missing, tensors, width)
+            self.spares += torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=pinned).unbind()
+
+    def tables(self, sent: Any, rows: list[list[int]], others: list[Tensor]) -> Any:
+        """The tables `sent` with a table of tensors of its own, which every replay sends again from the same memory.
+
+        others: what the kernels read besides the tables.
+        """
+        if not self.spares:
+            raise RuntimeError(upload.CAPTURING)
+        host = self.spares.pop()
+        host.copy_(torch.tensor(rows, device="cpu"))
+        tables = replace(sent, tensors=upload.to_device(host, self.device))
+        self.keep([host, *others, *[t for t in vars(tables).values() if isinstance(t, Tensor)]])
+        return tables
+
+    def keep(self, tensors: list[Tensor]) -> None:
+        """Keeps tensors alive as long as the optimizer."""
+        known = set(map(id, self.graph_tensors))
+        self.graph_tensors += [t for t in tensors if id(t) not in known]
