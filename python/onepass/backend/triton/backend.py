@@ -24,7 +24,7 @@ from ...torch_compat import foreach_add_
 from ..base import Groups
 from ..decided import Decided, DecidedParams, rows_of
 from . import upload
-from .bound_param import BoundParam, Reading
+from .bound_param import BoundParam, Wanted
 from .tables import TableUploader
 
 OLDEST = (3, 5)
@@ -90,20 +90,18 @@ class TritonBackend:
             if len(given) != len(params) or not all([a is b for a, b in zip(given, params, strict=True)]):
                 return False
         self.hypers = [hypers[i] for i in self.indices]
+        counted, planned = self.spec.counted and self.spec.rule == "adam", self.tables.structure is not None
+        wanted: list[Wanted] = [
+            (self.spec.moments if has_moments(self.spec, h) else (), counted, h.device_hyper is not None, planned)
+            for h in self.hypers
+        ]
         try:
-            readings = [self.read(param, needs_state) for param in self.bound]
+            # get(), so that no entry is made of a parameter that has none.
+            readings = {e.read(self.state.get(e.p, {}), wanted[e.group], needs_state) for e in self.bound}
         except (KeyError, AttributeError, TypeError, RuntimeError, NotImplementedError):
             return False  # some tensor differs from what was bound; checks.py finds out how
-        self.changed |= Reading.CHANGED in readings
-        return Reading.DIFFERS not in readings
-
-    def read(self, e: BoundParam, needs_state: bool) -> Reading:
-        h = self.hypers[e.group]
-        moments = self.spec.moments if has_moments(self.spec, h) else ()
-        counted = self.spec.counted and self.spec.rule == "adam"
-        own = self.state.get(e.p, {})  # without making an entry
-        bound = self.tables.structure is not None
-        return e.read(own, moments, counted, needs_state, h.device_hyper is not None, bound)
+        self.changed |= "changed" in readings
+        return "differs" not in readings
 
     def unstepped(self) -> list[Tensor]:
         numbers = [i for i, e in enumerate(self.bound) if e.first_step]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,12 +12,11 @@ from ...dtypes import moment_dtype
 
 # The address of a tensor, and its form: what must not change after binding.
 Facts = tuple[int, tuple[Any, ...]]
-
-
-class Reading(Enum):
-    """What has been found of a parameter's tensors: as at the last step, moved, or not what was bound."""
-
-    SAME, CHANGED, DIFFERS = range(3)
+# Of a group: the state keys of the moments, whether a step reads a step count, whether the device counts, and whether there
+# is a plan, so that only the forms that it was made for will do.
+Wanted = tuple[Sequence[str], bool, bool, bool]
+# What was found of a parameter's tensors: as at the last step, elsewhere in memory or new, or not what was bound.
+Reading = Literal["same", "changed", "differs"]
 
 
 def facts_of(t: Tensor) -> Facts:
@@ -61,24 +59,14 @@ class BoundParam:
         self.buffers: dict[int, Tensor] = {}  # copies of operands whose layout the kernels cannot read
         self.bucket: Any = None
 
-    def read(
-        self,
-        own: dict[str, Any],
-        moments: Sequence[str],
-        counted: bool,
-        needs_state: bool,
-        on_device: bool,
-        planned: bool,
-    ) -> Reading:
-        """Reads the addresses of the parameter, its gradient and its state `own`.
-
-        moments, counted: which state a step reads. on_device: whether the device counts the steps. planned: whether there is a plan, made for operands of some form.
-        """
+    def read(self, own: dict[str, Any], wanted: Wanted, needs_state: bool) -> Reading:
+        """Reads the addresses of the parameter, its gradient and its state `own`."""
+        moments, counted, on_device, planned = wanted
         g, gated = self.p.grad, self.projected
         if g is None:
-            had_one = bool(self.operands)
+            reading: Reading = "changed" if self.operands else "same"
             self.operands, self.facts = [], []
-            return Reading.CHANGED if had_one else Reading.SAME
+            return reading
         if not needs_state:
             keys = (*moments, *["step"] * counted, *["gate_counter"] * gated)
             if any([own.get(key) is None for key in keys]):
@@ -89,20 +77,20 @@ class BoundParam:
         facts = [facts_of(t) for t in (*self.operands, self.step, self.counter) if t is not None]
         negated = g.is_neg()
         if facts == self.facts and negated == self.negated:
-            return Reading.SAME
+            return "same"
         forms = [form for _, form in facts]
         if forms[0] != self.form or (self.first_step and moments and own[moments[0]] is not self.new_buffer):
-            return Reading.DIFFERS
+            return "differs"
         if forms != self.forms:
             if planned and forms != self.expected(len(moments), counted, gated, on_device):
-                return Reading.DIFFERS
+                return "differs"
             self.forms = forms
             self.facts = facts
             self.lay_out()
         if any(address == 0 and t.numel() for (address, _), t in zip(facts, self.operands, strict=False)):
-            return Reading.DIFFERS
+            return "differs"
         self.facts, self.negated = facts, negated
-        return Reading.CHANGED
+        return "changed"
 
     def expected(self, moments: int, counted: bool, gated: bool, on_device: bool) -> list[tuple[Any, ...]]:
         """The forms that a gradient and state must have if they were missing when the parameter was bound. counted, gated:
