@@ -15,6 +15,7 @@ from onepass.backend import base
 from onepass.backend.registry import make_backends
 from onepass.phases import take_step
 from onepass.scaling import NO_SCALING
+from onepass.state import make_state
 from records import BACKENDS, RECORDS, Record, each_projected
 from tensors import gradient, values
 
@@ -58,10 +59,10 @@ class Halves:
             for p, whole in zip(opt.param_groups[0]["params"], self.whole.param_groups[0]["params"], strict=True):
                 p.grad = self.part(whole.grad, number).clone()
             hypers = opt._hypers()
-            first = opt._make_state(opt.param_groups[0], hypers[0])
+            first = make_state(opt.spec, opt.param_groups, hypers, opt.state, counts_on_device=False)
             (backend,) = make_backends(opt.spec, opt.param_groups, [])
-            backend.bind(opt.state, first, exchanges=True)
-            assert backend.ready(opt.param_groups, hypers)
+            backend.bind(opt.state, list(first), exchanges=True)
+            assert backend.ready(opt.param_groups, hypers, True)
             backends.append(backend)
         take_step(backends, hypers, NO_SCALING, exchange)
         self.bound = backends

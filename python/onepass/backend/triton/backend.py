@@ -154,6 +154,7 @@ class TritonBackend:
     def correct(self) -> None:
         with self.on_device():
             self.step.correct()
+        self.step = None
         active = [e for e in self.bound if e.operands]
         for e in active:
             e.scatter()
