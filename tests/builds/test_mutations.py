@@ -72,14 +72,14 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
 
 
 def _mutated(edits: list[tuple[str, str]]) -> Any:
-    """`step` of a reference.py with these edits."""
+    """reference.py with these edits."""
     source = Path(reference.__file__).read_text()
     for old, new in edits:
         source = edited(source, old, new)
     module = types.ModuleType(reference.__name__)
     module.__package__ = reference.__package__
     exec(compile(source, "a mutant of reference.py", "exec"), module.__dict__)
-    return module.step
+    return module
 
 
 def test_the_checks_pass_on_the_reference() -> None:
@@ -89,5 +89,7 @@ def test_the_checks_pass_on_the_reference() -> None:
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "step", _mutated(MUTANTS[name]))
+    mutant = _mutated(MUTANTS[name])
+    for function in ("step", "update", "decide", "correct"):
+        monkeypatch.setattr(reference, function, getattr(mutant, function))
     assert checks.first_failure(checks.of_the_rule("reference")), f"nobody noticed: {name}"

@@ -19,8 +19,8 @@ from onepass.state import make_state
 from records import BACKENDS, RECORDS, Record, each_projected
 from tensors import gradient, values
 
-# Rows that a lane, a warp, a block and the row cache take, and rows that are cut into pieces; a tensor without a gate.
-SHAPES = [(6, 20), (9, 3, 3), (4, 1500), (3, 40_001), (50,)]
+# Rows that a lane, a warp, a block and the row cache take, and rows that are cut into pieces; a tensor without a gate among them.
+SHAPES = [(6, 20), (9, 3, 3), (50,), (3, 40_001), (4, 1500)]
 GATES = ["channel", "none", "layer", "channel", "channel", "layer", "none"]  # of the steps
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)

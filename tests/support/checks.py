@@ -52,6 +52,7 @@ def of_the_rule(backend: str) -> Iterator[partial[None]]:
             yield partial(test_gate.test_no_number, backend, record, math.nan, where, 3)
         yield partial(test_gate.test_strict_threshold, backend, record)
         yield partial(test_gate.test_one_row_decides_for_all, backend, record)
+        yield partial(test_gate.test_near_the_threshold, backend, record, (40, 9), "layer")
         for scales in ((1e-2, 1e3), (1e3, 1e-2)):
             yield partial(test_gate.test_eps_is_the_least_norm, backend, record, *scales)
         yield partial(test_gate.test_zero_parameter, backend, record, 0.0, 0)

@@ -99,7 +99,7 @@ MUTANTS = [
     Mutant("the coefficient of pieces is not stored", "lane() == 0", "false", "if (@) store(plan.coefficients"),
     Mutant("the gate counter is not stored", "next_counter(load(counter, of_plan), gate)",
            "load(counter, of_plan)"),
-    Mutant("no coefficient of the layer", "v.layer_coefficient = pr.coefficient(all.sums)", "void()"),
+    Mutant("no coefficient of the layer", "pr.coefficient(all.sums)", "0.0"),
     Mutant("no coefficient of a layer without speculation", "pr.coefficient(known.sums)", "0.0"),
     Mutant("no deferral is corrected", "v.corrected || deferred", "v.corrected"),
     Mutant("no misprediction is corrected", "v.corrected || deferred", "deferred"),
