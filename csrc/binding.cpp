@@ -1,4 +1,5 @@
 #include "binding.h"
+#include "dlpack_tensor.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -25,34 +26,6 @@ bool unchanged(PyObject* dict, const std::vector<std::pair<PyObject*, PyObject*>
   for (Py_ssize_t at = 0; PyDict_Next(dict, &at, &key, &value); ++i)
     if (i >= entries.size() || entries[i].first != key || entries[i].second != value) return false;
   return true;
-}
-
-bool dtype_of(const dlpack::DataType& type, Dtype& out) {
-  if (type.lanes != 1) return false;
-  if (type.code == dlpack::bfloat && type.bits == 16) return out = Dtype::bf16, true;
-  if (type.code != dlpack::floating) return false;
-  if (type.bits == 16) return out = Dtype::f16, true;
-  if (type.bits == 32) return out = Dtype::f32, true;
-  if (type.bits == 64) return out = Dtype::f64, true;
-  return false;
-}
-
-// The strides of a dimension of one element mean nothing, and frameworks differ in them.
-std::vector<int64_t> strides_of(const dlpack::Tensor& x) {
-  std::vector<int64_t> strides(x.strides, x.strides + x.ndim);
-  for (int d = 0; d < x.ndim; ++d)
-    if (x.shape[d] == 1) strides[d] = 0;
-  return strides;
-}
-
-bool same_strides(const dlpack::Tensor& x, const std::vector<int64_t>& strides) {
-  for (int d = 0; d < x.ndim; ++d)
-    if (x.shape[d] != 1 && x.strides[d] != strides[d]) return false;
-  return true;
-}
-
-bool same_shape(const dlpack::Tensor& x, const std::vector<int64_t>& shape) {
-  return x.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), x.shape);
 }
 
 // Whether the elements fill a stretch of memory and, for a projected tensor, dim 0 is the outermost.
@@ -137,59 +110,6 @@ void Binding::add(PyObject* param, int group, bool projected) {
 
 // ---------------------------------------------------------------- every step
 
-void Binding::set_hypers(const py::list& hypers) {
-  plan_.hypers.clear();
-  plan_.device_hypers.assign(hypers.size(), {});
-  device_numbers_.clear();
-  for (py::handle h : hypers) {
-    auto number = [&](const char* name) { return h.attr(name).cast<double>(); };
-    auto flag = [&](const char* name) { return h.attr(name).cast<bool>(); };
-    plan_.hypers.push_back({.lr = number("lr"),
-                            .grad_scale = number("grad_scale"),
-                            .beta1 = number("beta1"),
-                            .beta2 = number("beta2"),
-                            .momentum = number("momentum"),
-                            .dampening = number("dampening"),
-                            .eps = number("eps"),
-                            .l2 = number("l2"),
-                            .decay = number("decay"),
-                            .metric_decay = number("metric_decay"),
-                            .delta = number("delta"),
-                            .wd_ratio = number("wd_ratio"),
-                            .nesterov = flag("nesterov"),
-                            .proximal = flag("proximal"),
-                            .project_momentum = flag("project_momentum"),
-                            .speculate = flag("speculate"),
-                            .fixed_gate = h.attr("fixed_gate").cast<int>()});
-    if (py::object device_hyper = h.attr("device_hyper"); !device_hyper.is_none())
-      add_device_hyper(device_hyper, plan_.hypers.back());
-  }
-}
-
-void Binding::add_device_hyper(py::handle given, const Hyper& fixed) {
-  DeviceHyper& out = plan_.device_hypers[plan_.hypers.size() - 1];
-  out.on_device = true;
-  out.capturable = given.attr("capturable").cast<bool>();
-  out.fixed = fixed;
-  const auto decay = given.attr("decay").cast<std::string>();
-  out.decay = decay == "l2" ? Decay::l2 : decay == "metric" ? Decay::metric : Decay::direct;
-  out.decouple_lr = given.attr("decouple_lr").cast<bool>();
-  out.over_one_minus_momentum = given.attr("over_one_minus_momentum").cast<bool>();
-  auto number = [&](const char* name, DeviceNumber& to) {
-    py::object value = given.attr(name);
-    if (py::isinstance<py::float_>(value))
-      to.value = value.cast<double>();
-    else
-      device_numbers_.emplace_back(&to, value);
-  };
-  number("lr", out.lr);
-  number("weight_decay", out.weight_decay);
-  number("beta1", out.beta1);
-  number("beta2", out.beta2);
-  number("momentum", out.momentum);
-  number("initial_lr", out.initial_lr);
-}
-
 bool Binding::ready(const py::list& groups, bool needs_state) {
   if (groups.size() != groups_.size()) return false;
   for (size_t g = 0; g < groups_.size(); ++g) {
@@ -256,34 +176,6 @@ bool Binding::read_state(Source& source, Tensor& t, bool needs_state) const {
   if (rule_id == RuleId::adam && !t.step && !may_lack(source.step)) return false;
   if (t.projected) t.gate_counter = static_cast<uint8_t*>(number(source.gate_counter, 8, device_));
   return !t.projected || t.gate_counter || may_lack(source.gate_counter);
-}
-
-// Takes the addresses of the hyper-parameters that are tensors on the device.
-bool Binding::read_device_numbers() {
-  for (auto& [number, object] : device_numbers_)
-    if (!read_device_number(object.ptr(), *number)) return false;
-  return true;
-}
-
-bool Binding::read_device_number(PyObject* object, DeviceNumber& number) const {
-  dlpack::Tensor x;
-  Dtype dtype;
-  if (!describe(object, device_, x) || !dtype_of(x.dtype, dtype) || bytes_of(dtype) < 4) return false;
-  number.at = x.data;
-  number.wide = dtype == Dtype::f64;
-  return true;
-}
-
-Scaling Binding::scaling_of(py::handle clip, py::handle grad_scale, py::handle found_inf) const {
-  Scaling out;
-  auto take = [&](py::handle given, DeviceNumber& to) {
-    if (!given.is_none() && !read_device_number(given.ptr(), to))
-      throw std::runtime_error("onepass: a scale of the gradients is not a float32 or float64 number on their device");
-  };
-  take(clip, out.clip);
-  take(grad_scale, out.grad_scale);
-  take(found_inf, out.found_inf);
-  return out;
 }
 
 // The address of a tensor of one number, or null.

@@ -1,0 +1,40 @@
+// Dtype, shape and strides of a tensor that DLPack describes, in the plan's terms.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "dlpack.h"
+#include "plan.h"
+
+namespace onepass {
+
+inline bool dtype_of(const dlpack::DataType& type, Dtype& out) {
+  if (type.lanes != 1) return false;
+  if (type.code == dlpack::bfloat && type.bits == 16) return out = Dtype::bf16, true;
+  if (type.code != dlpack::floating) return false;
+  if (type.bits == 16) return out = Dtype::f16, true;
+  if (type.bits == 32) return out = Dtype::f32, true;
+  if (type.bits == 64) return out = Dtype::f64, true;
+  return false;
+}
+
+// The strides of a dimension of one element mean nothing, and frameworks differ in them.
+inline std::vector<int64_t> strides_of(const dlpack::Tensor& x) {
+  std::vector<int64_t> strides(x.strides, x.strides + x.ndim);
+  for (int d = 0; d < x.ndim; ++d)
+    if (x.shape[d] == 1) strides[d] = 0;
+  return strides;
+}
+
+inline bool same_strides(const dlpack::Tensor& x, const std::vector<int64_t>& strides) {
+  for (int d = 0; d < x.ndim; ++d)
+    if (x.shape[d] != 1 && x.strides[d] != strides[d]) return false;
+  return true;
+}
+
+inline bool same_shape(const dlpack::Tensor& x, const std::vector<int64_t>& shape) {
+  return x.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), x.shape);
+}
+
+}  // namespace onepass
