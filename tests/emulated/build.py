@@ -34,7 +34,7 @@ KINDS = {
     " -fno-sanitize=null,pointer-overflow,object-size,vptr",
 }
 # Python's side: mostly templates of pybind11, on which sanitizers take longer than on all kernels.
-BINDINGS = [Path("csrc/binding.cpp"), HERE / "module.cpp"]
+BINDINGS = [Path("csrc/binding.cpp"), Path("csrc/binding_hypers.cpp"), HERE / "module.cpp"]
 
 
 def sources(root: Path = ROOT) -> list[Path]:
