@@ -1,4 +1,4 @@
-"""The public names, and arguments that let each class take the place of torch's or adamp's."""
+"""Public names and signatures: each class is a drop-in replacement for torch's or adamp's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADAM: dict[str, Any] = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
 SGD: dict[str, Any] = dict(momentum=0, dampening=0, weight_decay=0, nesterov=False)
 GATE: dict[str, Any] = dict(delta=0.1, wd_ratio=0.1)
 EVERYWHERE: dict[str, Any] = dict(maximize=False, decouple_lr=False, capturable=False, backend="auto")
-# Of torch's, and in no param group.
+# Arguments of torch that are in no param group.
 AMSGRAD: dict[str, Any] = dict(amsgrad=False)
 NO_CHOICE: dict[str, Any] = dict(foreach=None, fused=None, differentiable=False)
 
@@ -40,7 +40,7 @@ KEYWORD: dict[str, dict[str, Any]] = {
 
 @each_optimizer
 def test_arguments(record: Any) -> None:
-    """In the signature, in the docstring and in the param groups."""
+    """The signature, the docstring and the param groups list the same arguments."""
     positional, keyword = POSITIONAL[record.name], {**KEYWORD.get(record.name, {}), **EVERYWHERE, **NO_CHOICE}
     signature = inspect.signature(record.make)
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
@@ -49,7 +49,7 @@ def test_arguments(record: Any) -> None:
     assert all(p.kind in kinds for p in signature.parameters.values())
     for name in signature.parameters:
         assert re.search(rf"^        (\w+, )?{name}(, \w+)?: ", record.make.__doc__, flags=re.MULTILINE), name
-    # By position, as a call site that comes from torch or adamp may have them.
+    # By position, as in call sites written for torch or adamp.
     values = {**positional, "lr": 0.25}
     opt = record.make([torch.zeros(1)], *values.values(), backend="reference")
     given = {**values, **keyword, "backend": "reference"}
@@ -58,8 +58,8 @@ def test_arguments(record: Any) -> None:
 
 
 @pytest.mark.parametrize("theirs", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, adamp.AdamP, adamp.SGDP])
-def test_their_arguments(theirs: Any) -> None:
-    """All of them, and the same ones by position."""
+def test_arguments_of_torch_and_adamp(theirs: Any) -> None:
+    """Ours include all arguments of theirs, and the positional ones are equal."""
     here, there = (
         list(inspect.signature(made).parameters.values()) for made in (getattr(onepass, theirs.__name__), theirs)
     )

@@ -1,4 +1,4 @@
-"""Arguments and keys of param groups that change nothing, or would in silence: refused, advised on, or warned of."""
+"""Arguments and param group keys without effect or unknown: accepted, refused with advice, or warned about."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def make(name: str, params: Any = P, **arguments: Any) -> Any:
 
 
 @each_optimizer
-def test_what_torch_takes_changes_nothing(record: Record) -> None:
-    """Neither a bit nor a key."""
+def test_arguments_of_torch_without_effect(record: Record) -> None:
+    """No bit of a step and no key of a param group changes."""
     plain = train(record.make(parameters(), **record.typical), range(2))
     flags = {"foreach": (None, True, False), "fused": (None, False, True), "differentiable": (False, 0, np.False_)}
     if "amsgrad" in inspect.signature(record.make).parameters:
@@ -56,10 +56,10 @@ def test_what_torch_takes_changes_nothing(record: Record) -> None:
         ("Adam", {"decoupled_weight_decay": True}, "Adam: decoupled_weight_decay=True .* use onepass.AdamW"),
     ],
 )
-def test_values_that_cannot_be_honoured(name: str, arguments: dict[str, Any], words: str) -> None:
+def test_unsupported_values_are_refused(name: str, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"^{words}"):
         make(name, **arguments)
-    mine = type("Mine", (RECORDS[name].make,), {})  # the class that the user wrote
+    mine = type("Mine", (RECORDS[name].make,), {})  # a user's subclass
     with pytest.raises(ValueError, match=f"^{words.replace(name, 'Mine', 1)}"):
         mine(P, **arguments)
 
@@ -82,7 +82,7 @@ def test_values_that_cannot_be_honoured(name: str, arguments: dict[str, Any], wo
     ],
 )
 def test_unknown_arguments(name: str, argument: str, advice: str) -> None:
-    """Python's words, and what to use."""
+    """Python's own message, and advice what to use instead."""
     with pytest.raises(TypeError) as caught:
         make(name, **{argument: 0})
     given = rf"^{name}.__init__\(\) got an unexpected keyword argument '{argument}'; .*{advice}"
@@ -114,7 +114,7 @@ def test_unknown_arguments_of_a_subclass() -> None:
     assert PassedOn(P, lr=0.5).defaults["lr"] == 0.5
 
 
-def test_advice_is_of_arguments_that_some_class_lacks_and_to_names_that_are_there() -> None:
+def test_advice_names_existing_classes_and_missing_arguments() -> None:
     for rule, advice in ADVICE.items():
         classes = [record.make for record in RECORDS.values() if record.make.spec.rule == rule]
         for name, words in advice.items():
@@ -122,7 +122,7 @@ def test_advice_is_of_arguments_that_some_class_lacks_and_to_names_that_are_ther
             assert all(hasattr(onepass, other) for other in re.findall(r"onepass\.(\w+)", words)), words
 
 
-# ------------------------------------------------------------------ lr of SGDP
+# ------------------------------------------------------------------ required lr of SGDP
 
 
 def test_lr_of_every_group() -> None:
@@ -162,8 +162,8 @@ def seen_at(caught: list[warnings.WarningMessage]) -> list[tuple[str, int]]:
     return [(re.findall("'(.*?)'", str(each.message))[0], each.lineno) for each in caught]
 
 
-def test_unknown_keys_are_warned_of_once() -> None:
-    """Where they were given, and however often they are looked at."""
+def test_unknown_keys_warn_once() -> None:
+    """At the line that gave them, no matter how often the group is read."""
     first, second = parameters()[:2]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -203,7 +203,7 @@ def test_keys_of_schedulers_and_tools_are_known(name: str, schedule: str) -> Non
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", *PROJECTED])
 def test_keys_of_other_classes_change_nothing(name: str) -> None:
-    """A state dict of another class may bring them."""
+    """A state dict of another class may contain them."""
     record = RECORDS[name]
     foreign = {"nesterov": True, "project_momentum": True, "delta": "x", "momentum": None, "betas": None, "eps": -1.0}
     foreign = {key: value for key, value in foreign.items() if key not in record.make(P, lr=0.1).defaults}
@@ -214,7 +214,7 @@ def test_keys_of_other_classes_change_nothing(name: str) -> None:
 
 
 class Recorded(dict):
-    """A param group, and which of its keys were read."""
+    """A param group that records which keys are read."""
 
     def __init__(self, group: dict[str, Any]):
         super().__init__(group)
@@ -231,8 +231,8 @@ class Recorded(dict):
 
 @each_variant
 @pytest.mark.parametrize("on_device", [False, True])
-def test_a_rule_reads_its_arguments_and_no_others(record: Record, arguments: dict[str, Any], on_device: bool) -> None:
-    """No default is ignored, and no key is read that is not one."""
+def test_hyper_of_reads_exactly_the_defaults(record: Record, arguments: dict[str, Any], on_device: bool) -> None:
+    """`hyper_of` reads every default and no other key."""
     opt = record.make(parameters(), **arguments)
     group = Recorded({**opt.param_groups[0], "initial_lr": 0.5})
     hyper_of(record.make.spec, group, 0, on_device)
@@ -249,7 +249,7 @@ def test_flags_of_other_types(true: Any) -> None:
     assert_same_state(train(opt, range(2)), train(other, range(2)))
 
 
-def test_a_flag_of_clipping() -> None:
+def test_arguments_of_clipping() -> None:
     opt = make("AdamW", parameters())
     with pytest.raises(TypeError, match="error_if_nonfinite must be True or False, got 'false'"):
         opt.clip_grad_norm_(1.0, error_if_nonfinite="false")

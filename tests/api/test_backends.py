@@ -1,4 +1,4 @@
-"""The choice of a backend: by name, by device, and when something is missing."""
+"""Choice of the backend: by name, by device, and when one is unavailable."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_every_backend_has_a_reason_or_none() -> None:
 
 
 @each_optimizer
-def test_auto_is_the_compiled_one(record: Any) -> None:
-    """Also without a warning."""
+def test_auto_is_the_compiled_backend(record: Any) -> None:
+    """On CPU tensors, and without a warning."""
     opt = record.make(parameters(), backend="auto", **record.typical)
     other = record.make(parameters(), backend=COMPILED[0], **record.typical)
     with warnings.catch_warnings():
@@ -56,21 +56,21 @@ def test_unknown_name(wrong: Any) -> None:
         onepass.AdamW([torch.zeros(2)], backend=wrong)
 
 
-def test_cpu_kernels_for_tensors_elsewhere() -> None:
+def test_cpu_backend_refuses_other_devices() -> None:
     opt = onepass.AdamW([torch.zeros(2, device="meta")], backend=COMPILED[0])
     with pytest.raises(ValueError, match="backend='cpu' steps CPU tensors, got parameters on meta; use backend='auto'"):
         opt.step()
 
 
-def test_auto_elsewhere_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_on_other_devices_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_warned", set())
     with pytest.warns(UserWarning, match="no kernels for meta tensors"):
         assert backends.resolve("auto", torch.device("meta")) == "reference"
     assert backends.resolve("auto", torch.device("cpu")) == COMPILED[0]
 
 
-def test_a_runner_that_refuses_what_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error that nobody should see says so, and nothing has been stepped."""
+def test_backend_refuses_checked_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This internal error is reported as a bug, and no parameter is stepped."""
     monkeypatch.setattr(backends.ReferenceBackend, "ready", lambda *_: False)
     opt = onepass.SGD(parameters(), lr=0.1, backend="reference")
     with pytest.raises(RuntimeError, match="'reference' refuses tensors that passed every check; a bug"):
@@ -83,7 +83,7 @@ def test_a_runner_that_refuses_what_was_checked(monkeypatch: pytest.MonkeyPatch)
 
 
 def _backends_with(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, interpreted: bool, installed: bool = True) -> None:
-    """As if on another machine, without the CUDA kernels."""
+    """Simulates another machine, without the CUDA kernels."""
     triton = importlib.import_module("onepass.backend.triton.backend")
     monkeypatch.setenv("TRITON_INTERPRET", "1" if interpreted else "0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
@@ -93,7 +93,7 @@ def _backends_with(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, interpreted: b
         monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
 
 
-def test_triton_where_there_are_no_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_without_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     _backends_with(monkeypatch, gpu=True, interpreted=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -103,7 +103,7 @@ def test_triton_where_there_are_no_cuda_kernels(monkeypatch: pytest.MonkeyPatch)
         backends.resolve("triton", torch.device("cpu"))
 
 
-def test_cuda_kernels_go_before_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_kernels_take_precedence_over_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     _backends_with(monkeypatch, gpu=True, interpreted=False)
     monkeypatch.setattr(importlib.import_module("onepass.backend.cuda"), "unavailable", lambda: None)
     assert backends.resolve("auto", torch.device("cuda")) == "cuda"
@@ -127,8 +127,8 @@ def test_an_old_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason is not None and "3.4.1" in reason and "install 3.5" in reason
 
 
-def test_triton_is_not_imported_before_it_is_asked_for() -> None:
-    said = in_new_python(
+def test_triton_is_imported_lazily() -> None:
+    output = in_new_python(
         """
         import torch, onepass
         p = torch.ones(3)
@@ -137,13 +137,13 @@ def test_triton_is_not_imported_before_it_is_asked_for() -> None:
         print(any(name.startswith("onepass.triton_kernels") for name in sys.modules))
         """
     )
-    assert said.split() == ["False"]
+    assert output.split() == ["False"]
 
 
-# ------------------------------------------------------------------ what is missing
+# ------------------------------------------------------------------ missing modules
 
 
-def _step_and_count_warnings() -> list[str]:
+def _step_and_collect_warnings() -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -159,9 +159,9 @@ def test_torch_without_the_exchange_table(monkeypatch: pytest.MonkeyPatch) -> No
     assert reason is not None
     assert torch.__version__ in reason
     assert ADVICE["torch"] in reason
-    (said,) = _step_and_count_warnings()
-    assert reason in said
-    assert "reference" in said
+    (message,) = _step_and_collect_warnings()
+    assert reason in message
+    assert "reference" in message
     with pytest.raises(RuntimeError, match="no DLPack exchange table"):
         onepass.SGD(parameters(), backend="cpu")
 
@@ -175,8 +175,8 @@ def test_module_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_the_compiled_module() -> None:
-    """Import works, auto warns once and steps, "cpu" says what to do."""
-    said = in_new_python(
+    """Import works, "auto" warns once and steps, "cpu" raises an error with advice."""
+    output = in_new_python(
         """
         sys.modules["onepass._C"] = None
         import warnings, torch, onepass
@@ -197,17 +197,17 @@ def test_without_the_compiled_module() -> None:
             print(error)
         """
     ).splitlines()
-    reason = said[0]
+    reason = output[0]
     assert "onepass._C cannot be imported" in reason
     assert ADVICE["cpu"] in reason
-    assert said[1] == f"1 onepass: stepping with the slow reference backend. {reason}"
-    assert max(eval(said[2])) < 0.1
-    assert said[3] == f"backend='cpu' cannot be used: {reason}"
+    assert output[1] == f"1 onepass: stepping with the slow reference backend. {reason}"
+    assert max(eval(output[2])) < 0.1
+    assert output[3] == f"backend='cpu' cannot be used: {reason}"
 
 
 def test_the_warning_points_at_the_step() -> None:
-    """Its line is the user's own, not one of ours or torch's."""
-    said = in_new_python(
+    """The warning has the line of the user's call, not a line of onepass or torch."""
+    output = in_new_python(
         """
         sys.modules["onepass._C"] = None
         import warnings, torch, onepass
@@ -220,4 +220,4 @@ def test_the_warning_points_at_the_step() -> None:
         print(caught[0].filename)
         """
     )
-    assert said.strip() == "<string>"
+    assert output.strip() == "<string>"

@@ -1,7 +1,7 @@
-"""Every refusal: what is said, and that nothing has been written when it is said.
+"""Every error of a step: its message, and that nothing is written before it is raised.
 
-A case breaks something about an optimizer that has stepped before. Its second group holds what is broken, so that the
-first would have been stepped already if the checks did not all come first.
+A case breaks something in an optimizer that has stepped before. It does so in the second group: if not all checks came first,
+the first group would already be stepped.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_message_and_nothing_written(backend: str, case: Case) -> None:
 
 @each_backend
 @each_case
-def test_a_clipping_refuses_the_same(backend: str, case: Case) -> None:
+def test_clipping_raises_the_same_errors(backend: str, case: Case) -> None:
     error, before = _error(case, backend, clips=True)
     before.assert_unchanged()
     assert type(error) is case.kind
@@ -64,8 +64,8 @@ def test_a_clipping_refuses_the_same(backend: str, case: Case) -> None:
 @pytest.mark.parametrize(
     ("shape", "strides"), [((2, 2), (4, 3)), ((2, 3), (1, 2)), ((3, 2, 2), (4, 1, 2)), ((2, 1, 3), (3, 0, 1))]
 )
-def test_elements_side_by_side_do_not_overlap(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-    """The tightest strides at which no two elements share memory are accepted."""
+def test_adjacent_elements_do_not_overlap(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    """The smallest strides at which no two elements share memory are accepted."""
     p = torch.arange(99.0).as_strided(shape, strides, 1)
     addresses = torch.arange(99).as_strided(shape, strides, 1)
     assert addresses.unique().numel() == addresses.numel()
@@ -79,7 +79,7 @@ def test_elements_side_by_side_do_not_overlap(shape: tuple[int, ...], strides: t
 @each_backend
 @each_optimizer
 def test_the_step_after_an_error(backend: str, record: Record) -> None:
-    """As if the refused step had never been asked for."""
+    """A refused step has no effect on the next one."""
     opt, other = (_optimizer(record, backend) for _ in range(2))
     feed(opt, 2)
     p = opt.param_groups[1]["params"][1]
@@ -97,8 +97,8 @@ def test_the_step_after_an_error(backend: str, record: Record) -> None:
 
 @each_backend
 @pytest.mark.parametrize("case", [c for c in CASES if c.about == GROUP], ids=lambda c: c.name)
-def test_refused_at_the_start_too(backend: str, case: Case) -> None:
-    """A group that cannot be stepped cannot be added, and the optimizer stays as it was."""
+def test_add_param_group_refuses_the_same(backend: str, case: Case) -> None:
+    """A group that cannot be stepped cannot be added, and the optimizer is unchanged."""
     opt = _optimizer(RECORDS[case.record], backend)
     group: dict[str, Any] = {"params": [values((4, 6), torch.float32, 1), values((4, 6), torch.float32, 2)]}
     case.spoil(opt, group, group["params"][1])
@@ -109,7 +109,7 @@ def test_refused_at_the_start_too(backend: str, case: Case) -> None:
 
 
 def _raises_of(file: Path) -> set[tuple[str, int, int]]:
-    """Every `raise` of a file: where it begins and ends."""
+    """First and last line of every `raise` in a file."""
     statements = (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Raise))
     return {(file.name, node.lineno, node.end_lineno or node.lineno) for node in statements}
 

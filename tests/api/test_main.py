@@ -1,4 +1,4 @@
-"""`python -m onepass`: what it prints, and that its self-test can fail."""
+"""`python -m onepass`: its report, and that its self-test detects wrong results."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def _spoiled(spoil: Callable[[Tensor], Tensor]) -> Callable[..., None]:
 @pytest.mark.parametrize(
     "spoil",
     [lambda p: p * torch.nan, lambda p: p * 1.01, lambda p: p * (1 + 2.0**-18), lambda p: p * torch.inf],
-    ids=["nan", "a bit off", "32 units off", "inf"],
+    ids=["nan", "1% off", "32 units off", "inf"],
 )
-def test_self_test_notices(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor], Tensor]) -> None:
+def test_self_test_detects_wrong_results(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor], Tensor]) -> None:
     monkeypatch.setattr(main, "OPTIMIZERS", (onepass.AdamW,))
     assert main.self_test()
     monkeypatch.setattr(cpu.CpuBackend, "correct", _spoiled(spoil))

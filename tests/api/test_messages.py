@@ -1,4 +1,4 @@
-"""Messages that say what has happened, and what helps."""
+"""Error messages: parameter names, and advice after a conversion or from a scheduler out of range."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def named_model() -> Any:
 
 
 @pytest.mark.parametrize("name", ["AdamW", "AdamP"])
-def test_parameters_go_by_their_names(name: str) -> None:
+def test_messages_have_parameter_names(name: str) -> None:
     model = named_model()
     opt = train(RECORDS[name].make(model.named_parameters()), range(2))
     bias, weight = model[0].bias, model[0].weight
-    told = r"^parameter 1 of group 0 \('0.bias'\), shape \(3,\): "
+    prefix = r"^parameter 1 of group 0 \('0.bias'\), shape \(3,\): "
     for spoil, step, words in (
         (lambda: setattr(bias, "grad", torch.ones(1).expand(3)), opt.step, "its gradient is expanded"),
         (lambda: setattr(bias, "grad", torch.ones(3)), lambda: clipped_and_replaced(opt, bias), "was replaced"),
@@ -33,11 +33,11 @@ def test_parameters_go_by_their_names(name: str) -> None:
         feed(opt, 2)
         opt.zero_grad(set_to_none=False)  # forgets the clipping
         spoil()
-        with pytest.raises((ValueError, RuntimeError), match=told + ".*" + words):
+        with pytest.raises((ValueError, RuntimeError), match=prefix + ".*" + words):
             step()
     with pytest.raises(ValueError, match=r"^parameter 0 of group 1 \('again'\), shape \(3, 4\): was given twice"):
         opt.add_param_group({"params": [("again", weight)]})
-    # A tool may keep names of its own under that key.
+    # A tool may store other names under this key.
     opt.param_groups[0]["param_names"] = ["one"]
     with pytest.raises(ValueError, match=r"^parameter 1 of group 0, shape \(3,\): "):
         opt.step()
@@ -51,8 +51,8 @@ def clipped_and_replaced(opt: Any, p: Tensor) -> None:
 
 @pytest.mark.parametrize("name", ["AdamW", "AdamP", "SGDP"])
 @pytest.mark.parametrize(("before", "after"), [(torch.float32, torch.float64), (torch.float64, torch.bfloat16)])
-def test_a_model_that_is_converted_after_a_step(name: str, before: torch.dtype, after: torch.dtype) -> None:
-    """The message says what helps, and that does."""
+def test_model_converted_after_a_step(name: str, before: torch.dtype, after: torch.dtype) -> None:
+    """The advice in the message works."""
     model = named_model().to(before)
     opt = train(RECORDS[name].make(model.parameters(), lr=0.1), range(2))
     model.to(after)
@@ -69,7 +69,7 @@ def test_a_model_that_is_converted_after_a_step(name: str, before: torch.dtype, 
     train(opt, [2])
 
 
-def test_a_model_that_is_converted_to_16_bits_goes_on() -> None:
+def test_model_converted_to_16_bits_continues() -> None:
     """Its moments are float32 before and after."""
     model = named_model()
     opt = train(onepass.AdamW(model.parameters()), range(2))
@@ -105,14 +105,14 @@ def test_a_cycle_of_momentum_below_zero(name: str, what: str) -> None:
         scheduled(opt, schedule, range(6))
 
 
-def test_nothing_is_said_of_schedulers_where_there_is_none() -> None:
+def test_no_advice_on_schedulers_without_one() -> None:
     with pytest.raises(ValueError, match=r"lr must be at least 0 and finite, got -1\.0$"):
         onepass.AdamW(parameters(), lr=-1.0)
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]], ids=["too few", "too many"])
-def test_names_that_are_not_those_of_the_parameters(names: list[str]) -> None:
-    """A tool keeps its own under that key, or a parameter was appended to the group: no name is said to be another's."""
+def test_param_names_of_another_length_are_ignored(names: list[str]) -> None:
+    """If `param_names` has another length (a tool's own names, an appended parameter), no message uses it."""
     p, q = (torch.ones(2, 3) for _ in range(2))
     opt = onepass.AdamP([{"params": [p, q], "param_names": ["a", "b"]}])
     opt.param_groups[0]["param_names"] = names

@@ -15,7 +15,7 @@ from onepass.backend import compiled
 
 STUB = ast.parse((Path(onepass.__file__).parent / "_C.pyi").read_text())
 
-# What pybind11 says of arguments that it converts.
+# pybind11's annotations for arguments that it converts.
 PLAIN = {
     "typing.SupportsInt | typing.SupportsIndex": "int",
     "typing.SupportsFloat | typing.SupportsIndex": "float",
@@ -26,7 +26,7 @@ Signature = tuple[list[tuple[str, str]], str]  # names and types of the argument
 
 
 def root_of(annotation: ast.expr | None) -> str:
-    """`list` of `list[Tensor]`; "object" for what is any Python object at run time."""
+    """`list` for `list[Tensor]`; "object" for all types but some built-in ones."""
     if isinstance(annotation, ast.Subscript):
         annotation = annotation.value
     text = "None" if annotation is None else ast.unparse(annotation)
@@ -67,7 +67,7 @@ def documented(doc: str | None) -> Signature:
 
 
 def found_in(members: dict[str, Any]) -> dict[str, Any]:
-    """The same of what there is at run time."""
+    """The same as `stubbed`, from the objects at run time."""
     found: dict[str, Any] = {}
     for name, member in members.items():
         if name.startswith("_") and name != "__init__":
@@ -79,13 +79,13 @@ def found_in(members: dict[str, Any]) -> dict[str, Any]:
             found[name] = ("property", documented(member.fget.__doc__)[1])
         elif isinstance(member, str):
             found[name] = "str"
-        elif name != "__init__" or "self:" in member.__doc__:  # an __init__ of its own
+        elif name != "__init__" or "self:" in member.__doc__:  # the class defines __init__
             found[name] = documented(member.__doc__)
     return found
 
 
 def test_stub() -> None:
-    """The CUDA plan, which a build may lack, is that of the emulated backend: the same source."""
+    """The CUDA plan, which a build may lack, comes from the emulated backend, which has the same source."""
     there = {"CudaPlan": emulated.CudaPlan, **vars(compiled._C)}
     assert stubbed(STUB.body) == found_in(there)
 
@@ -101,7 +101,7 @@ def test_stub() -> None:
         ("version: str\n", "version: bytes\n"),
     ],
 )
-def test_a_wrong_stub_is_noticed(line: str, other: str) -> None:
+def test_a_wrong_stub_is_detected(line: str, other: str) -> None:
     text = ast.unparse(STUB)
     assert line in text
     assert stubbed(ast.parse(text.replace(line, other)).body) != stubbed(STUB.body)

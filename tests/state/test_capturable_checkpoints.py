@@ -1,4 +1,4 @@
-"""Checkpoints of and for capturable=True."""
+"""Checkpoints saved from, and loaded into, optimizers with capturable=True."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from drive import parameters_of, through_a_file, train
 from oracles import Arguments
 from records import RECORDS, Record, each_variant
 
-# ------------------------------------------------------------------ checkpoints
-
 
 def loaded(opt: Any, record: Record, **arguments: Any) -> Any:
     """A new optimizer on copies of the parameters, from a checkpoint of `opt`."""
@@ -28,7 +26,7 @@ def loaded(opt: Any, record: Record, **arguments: Any) -> Any:
 @pytest.mark.parametrize("source", [False, True])
 @each_variant
 def test_checkpoints(source: bool, target: bool, record: Record, arguments: Arguments) -> None:
-    """From and to capturable, a run goes on as the unbroken one. capturable is the optimizer's own choice."""
+    """A resumed run equals the uninterrupted one. `capturable` comes from the optimizer, not from the checkpoint."""
     opt = train(make(record, capturable=source, **arguments), range(3))
     other = loaded(opt, record, capturable=target, **arguments)
     assert [group["capturable"] for group in other.param_groups] == [target]
@@ -37,7 +35,7 @@ def test_checkpoints(source: bool, target: bool, record: Record, arguments: Argu
 
 @each_variant
 def test_checkpoints_of_tensors(record: Record, arguments: Arguments) -> None:
-    """Hyper-parameters that are tensors are saved with their values, and go on being seen."""
+    """Tensor hyper-parameters are saved with their values, and later writes to them take effect."""
     given = with_betas(record, arguments)
     opt = train(make(record, capturable=True, **on_device(given)), range(2))
     write(opt, moved(given, 2))
@@ -50,8 +48,8 @@ def test_checkpoints_of_tensors(record: Record, arguments: Arguments) -> None:
     assert_same_state(other, opt)
 
 
-def test_a_checkpoint_copies_the_tensors() -> None:
-    """Two optimizers, one loaded from the other, do not share an lr."""
+def test_loading_copies_tensor_hyperparameters() -> None:
+    """An optimizer does not share its lr tensor with the one whose state dict it loaded."""
     record = RECORDS["AdamW"]
     opt = train(make(record, capturable=True, lr=torch.tensor(0.5)), range(2))
     other = make(record, capturable=True, lr=torch.tensor(0.25))
@@ -60,8 +58,8 @@ def test_a_checkpoint_copies_the_tensors() -> None:
     assert float(other.param_groups[0]["lr"]) == 0.5
 
 
-def test_capturable_from_some_step_on() -> None:
-    """The argument may change between steps, as any. The step count moves to the device."""
+def test_capturable_set_after_some_steps() -> None:
+    """`capturable` may change between steps. The step count moves to the device and back."""
     record = RECORDS["AdamP"]
     opt, other = (train(make(record, **record.typical), range(2)) for _ in range(2))
     opt.param_groups[0]["capturable"] = True

@@ -1,4 +1,4 @@
-"""Checkpoints of others' making: files of earlier versions, torch.distributed.checkpoint, named parameters, wrong ones."""
+"""Checkpoints: files of earlier versions, torch.distributed.checkpoint, parameter names, mismatched groups."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from records import RECORDS, Record, each_backend, each_optimizer
 from tensors import values
 
 FILES = sorted((TESTS / "checkpoints").glob("*.pt"))
-# Rules that were corrected after a version: a file of it loads, and its step is another one.
+# Rules corrected after a release: its file loads, and the next step differs.
 CORRECTED = {("0.1.0", "AdamProxL2"): "the shrink was 1 + wd*s/D and not 1 + lr*wd/D"}
 
 
-# ------------------------------------------------------------------ of earlier versions
+# ------------------------------------------------------------------ earlier versions
 
 
 @each_backend
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_file_of_an_earlier_version_goes_on(file: Path, backend: str) -> None:
+def test_resume_from_a_file_of_an_earlier_version(file: Path, backend: str) -> None:
     for name, saved in torch.load(file, weights_only=True).items():
         params = [p.clone() for p in saved["parameters"]]
         opt = RECORDS[name].make(params, backend=backend, **saved["arguments"])
@@ -45,14 +45,14 @@ def test_a_file_of_an_earlier_version_goes_on(file: Path, backend: str) -> None:
         for p, want in zip(params, saved["continued"], strict=True):
             if (file.stem, name) in CORRECTED:
                 assert not torch.equal(p, want)
-            elif p in opt.last_step() and backend != "cpu":  # rows are summed up in another order
+            elif p in opt.last_step() and backend != "cpu":  # another summation order
                 torch.testing.assert_close(p, want, rtol=1e-6, atol=1e-7)
             else:
                 assert_same_bits(p, want, f"{name} {tuple(p.shape)}")
 
 
 def test_this_version_has_a_file() -> None:
-    """CONTRIBUTING.md says how it is made."""
+    """CONTRIBUTING.md describes how to make it."""
     (file,) = [file for file in FILES if file.stem == onepass.__version__]
     assert set(torch.load(file, weights_only=True)) == set(RECORDS)
 
@@ -69,7 +69,7 @@ def in_one_process() -> Iterator[None]:
 
 
 class Run:
-    """A model, its optimizer, and their way through a folder."""
+    """A model and its optimizer, saved to and loaded from a folder."""
 
     def __init__(self, record: Record, backend: str, options: StateDictOptions, **arguments: Any):
         torch.manual_seed(0)
@@ -113,9 +113,9 @@ WITHOUT_STATE = RECORDS["SGD"], RECORDS["SGD"].variants["plain"]
 def test_distributed_checkpoint(
     record: Record, arguments: Arguments, options: StateDictOptions, tmp_path: Path
 ) -> None:
-    """A run goes on as the unbroken one, in an optimizer that is new and in one that has steps behind it."""
+    """A run resumed in a new optimizer, or in one that has stepped, equals the uninterrupted run."""
     if options.full_state_dict and (record, arguments) == WITHOUT_STATE:
-        options = StateDictOptions()  # torch cannot load a full state dict without state, of its own SGD neither
+        options = StateDictOptions()  # torch cannot load a full state dict without state, not even of its own SGD
     run, fresh, used = (Run(record, "cpu", options, **arguments) for _ in range(3))
     train(run.opt, range(3))
     train(used.opt, range(2), sign=-1.0)
@@ -145,8 +145,8 @@ def test_distributed_checkpoint_onto_another_backend(name: str, backend: str, tm
 
 @each_backend
 @each_optimizer
-def test_its_first_step_moves_nothing(backend: str, record: Record) -> None:
-    """Before it can load, torch.distributed.checkpoint makes state by a step with an lr of 0 and gradients of 0."""
+def test_state_dict_step_of_dcp_moves_nothing(backend: str, record: Record) -> None:
+    """To create state before loading, torch.distributed.checkpoint takes a step with lr 0 and zero gradients."""
     arguments = {**record.typical, "decouple_lr": True}
     run = Run(record, backend, StateDictOptions(), **arguments)
     before = [p.detach().clone() for p in parameters_of(run.opt)]
@@ -160,7 +160,7 @@ def test_its_first_step_moves_nothing(backend: str, record: Record) -> None:
 
 @pytest.mark.usefixtures("in_one_process")
 def test_distributed_checkpoint_of_a_capturable_group(tmp_path: Path) -> None:
-    """Its lr is a tensor, in whose place a 0 is put for that first step."""
+    """The lr is a tensor, which torch replaces by 0 for that first step."""
     record = RECORDS["AdamP"]
     runs = [
         Run(record, "emulated", StateDictOptions(), capturable=True, decouple_lr=True, lr=torch.tensor(0.125))
@@ -175,7 +175,7 @@ def test_distributed_checkpoint_of_a_capturable_group(tmp_path: Path) -> None:
     assert_same_state(runs[1].opt, runs[0].opt)
 
 
-# ------------------------------------------------------------------ names
+# ------------------------------------------------------------------ parameter names
 
 
 def test_names_are_saved_and_loaded() -> None:
@@ -189,7 +189,7 @@ def test_names_are_saved_and_loaded() -> None:
     assert_same_state(train(other, [2]), train(opt, [2]))
 
 
-def test_a_checkpoint_without_names_leaves_them() -> None:
+def test_a_checkpoint_without_names_keeps_the_names() -> None:
     record = RECORDS["AdamP"]
     opt = train(record.make(parameters(), **record.typical), range(2))
     named = list(zip("abcdef", [p.detach().clone() for p in parameters_of(opt)], strict=True))
@@ -199,7 +199,7 @@ def test_a_checkpoint_without_names_leaves_them() -> None:
     assert_same_state(train(other, [2]), train(opt, [2]))
 
 
-# ------------------------------------------------------------------ that do not fit
+# ------------------------------------------------------------------ mismatches
 
 
 def _groups(*sizes: int) -> list[dict[str, Any]]:
@@ -209,8 +209,8 @@ def _groups(*sizes: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("sizes", "words"), [((3, 1), "match the size"), ((2,), "number of parameter groups"), ((1, 3), "match the size")]
 )
-def test_other_groups(sizes: tuple[int, ...], words: str) -> None:
-    """Refused with torch's own words, and nothing has changed."""
+def test_mismatched_groups_are_refused(sizes: tuple[int, ...], words: str) -> None:
+    """Loading raises torch's error and changes nothing."""
     record = RECORDS["AdamP"]
     opt = train(record.make(_groups(2, 2), backend="cpu", **record.typical), range(2))
     other = train(record.make(_groups(*sizes), backend="cpu", **record.typical), range(2))
@@ -222,7 +222,7 @@ def test_other_groups(sizes: tuple[int, ...], words: str) -> None:
 
 
 def test_a_step_count_without_a_value_is_0() -> None:
-    """As torch.distributed.checkpoint makes states before it fills them: all on the meta device."""
+    """torch.distributed.checkpoint creates states on the meta device before it fills them."""
     p = torch.empty(3, device="meta")
     opt = onepass.AdamW([p], backend="reference")
     p.grad = torch.empty_like(p)

@@ -1,4 +1,4 @@
-"""Checkpoints of torch.optim and of the adamp package load here and go on, and ours load there."""
+"""Checkpoint exchange with torch.optim, timm and the adamp package, in both directions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from drive import parameters, parameters_of, through_a_file, train, train_both
 from oracles import ADAMP, SGDP, Arguments, Oracle, sign_of
 from records import RECORDS, Record, each_backend, each_oracle
 
-# The adamp package computes 1 - b2^t in the precision of our step count, float32: measured, 5e-6 off after 8 steps.
+# The adamp package computes 1 - b2^t in float32, the dtype of our step count: a measured error of 5e-6 after 8 steps.
 TOLERANCE = {"torch": 1e-6, "adamp": 1e-4, "timm": 1e-4}
 
 
@@ -23,20 +23,20 @@ def _assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
 
 @each_backend
 @each_oracle
-def test_from_theirs(backend: str, record: Record, arguments: Arguments, oracle: Oracle) -> None:
+def test_load_foreign_state_dict(backend: str, record: Record, arguments: Arguments, oracle: Oracle) -> None:
     sign = sign_of(arguments, oracle)
     theirs = train(oracle.make(parameters(torch.float64), arguments), range(4), sign)
     params = [p.detach().clone().requires_grad_() for p in parameters_of(theirs)]
     ours = record.make(params, backend=backend, **arguments)
     ours.load_state_dict(through_a_file(theirs.state_dict()))
-    # A checkpoint brings its weight decay, and the convention that this is in.
+    # A checkpoint brings its weight decay and the decay's convention.
     assert ours.param_groups[0]["decouple_lr"] is False
     train_both(ours, theirs, range(4, 8), sign)
     _assert_close(ours, theirs, 1e-12)
 
 
-def test_what_a_foreign_checkpoint_does_not_say_stays() -> None:
-    """In each group as it is, not as it is by default."""
+def test_options_missing_from_a_foreign_checkpoint_are_kept() -> None:
+    """Each group keeps its own values, not the defaults."""
     groups = [
         {"params": [p], "decay": decay} for p, decay in zip(parameters()[:2], ("proximal", "decoupled"), strict=True)
     ]
@@ -49,7 +49,9 @@ def test_what_a_foreign_checkpoint_does_not_say_stays() -> None:
 
 @each_backend
 @each_oracle
-def test_to_theirs(backend: str, record: Record, arguments: Arguments, oracle: Oracle) -> None:
+def test_foreign_optimizer_loads_our_state_dict(
+    backend: str, record: Record, arguments: Arguments, oracle: Oracle
+) -> None:
     sign = sign_of(arguments, oracle)
     ours = train(record.make(parameters(torch.float64), backend=backend, **arguments), range(4))
     params = [p.detach().clone().requires_grad_() for p in parameters_of(ours)]
@@ -64,8 +66,8 @@ def test_to_theirs(backend: str, record: Record, arguments: Arguments, oracle: O
 
 @each_backend
 @each_oracle
-def test_there_and_back(backend: str, record: Record, arguments: Arguments, oracle: Oracle) -> None:
-    """Through their load_state_dict, which casts what it does not know to the parameters' dtype."""
+def test_foreign_state_dict_round_trip(backend: str, record: Record, arguments: Arguments, oracle: Oracle) -> None:
+    """Their load_state_dict casts unknown entries to the parameters' dtype; ours restores the dtypes."""
     ours = train(record.make(parameters(), backend=backend, **arguments), range(4))
     theirs = oracle.make(parameters(), arguments)
     theirs.load_state_dict(ours.state_dict())
@@ -92,7 +94,7 @@ def test_16_bit_moments_of_torch_become_float32(backend: str, dtype: torch.dtype
 
 
 @each_backend
-def test_predictor_of_a_foreign_checkpoint_starts_afresh(backend: str) -> None:
+def test_foreign_checkpoint_resets_the_predictor(backend: str) -> None:
     for name, (oracle, *_) in {"AdamP": ADAMP, "SGDP": SGDP}.items():
         theirs = train(oracle.make(parameters(), {"lr": 1e-3}), range(3))
         ours = RECORDS[name].make(parameters(), lr=1e-3, backend=backend)
@@ -103,7 +105,7 @@ def test_predictor_of_a_foreign_checkpoint_starts_afresh(backend: str) -> None:
 
 
 @each_backend
-def test_state_that_was_never_made(backend: str) -> None:
+def test_momentum_buffer_missing_from_a_checkpoint(backend: str) -> None:
     """torch.optim.SGD without momentum saves no buffer, or None; the first step with momentum makes one."""
     for buffer in ({}, {"momentum_buffer": None}):
         ours = RECORDS["SGD"].make(parameters(), lr=0.1, momentum=0.9, dampening=0.5, backend=backend)

@@ -1,4 +1,4 @@
-"""Entries of others in an optimizer's state, as a hook may leave them: no backend, copy or checkpoint minds them."""
+"""Foreign entries in an optimizer's state, e.g. of hooks: steps ignore them, copies and checkpoints keep them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tensors import values
 
 
 def foreign(record: Record) -> dict[str, Any]:
-    """Entries for the state of a parameter."""
+    """Foreign entries for the state of a parameter."""
     own: dict[str, Any] = {"text": "abc", "ids": torch.arange(3), "wide": torch.ones(2, dtype=torch.float64)}
     own["nested"] = {"pair": (torch.tensor(2.0), "x"), "none": None}
     if not record.name.startswith("Adam"):
-        own["step"] = 3  # which is nobody's where steps are not counted
+        own["step"] = 3  # foreign only for rules without a step count
     if not record.projected:
         own["gate_counter"] = "mine"
     return own
@@ -33,14 +33,14 @@ def entries_of(opt: Any, record: Record) -> list[dict[str, Any]]:
     return [{key: opt.state[p][key] for key in foreign(record)} for p in parameters_of(opt)]
 
 
-def burden(opt: Any, record: Record) -> None:
+def add_foreign(opt: Any, record: Record) -> None:
     opt.state["a hook"] = 1
     for p in parameters_of(opt):
         opt.state[p].update(foreign(record))
 
 
 def without(opt: Any, record: Record) -> Any:
-    """The optimizer, without the entries of others."""
+    """The optimizer, after its foreign entries are deleted."""
     for key in [key for key in opt.state if not isinstance(key, torch.Tensor)]:
         del opt.state[key]
     for own in opt.state.values():
@@ -53,10 +53,10 @@ def without(opt: Any, record: Record) -> Any:
 
 @each_backend
 @each_optimizer
-def test_steps(backend: str, record: Record) -> None:
-    """Plain, clipped, scaled and skipped, with entries that are there before the state and change between steps."""
+def test_steps_ignore_foreign_entries(backend: str, record: Record) -> None:
+    """Plain, clipped, scaled and skipped steps; the entries precede the state and change between steps."""
     plain, opt = (record.make(parameters(), backend=backend, **record.typical) for _ in range(2))
-    burden(opt, record)
+    add_foreign(opt, record)
     elsewhere = torch.ones(3)
     opt.state[elsewhere] = {"step": torch.tensor(7.0), "exp_avg": "theirs"}
 
@@ -85,10 +85,10 @@ def test_steps(backend: str, record: Record) -> None:
 @each_backend
 @each_optimizer
 @pytest.mark.parametrize("how", ["state dict", "deepcopy", "pickle"])
-def test_copies_have_them(backend: str, record: Record, how: str) -> None:
-    """torch's own optimizers make of a text in a state dict the text of a generator; bits and dtypes stay here."""
+def test_copies_keep_foreign_entries(backend: str, record: Record, how: str) -> None:
+    """Bits and dtypes are kept. (On loading, torch's own optimizers turn a string into the repr of a generator.)"""
     opt = record.make(parameters(torch.bfloat16), backend=backend, **record.typical)
-    burden(opt, record)
+    add_foreign(opt, record)
     train(opt, range(2))
     if how == "state dict":
         other = record.make([p.detach().clone() for p in parameters_of(opt)], backend=backend, **record.typical)
@@ -106,9 +106,9 @@ def test_copies_have_them(backend: str, record: Record, how: str) -> None:
 @each_backend
 @each_optimizer
 def test_entries_before_the_first_step(backend: str, record: Record) -> None:
-    """They are saved and loaded though there is no state beside them; what a clipping has made is not."""
+    """Foreign entries are saved and loaded without other state; a clipping adds nothing to the state dict."""
     opt, other = (record.make(parameters(), backend=backend, **record.typical) for _ in range(2))
-    burden(opt, record)
+    add_foreign(opt, record)
     feed(opt, 0)
     opt.clip_grad_norm_(1.0)
     saved = opt.state_dict()
@@ -121,8 +121,8 @@ def test_entries_before_the_first_step(backend: str, record: Record) -> None:
 
 @each_compiled
 @each_optimizer
-def test_they_cost_nothing(backend: str, record: Record) -> None:
-    """Nothing is bound anew, which a CUDA graph would not allow, and what is replaced is freed."""
+def test_foreign_entries_cause_no_rebinding(backend: str, record: Record) -> None:
+    """Foreign entries cause no new binding, which a CUDA graph would not allow, and replaced ones are freed."""
     opt = train(record.make(parameters(), backend=backend, **record.typical), range(2))
     (bound,) = opt._execution.backends
     p = parameters_of(opt)[0]
@@ -143,8 +143,8 @@ def test_they_cost_nothing(backend: str, record: Record) -> None:
 
 @each_backend
 @each_optimizer
-def test_another_dict_for_the_state(backend: str, record: Record) -> None:
-    """`opt.state = defaultdict(dict)` is how a run is begun anew."""
+def test_replaced_state_dict(backend: str, record: Record) -> None:
+    """`opt.state = defaultdict(dict)` restarts a run."""
     opt = train(record.make(parameters(), backend=backend, **record.typical), range(3))
     new = record.make([p.detach().clone() for p in parameters_of(opt)], backend=backend, **record.typical)
     opt.state = defaultdict(dict)
@@ -153,8 +153,8 @@ def test_another_dict_for_the_state(backend: str, record: Record) -> None:
 
 @each_backend
 @each_optimizer
-def test_a_step_that_is_refused_makes_no_entry(backend: str, record: Record) -> None:
-    """A parameter whose first gradient comes later, and is refused."""
+def test_a_refused_step_makes_no_entry(backend: str, record: Record) -> None:
+    """The first gradient of a parameter comes at a later step and is refused."""
     p, q = parameters(shapes=[(4, 6), (5, 3)])
     opt = record.make([p, q], backend=backend, **record.typical)
     p.grad = values(p.shape, p.dtype, 1)
@@ -172,7 +172,7 @@ def test_a_step_that_is_refused_makes_no_entry(backend: str, record: Record) -> 
 @each_backend
 @each_optimizer
 def test_a_tuple_of_parameters(backend: str, record: Record) -> None:
-    """torch makes a list of them when a group is added, and whoever puts in a tuple later is served as well."""
+    """torch makes `params` a list when a group is added; user code may replace it by a tuple."""
     opt, plain = (train(record.make(parameters(), backend=backend, **record.typical), range(2)) for _ in range(2))
     opt.param_groups[0]["params"] = tuple(opt.param_groups[0]["params"])
     assert_same_state(train(opt, [2]), train(plain, [2]))

@@ -1,6 +1,6 @@
-"""State dicts that ask for what an optimizer does not do, or that are not its own: refused at load, with nothing changed.
+"""Refused state dicts: options that the optimizer does not implement, or foreign state. Loading then changes nothing.
 
-And those that are loaded: no key is added, by a state dict of others neither.
+State dicts that do load, foreign ones included, add no key.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from records import RECORDS, Record, each_optimizer
 from tensors import values
 
 StateDict = dict[str, Any]
-LAST = 5  # the last of the parameters: those before it would have been loaded already
+LAST = 5  # the last parameter: a load without prior checks would have written the others
 
 
 def stepped(record: Record, **arguments: Any) -> Any:
@@ -32,7 +32,7 @@ def stepped(record: Record, **arguments: Any) -> Any:
 
 
 def refused(opt: Any, state_dict: StateDict, *words: str) -> None:
-    """Loads, expects a refusal that has these words, and that the optimizer and the state dict are what they were."""
+    """Loading raises an error with these words, and leaves the optimizer and the state dict unchanged."""
 
     def holding() -> Any:
         groups = [(id(group), dict(group)) for group in opt.param_groups]
@@ -125,16 +125,16 @@ ASKED: dict[str, tuple[Make, str, tuple[str, ...]]] = {
 @pytest.mark.parametrize("has_stepped", [False, True], ids=["new", "stepped"])
 @pytest.mark.parametrize(("make", "name", "words"), ASKED.values(), ids=ASKED)
 def test_arguments_that_change_the_step(make: Make, name: str, words: tuple[str, ...], has_stepped: bool) -> None:
-    """Before its first step a state dict has no state that could be looked at."""
+    """The check reads the groups: before the first step a state dict has no state."""
     theirs = make(parameters())
-    if has_stepped and not theirs.param_groups[0].get("differentiable"):  # whose step is not for leaves
+    if has_stepped and not theirs.param_groups[0].get("differentiable"):  # a differentiable step does not take leaves
         train(theirs, range(2))
     refused(stepped(RECORDS[name]), theirs.state_dict(), "the state dict's param group 0 has", *words)
 
 
 @each_optimizer
-def test_every_argument_of_others(record: Record) -> None:
-    """In the last group, behind one that can be loaded."""
+def test_every_foreign_argument_is_refused(record: Record) -> None:
+    """The argument is in the last group, after one that could be loaded."""
     groups = [{"params": [values((3, 4), torch.float32, i)]} for i in range(2)]
     opt = train(record.make(groups, backend="cpu", **record.typical), range(2))
     for key, (neutral, use) in {**REFUSED, **OF_SOME}.items():
@@ -150,15 +150,15 @@ def test_every_argument_of_others(record: Record) -> None:
 
 
 @each_optimizer
-def test_what_the_refusal_advises(record: Record) -> None:
-    """Without what was refused, the same state dict is loaded, and nothing of others' arguments is left in the groups."""
+def test_loads_without_the_refused_arguments(record: Record) -> None:
+    """With the refused arguments neutral, the state dict loads, and no foreign argument is left in the groups."""
     opt = stepped(record)
     saved, keys = opt.state_dict(), list(opt.param_groups[0])
     decoupled = record.name not in ("Adam", "AdamProxL2", "SGD")
     also = {key: True for key in HARMLESS} | {key: neutral for key, (neutral, _) in REFUSED.items()}
     also |= dict.fromkeys(("decoupled_weight_decay", "weight_decouple"), decoupled)
     if not decoupled:
-        del also["corrected_weight_decay"]  # which only classes with a decoupled decay have
+        del also["corrected_weight_decay"]  # only for classes with decoupled decay
     also = {key: value for key, value in also.items() if key not in keys and type(value) is not object}
     saved["param_groups"][0].update(also, name="of the user", lr_scale=0.5)
     opt.load_state_dict(saved)
@@ -180,7 +180,7 @@ def test_what_the_refusal_advises(record: Record) -> None:
         (lambda ps: _timm("adamw", "AdamWLegacy")(ps), "AdamW"),
     ],
 )
-def test_state_dicts_of_others_add_no_key(make: Make, name: str) -> None:
+def test_foreign_state_dicts_add_no_key(make: Make, name: str) -> None:
     opt = stepped(RECORDS[name])
     keys = sorted(opt.param_groups[0])
     opt.load_state_dict(through_a_file(train(make(parameters()), range(2)).state_dict()))
@@ -193,8 +193,8 @@ def test_state_dicts_of_others_add_no_key(make: Make, name: str) -> None:
 
 @each_optimizer
 @pytest.mark.parametrize("arguments", [{}, {"decouple_lr": True}], ids=["plain", "decouple_lr"])
-def test_a_resumed_state_dict_is_the_unbroken_one(record: Record, arguments: Arguments) -> None:
-    """The keys and their order too; so are those of copies."""
+def test_state_dict_round_trip_keeps_keys_and_order(record: Record, arguments: Arguments) -> None:
+    """Keys and their order are equal too, also after deepcopy and pickle."""
     opt = stepped(record, **arguments)
     other = record.make(parameters(), backend="cpu", **{**record.typical, **arguments})
     other.load_state_dict(through_a_file(opt.state_dict()))
@@ -222,7 +222,7 @@ def _without(key: str) -> Callable[[StateDict], StateDict]:
 
 
 def _negative(moment: Tensor) -> Tensor:
-    """In one element, the others NaN, which a minimum would return."""
+    """One negative element; the others are NaN, which a minimum would return."""
     out = torch.full_like(moment, torch.nan)
     out.view(-1)[7] = -1e-30
     return out
@@ -233,18 +233,18 @@ WRONG: dict[str, tuple[Callable[[StateDict], Any], tuple[str, ...]]] = {
     "no count": (_without("step"), ("must have 'exp_avg', 'exp_avg_sq', 'step', got ", "without 'step'")),
     "no moment": (_without("exp_avg"), ("without 'exp_avg'",)),
     "another optimizer": (lambda own: {"square_avg": own["exp_avg_sq"]}, ("got 'square_avg'",)),
-    "its count": (lambda own: {"step": own["step"], "sum": own["exp_avg_sq"]}, ("got 'step', 'sum'",)),
+    "another optimizer, counted": (lambda own: {"step": own["step"], "sum": own["exp_avg_sq"]}, ("got 'step', 'sum'",)),
     "SGD's": (lambda own: {"momentum_buffer": None}, ("got 'momentum_buffer'",)),
-    "no state": (lambda own: [own], ("state of parameter 5", "must be a dict")),
-    "no number": (_with("step", "x"), ("'step' of parameter 5 must be one number, got 'x'",)),
+    "not a dict": (lambda own: [own], ("state of parameter 5", "must be a dict")),
+    "not a number": (_with("step", "x"), ("'step' of parameter 5 must be one number, got 'x'",)),
     "two numbers": (_with("step", torch.ones(2)), ("must be one number",)),
-    "a truth": (_with("step", torch.tensor(True)), ("must be one number",)),
+    "boolean count": (_with("step", torch.tensor(True)), ("must be one number",)),
     "complex count": (_with("step", torch.tensor(1j)), ("must be one number",)),
     **{f"{n} steps": (_with("step", torch.tensor(n)), ("at least 0, got", str(n))) for n in (-1.0, nan, inf)},
     "-1 as a number": (_with("step", -1), ("'step' of parameter 5 must be a finite number, at least 0, got -1.0",)),
     "integers": (_with("exp_avg", Tensor.long), ("'exp_avg' of parameter 5", "torch.int64")),
     "complex moment": (_with("exp_avg_sq", lambda v: v + 0j), ("'exp_avg_sq'", "torch.complex64")),
-    "no tensor": (_with("exp_avg", 0.5), ("'exp_avg' of parameter 5 must be a tensor, got 0.5",)),
+    "not a tensor": (_with("exp_avg", 0.5), ("'exp_avg' of parameter 5 must be a tensor, got 0.5",)),
     "meta": (_with("exp_avg", lambda m: m.to("meta")), ("'exp_avg' of parameter 5 is on the meta device",)),
     "meta count": (_with("step", lambda t: t.to("meta")), ("must be one number",)),
     "sparse": (_with("exp_avg", Tensor.to_sparse), ("dense", "torch.sparse_coo")),
@@ -264,7 +264,7 @@ GATE = {f"counter {x}": (_with("gate_counter", x), ("'gate_counter' of parameter
         pytest.param("SGD", lambda own: {"exp_avg": own["momentum_buffer"]}, ("got 'exp_avg'",), id="SGD Adam's"),
     ],
 )
-def test_state_of_another_kind(name: str, change: Callable[[StateDict], Any], words: tuple[str, ...]) -> None:
+def test_invalid_state_is_refused(name: str, change: Callable[[StateDict], Any], words: tuple[str, ...]) -> None:
     opt = stepped(RECORDS[name])
     saved = opt.state_dict()
     saved["state"] = {**saved["state"], LAST: change(saved["state"][LAST])}
@@ -274,7 +274,7 @@ def test_state_of_another_kind(name: str, change: Callable[[StateDict], Any], wo
 
 @each_optimizer
 def test_parameters_in_another_order(record: Record) -> None:
-    """As of another model. The message has the name of the parameter, where it was given."""
+    """The state dict of another model. The message has the parameter's name, if it has one."""
     opt = record.make(zip("ab", parameters(shapes=[(3, 4), (5,)]), strict=True), backend="cpu", **record.typical)
     other = train(record.make(parameters(shapes=[(3, 4), (6,)]), backend="cpu", **record.typical), range(2))
     words = ("shape (6,)", "shape (5,)", "is it of another model?", "of parameter 1 ('b')")
@@ -283,8 +283,8 @@ def test_parameters_in_another_order(record: Record) -> None:
     refused(opt, other.state_dict(), *words)
 
 
-def test_numbers_that_are_none_are_loaded() -> None:
-    """A run that has diverged has them in its moments, which come back as they were."""
+def test_nonfinite_moments_are_loaded() -> None:
+    """A diverged run has NaN and inf in its moments; loading keeps the bits."""
     opt = stepped(RECORDS["AdamW"])
     first = next(iter(opt.state.values()))
     first["exp_avg"][0, 0], first["exp_avg_sq"][0, 0], first["exp_avg_sq"][0, 1] = nan, inf, -0.0
@@ -327,8 +327,8 @@ def class_of(package: str, name: str) -> Any:
     return getattr({"torch": torch.optim, "adamp": adamp}[package], name)
 
 
-# Of which classes state dicts are honoured. AdamProx, AdamProxL2 and AdamP have no counterpart in torch: there, to load that
-# of Adam or AdamW is to go over to another rule, with the same meaning of the decay.
+# Classes whose state dicts are honoured. AdamProx, AdamProxL2 and AdamP have no counterpart in torch: loading a state dict of
+# Adam or AdamW there switches to another rule, with the same meaning of the decay.
 SAME = {
     "Adam": {"Adam"},
     "AdamW": {"Adam", "AdamW", "AdamWLegacy"},
@@ -340,7 +340,7 @@ SAME = {
 
 @pytest.mark.parametrize("record", [RECORDS[name] for name in SAME], ids=SAME)
 def test_every_state_dict_is_honoured_or_refused(record: Record) -> None:
-    """Of the optimizers of torch, adamp and timm: after loading, our next step is theirs, or nothing was loaded."""
+    """For the optimizers of torch, adamp and timm: loading raises, or our next step equals theirs."""
     honoured = []
     for package, name, arguments in THEIRS:
         ours = record.make(parameters(torch.float64), lr=7.0, backend="cpu")

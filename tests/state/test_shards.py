@@ -1,4 +1,4 @@
-"""Flat pieces of matrices under a projection: refused where they can be recognised, and nothing else is."""
+"""Flat shards of matrices in projected optimizers: refused where recognised; true vectors are accepted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROJECTED = [onepass.AdamP, onepass.SGDP]
 
 
 def flat(**attributes: Any) -> Tensor:
-    """A vector with what sharding libraries put on theirs."""
+    """A vector with the attributes that a sharding library sets."""
     p = nn.Parameter(torch.ones(10))
     for name, value in attributes.items():
         setattr(p, name, value)
@@ -24,7 +24,7 @@ def flat(**attributes: Any) -> Tensor:
 
 
 class FlatParameter(nn.Parameter):
-    """As of fairscale."""
+    """The class name that fairscale uses."""
 
 
 def matrix() -> Tensor:
@@ -38,7 +38,7 @@ SHARDS: dict[str, tuple[Callable[[], Tensor], str]] = {
     "Megatron, row parallel": (lambda: flat(partition_dim=1), "made by Megatron (of a matrix, since its partition_dim is 1)"),
     "a view": (lambda: matrix().detach().view(-1)[5:15], "a flat piece of a tensor of shape (4, 6)"),
     "an empty view": (lambda: matrix().detach().view(-1)[5:5], "a flat piece of a tensor of shape (4, 6)"),
-    "all of it": (lambda: matrix().detach().view(-1), "a flat piece of a tensor of shape (4, 6)"),
+    "a whole view": (lambda: matrix().detach().view(-1), "a flat piece of a tensor of shape (4, 6)"),
 }  # fmt: skip
 
 VECTORS: dict[str, Callable[[], Tensor]] = {
@@ -47,7 +47,7 @@ VECTORS: dict[str, Callable[[], Tensor]] = {
     "bias under ZeRO 3": lambda: flat(ds_id=3),
     "bias, column parallel": lambda: flat(partition_dim=0),
     "bias, not parallel": lambda: flat(partition_dim=-1),
-    "partition_dim of somebody else": lambda: flat(partition_dim=None),
+    "partition_dim None": lambda: flat(partition_dim=None),
     "row of a stack": lambda: matrix().detach()[2],
     "column of a stack": lambda: matrix().detach()[:, 2],
     "part of a vector": lambda: nn.Parameter(torch.ones(20)).detach()[3:13],
@@ -59,7 +59,7 @@ VECTORS: dict[str, Callable[[], Tensor]] = {
 @pytest.mark.parametrize("make", PROJECTED)
 @pytest.mark.parametrize("kind", SHARDS)
 def test_shards_are_refused(make: type[onepass.AdamP], kind: str) -> None:
-    """When they are given, and when they take the place of a matrix later on."""
+    """At construction, and when a shard replaces a matrix later."""
     shard, words = SHARDS[kind]
     with pytest.raises(ValueError) as caught:
         make([matrix(), shard()], lr=0.1)
@@ -73,7 +73,7 @@ def test_shards_are_refused(make: type[onepass.AdamP], kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SHARDS)
-def test_shards_do_without_a_projection(kind: str) -> None:
+def test_shards_are_accepted_without_projection(kind: str) -> None:
     train(onepass.AdamW([matrix(), SHARDS[kind][0]()]), range(2))
 
 
@@ -84,16 +84,16 @@ def test_vectors_are_not_refused(make: type[onepass.AdamP], kind: str) -> None:
 
 
 @pytest.mark.parametrize("make", PROJECTED)
-def test_vectors_of_fsdp_that_does_not_shard(make: type[onepass.AdamP]) -> None:
-    """Then the matrices are there too, and all parameters bear FSDP's mark."""
+def test_vectors_of_unsharded_fsdp(make: type[onepass.AdamP]) -> None:
+    """Unsharded, the matrices are parameters too, and every parameter has FSDP's attribute."""
     weight = matrix()
     weight._fsdp_flattened = True  # type: ignore[attr-defined]
     train(make([{"params": [flat(_fsdp_flattened=True)]}, {"params": [weight]}], lr=0.1), range(2))
 
 
 @pytest.mark.parametrize("make", PROJECTED)
-def test_the_way_out_works(make: type[onepass.AdamP]) -> None:
-    """A view that is meant to be a vector, as a parameter."""
+def test_a_view_as_a_parameter_is_accepted(make: type[onepass.AdamP]) -> None:
+    """A view that is meant to be a vector is accepted as a Parameter, as the message advises."""
     shard, _ = SHARDS["a view"]
     with pytest.raises(ValueError, match=r"meant to be a vector, make it a torch\.nn\.Parameter"):
         make([shard()], lr=0.1)
@@ -101,8 +101,8 @@ def test_the_way_out_works(make: type[onepass.AdamP]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "fairscale"])
-def test_the_norm_of_a_shard_is_not_the_norm(kind: str) -> None:
-    """Nothing but FSDP knows the rest of the gradient."""
+def test_clipping_refuses_a_shard(kind: str) -> None:
+    """Only the FSDP module can compute the norm over all shards."""
     opt = onepass.AdamW([flat(), SHARDS[kind][0]()])
     for p in opt.param_groups[0]["params"]:
         p.grad = torch.ones(10)
@@ -113,7 +113,7 @@ def test_the_norm_of_a_shard_is_not_the_norm(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "fairscale"])
-def test_the_norm_of_a_shard_in_a_later_group(kind: str) -> None:
+def test_clipping_refuses_a_shard_in_a_later_group(kind: str) -> None:
     opt = onepass.AdamW([{"params": [flat()]}, {"params": [SHARDS[kind][0]()]}])
     for group in opt.param_groups:
         group["params"][0].grad = torch.ones(10)

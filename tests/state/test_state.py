@@ -1,4 +1,4 @@
-"""State and checkpoints of our own: keys, dtypes, resuming, copying, other backends."""
+"""Optimizer state and its checkpoints: keys, dtypes, resuming, copying, other backends."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_keys_and_dtypes(backend: str, dtype: torch.dtype, record: Record, argum
 @each_backend
 @each_dtype
 @each_optimizer
-def test_moments_survive_bit_for_bit(backend: str, dtype: torch.dtype, record: Record) -> None:
+def test_loading_keeps_the_bits_of_moments(backend: str, dtype: torch.dtype, record: Record) -> None:
     """torch's base class would round the moments of 16-bit parameters to 16 bits on loading."""
     opt = train(record.make(parameters(dtype), backend=backend, **record.typical), range(3))
     other = resumed(opt, record, backend)
@@ -70,7 +70,7 @@ def test_moments_survive_bit_for_bit(backend: str, dtype: torch.dtype, record: R
 @each_backend
 @each_dtype
 @each_variant
-def test_resumed_run_is_the_unbroken_one(
+def test_resumed_run_equals_the_uninterrupted_one(
     backend: str, dtype: torch.dtype, record: Record, arguments: Arguments
 ) -> None:
     opt = train(record.make(parameters(dtype), backend=backend, **arguments), range(4))
@@ -80,11 +80,11 @@ def test_resumed_run_is_the_unbroken_one(
 
 @each_compiled
 @each_projected
-def test_predictor_survives(backend: str, record: Record) -> None:
-    """Two predictions lead to bits that differ, so without the counter the test above would not hold."""
+def test_loading_keeps_the_predictor(backend: str, record: Record) -> None:
+    """Different predictions round differently, so without the counter a resumed run would differ."""
     opt = train(record.make(parameters(), backend=backend, **record.typical), range(3))
     counters = {k: int(v) for k, v in state_tensors(opt).items() if "gate_counter" in k}
-    assert 2 in counters.values()  # not what it starts from
+    assert 2 in counters.values()  # not the initial value
     assert {k: int(v) for k, v in state_tensors(resumed(opt, record, backend)).items() if k in counters} == counters
 
     forgetful = resumed(opt, record, backend)
@@ -100,7 +100,7 @@ def test_predictor_survives(backend: str, record: Record) -> None:
 @each_dtype
 @each_optimizer
 def test_load_onto_another_backend(source: str, target: str, dtype: torch.dtype, record: Record) -> None:
-    """The backend is the optimizer's own choice and is not taken from a checkpoint."""
+    """The backend comes from the optimizer, not from the checkpoint."""
     opt = train(record.make(parameters(dtype), backend=source, **record.typical), range(3))
     other = resumed(opt, record, target)
     assert [group["backend"] for group in other.param_groups] == [target]
@@ -112,8 +112,8 @@ def test_load_onto_another_backend(source: str, target: str, dtype: torch.dtype,
 
 @each_backend
 @each_optimizer
-def test_loaded_moments_are_laid_out_like_their_parameter(backend: str, record: Record) -> None:
-    """However they were saved: a moment of other strides would be gathered and scattered at every step."""
+def test_loaded_moments_take_the_strides_of_the_parameter(backend: str, record: Record) -> None:
+    """For any saved layout: a moment with other strides would be gathered and scattered at every step."""
     start = values((4, 3, 5, 5), torch.float32, 1)
     saved = train(record.make([start.clone()], backend=backend, **record.typical), range(2)).state_dict()
     p = start.to(memory_format=torch.channels_last)
@@ -125,8 +125,8 @@ def test_loaded_moments_are_laid_out_like_their_parameter(backend: str, record: 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("reference", "cpu")])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-def test_a_copy_knows_where_its_steps_are_counted(backend: str, how: str) -> None:
-    """On the device, after a step that a gradient scaler took part in: there the copy looks for them."""
+def test_a_copy_keeps_device_counted_steps(backend: str, how: str) -> None:
+    """After a step with a gradient scaler the device counts the steps, of the copy too."""
     opt = RECORDS["AdamW"].make(parameters(), backend=backend)
     opt.grad_scale, opt.found_inf = torch.tensor(2.0), torch.tensor(0.0)
     train(opt, [0])
@@ -139,7 +139,7 @@ def test_a_copy_knows_where_its_steps_are_counted(backend: str, how: str) -> Non
 @each_backend
 @each_optimizer
 def test_loading_copies(backend: str, record: Record) -> None:
-    """Steps after loading do not write to the state dict that was loaded."""
+    """Steps after loading do not write to the loaded state dict."""
     opt = train(record.make(parameters(), backend=backend, **record.typical), range(2))
     saved = copy.deepcopy(opt.state_dict())
     before = copy.deepcopy(saved)
@@ -154,7 +154,7 @@ def test_loading_copies(backend: str, record: Record) -> None:
 @each_backend
 @each_optimizer
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-def test_copies_go_their_own_way(backend: str, record: Record, how: str) -> None:
+def test_copies_are_independent(backend: str, record: Record, how: str) -> None:
     opt = train(record.make(parameters(), backend=backend, **record.typical), range(3))
     twin = copy.deepcopy(opt) if how == "deepcopy" else pickle.loads(pickle.dumps(opt))
     assert type(twin) is record.make
@@ -167,7 +167,7 @@ def test_copies_go_their_own_way(backend: str, record: Record, how: str) -> None
 
 @each_backend
 @each_optimizer
-def test_a_copied_pair_of_model_and_optimizer_belongs_together(backend: str, record: Record) -> None:
+def test_deepcopy_of_model_and_optimizer_together(backend: str, record: Record) -> None:
     model = torch.nn.Linear(5, 3)
     opt = record.make(model.parameters(), backend=backend, **record.typical)
     train(opt, range(2))
@@ -181,7 +181,7 @@ def test_a_copied_pair_of_model_and_optimizer_belongs_together(backend: str, rec
 @each_backend
 @each_optimizer
 def test_new_group_after_some_steps(backend: str, record: Record) -> None:
-    """Old parameters go on as if alone; new ones start as if alone."""
+    """Old parameters continue, and new ones start, as in optimizers of their own."""
     old, new = parameters(), [values((4, 6), torch.float32, 9).requires_grad_()]
     alone = [record.make([p], backend=backend, **record.typical) for p in parameters()]
     late = record.make([new[0].detach().clone().requires_grad_()], backend=backend, **{**record.typical, "lr": 0.2})
@@ -214,7 +214,7 @@ def test_parameters_without_state_are_saved_and_loaded(backend: str, record: Rec
 
 
 @each_backend
-def test_pre_hooks_of_loading_are_heard(backend: str) -> None:
+def test_load_state_dict_pre_hooks_are_called(backend: str) -> None:
     record = RECORDS["AdamW"]
     opt = train(record.make(parameters(), backend=backend, **record.typical), range(2))
     other = record.make(parameters(), backend=backend, **record.typical)
@@ -230,8 +230,8 @@ def test_pre_hooks_of_loading_are_heard(backend: str) -> None:
 
 
 @each_backend
-def test_initial_lr_is_part_of_a_checkpoint(backend: str) -> None:
-    """decouple_lr: lr/initial_lr must not start at 1 again because a run was resumed at a lower lr."""
+def test_initial_lr_is_saved(backend: str) -> None:
+    """decouple_lr: lr/initial_lr must not restart at 1 when a run resumes at a lower lr."""
     record, arguments = RECORDS["AdamW"], dict(lr=0.1, weight_decay=0.3, decouple_lr=True)
     opt = record.make(parameters(), backend=backend, **arguments)
     opt.param_groups[0]["lr"] = 0.01
@@ -253,6 +253,6 @@ def test_a_checkpoint_of_other_groups_is_refused(backend: str, record: Record) -
     train(opt, [2])
 
 
-def test_a_backend_is_compiled() -> None:
-    """The tests of the predictor run on COMPILED; without one they would be no tests."""
+def test_a_compiled_backend_exists() -> None:
+    """The tests of the predictor run on COMPILED; if it were empty, they would not run."""
     assert COMPILED

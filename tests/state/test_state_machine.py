@@ -1,8 +1,8 @@
-"""Random sequences of what a training script does to an optimizer, against a model that knows only `reference.step`.
+"""Random sequences of operations of a training script (hypothesis), compared with a model built on `reference.step`.
 
 Several parameters of different dtype, layout, group, sign and step count; gradients that are new, refilled in place, negated,
-laid out otherwise, missing, or not finite; steps that are plain, clipped, scaled or skipped; saving, loading, copying and
-pickling; options, weights, state and threads that change in between. After every step everything is compared.
+strided otherwise, missing, or not finite; plain, clipped, scaled and skipped steps; saving, loading, copying and pickling;
+changes of options, weights, state and threads in between. All parameters and states are compared after every step.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ OPTIONS: dict[str, list[Any]] = {
     "maximize": [False, True],
     "speculate": [True, False],
 }
-LIVE = ("lr", "weight_decay", "momentum")  # may be tensors on the device where a group is capturable
+LIVE = ("lr", "weight_decay", "momentum")  # may be device tensors in a capturable group
 KINDS = ["channel", "none", "layer", "zero", "tiny", "huge", "nan", "inf"]
 WAYS = ["new", "refill", "refill", "negated", "transposed", "keep", "missing"]
 
 
 def some_gradient(kind: str, p: Tensor, seed: int) -> Tensor:
-    """Values of one kind; a vector has no gate, and gets random ones."""
+    """A gradient of one kind; a vector has no gate, and gets random values."""
     if kind == "zero":
         return torch.zeros_like(p)
     g = (
@@ -69,7 +69,7 @@ def some_gradient(kind: str, p: Tensor, seed: int) -> Tensor:
 
 
 class Model:
-    """Groups of options and parameters, and the state that `reference.step` works on."""
+    """Options and parameters of each group, and the state for `reference.step`."""
 
     def __init__(self, record: Record):
         self.record, self.spec = record, record.make.spec
@@ -99,7 +99,7 @@ class Model:
                 verdict = reference.step(self.spec, q, q.grad, own, h, first)
                 if verdict is not None:
                     verdicts[id(q)] = verdict
-                    if group["backend"] != "reference":  # which predicts nothing
+                    if group["backend"] != "reference":  # the reference does not predict
                         counter = self.counters.get(id(q), 1)
                         self.counters[id(q)] = min(counter + 1, 3) if verdict.gate == "channel" else max(counter - 1, 0)
         return verdicts
@@ -135,7 +135,7 @@ class Machine(RuleBasedStateMachine):
         self.give_gradients(seed, mixed=False, ugly=0)
 
     def correct(self, options: dict[str, Any]) -> None:
-        """torch's SGD takes nesterov with a momentum and without dampening only."""
+        """torch's SGD accepts nesterov only with momentum and without dampening."""
         if self.record.name == "SGD" and options.get("nesterov"):
             options.update(momentum=options["momentum"] or 0.5, dampening=0.0)
 
@@ -161,7 +161,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 2**20), mixed=st.booleans(), ugly=st.integers(0, 4))
     def give_gradients(self, seed: int, mixed: bool, ugly: int) -> None:
-        """To every parameter, in ways that differ or in new tensors; ugly values to one in eight, at one call in five."""
+        """To every parameter. If `mixed`, by all of WAYS; if `ugly` is 4, one in eight gets zero or extreme values."""
         choose = random.Random(seed)
         for p, q in self.both():
             self.seed += 1
@@ -205,7 +205,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 2**20), times=st.integers(1, 4))
     def train(self, seed: int, times: int) -> None:
-        """Several steps, through changing gates."""
+        """Several steps with changing gates."""
         for time in range(times):
             self.give_gradients(seed + time, mixed=False, ugly=0)
             self.check_step(1.0)
@@ -213,7 +213,7 @@ class Machine(RuleBasedStateMachine):
     @rule(limit=st.sampled_from([1e-3, 0.5, 1e6]))
     def clip_gradients(self, limit: float) -> None:
         if self.clip is not None and self.changed_since_clip:
-            return  # refused, or begun anew: tests/step/test_clip.py
+            return  # refused, or a new clipping: tests/step/test_clip.py
         norm = self.ours.clip_grad_norm_(limit)
         sums = [float(q.grad.double().square().sum()) for _, q in self.both() if q.grad is not None]
         factor = 1.0 if self.clip is None else float(self.clip)
@@ -225,7 +225,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(scale=st.sampled_from([1.0, 0.25, 1024.0]), overflow=st.booleans(), wide=st.booleans())
     def scaled_step(self, scale: float, overflow: bool, wide: bool) -> None:
-        """As torch.amp.GradScaler steps an optimizer that unscales by itself."""
+        """A step as torch.amp.GradScaler calls it for an optimizer that unscales the gradients itself."""
         self.ours.grad_scale = torch.tensor(scale, dtype=torch.float64 if wide else torch.float32)
         self.ours.found_inf = torch.tensor(float(overflow))
         try:
@@ -284,7 +284,7 @@ class Machine(RuleBasedStateMachine):
                 assert_within(own["momentum"], other["momentum"], want.u_size, UNITS, f"{name}, momentum")
         else:
             assert torch.equal(p.isfinite(), q.isfinite()), name
-        # Both go on from the same numbers, so that errors do not add up.
+        # Both continue from the same numbers, so that errors do not accumulate.
         with torch.no_grad():
             p.copy_(q)
             if projects_buffer:
@@ -298,7 +298,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.clip is None)
     @rule(which=st.integers(0, 20))
     def refused_step(self, which: int) -> None:
-        """Nothing is written, and the next step is as if it had never been asked for."""
+        """A refused step writes nothing and has no effect on the next one."""
         p, _ = self.pick(which)
         if p.numel() < 2:
             return
@@ -373,7 +373,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 20))
     def replace_state(self, which: int) -> None:
-        """By copies, every other one laid out otherwise; with entries that are somebody else's beside them."""
+        """By copies, every other one transposed; adds foreign entries."""
         p, _ = self.pick(which)
         own = self.ours.state.get(p, {})
         for number, (key, value) in enumerate([*own.items()]):
@@ -385,7 +385,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 20))
     def start_anew(self, which: int) -> None:
-        """New weights in place and no state, as for a layer that is initialized again."""
+        """New weights in place and no state, as for a reinitialized layer."""
         p, q = self.pick(which)
         self.seed += 1
         with torch.no_grad():
@@ -399,7 +399,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(other_options=st.booleans(), lost=st.integers(0, 40))
     def save_and_load(self, other_options: bool, lost: int) -> None:
-        """Into an optimizer of other options; the state of one parameter may be missing, which then starts anew."""
+        """Optionally into an optimizer with other options, and without the state of one parameter, which restarts."""
         saved = through_a_file(self.ours.state_dict())
         if lost < len(self.both()):
             saved["state"].pop(lost, None)
@@ -423,7 +423,7 @@ class Machine(RuleBasedStateMachine):
         self.adopt(old)
 
     def adopt(self, old: Any) -> None:
-        """Gradients for a copy, which has no clipping left; its options and state must be the model's."""
+        """Gives a copy its gradients; it has no pending clipping. Its options and state must equal the model's."""
         self.clip = None
         for p, before in zip(parameters_of(self.ours), parameters_of(old), strict=True):
             p.grad = None if before.grad is None else before.grad.resolve_neg().clone()

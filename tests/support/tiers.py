@@ -26,7 +26,7 @@ SLOW = {
     "test_accelerate", "test_bench", "test_bench_gpu", "test_compile", "test_distributed", "test_fast_interpreter",
     "test_hf_trainer", "test_hypothesis", "test_lightning", "test_main", "test_tools", "test_toy2d",
     "test_backends::test_the_warning_points_at_the_step",
-    "test_backends::test_triton_is_not_imported_before_it_is_asked_for",
+    "test_backends::test_triton_is_imported_lazily",
     "test_backends::test_without_the_compiled_module",
     "test_determinism::test_from_run_to_run", "test_determinism::test_instruction_sets",
     "test_determinism::test_unknown_instruction_set",
