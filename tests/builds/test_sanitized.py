@@ -1,5 +1,5 @@
-"""The CUDA kernels under AddressSanitizer and UndefinedBehaviorSanitizer, as they run on a CPU: no access outside of a tensor,
-of the plan or of shared memory, none that is not aligned, no overflow."""
+"""The CUDA kernels, emulated on a CPU, under AddressSanitizer and UndefinedBehaviorSanitizer: no access out of the bounds of a
+tensor, the plan or shared memory, no misaligned access, no overflow."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import sanitize
 import sanitized_cases
 from paths import ROOT, SUPPORT, TESTS
 
-# Of every file the tests that are chosen: steps, and then what else writes to a plan or to shared memory.
+# The tests chosen of each file: steps, and whatever else writes to a plan or to shared memory.
 CHOSEN = {
     "support/sanitized_cases.py": "emulated and no_access",
     "rule/test_parity.py": "emulated and (test_large_tensors or test_layouts) and (AdamP or SGD) and (float32 or bfloat16)",
     "step/test_rows_on_chip.py": "just_fit and AdamP or left_alone or swallowed",
-    "plan/test_launches.py": "new_gradients and 1500 or step_counts and 40-9 or momentum_of_sgd or room",
+    "plan/test_launches.py": "new_gradients and 1500 or step_counts and 40-9 or momentum_of_sgd or row_cache",
     "step/test_capturable.py": "many_tensors and 300 or groups",
     "step/test_captures.py": "test_replays and float32 and (AdamP or SGD) or between_replays",
     "step/test_block_orders.py": "test_same_bits_of_variants",
@@ -58,8 +58,8 @@ def test_no_stray_access(environment: dict[str, str]) -> None:
     assert passed and int(passed[1]) > 100, done.stdout[-500:]
 
 
-def test_a_stray_access_is_seen(environment: dict[str, str]) -> None:
-    """One element beyond the end of each operand, which the kernels cannot know."""
+def test_a_stray_access_is_detected(environment: dict[str, str]) -> None:
+    """Each operand in turn is one element too short, unknown to the kernels."""
     done = _run(environment, "support/sanitized_cases.py", "emulated", "heap")
     assert done.stdout.splitlines() == [f"{operand} found out" for operand in sanitized_cases.OPERANDS], done.stderr[
         -3000:

@@ -1,4 +1,4 @@
-"""Accelerate: accumulation and clipping leave the weights that a loop by hand leaves; checkpoints and copies go on."""
+"""Accelerate: accumulation and clipping give the weights of a plain loop; checkpoints and copies resume."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tools import assert_same_weights, by_hand, each_optimizer_of_both, with_tor
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """Accelerate's settings are the process's; here they are one test's."""
+    """Resets Accelerate's process-wide settings after each test."""
     yield
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
@@ -36,7 +36,7 @@ def accelerator(**arguments: Any) -> Accelerator:
 
 
 @each_optimizer_of_both
-def test_as_by_hand(optimizer: Any) -> None:
+def test_equals_a_plain_loop(optimizer: Any) -> None:
     got, _, losses = accelerate_loop.train(accelerator(), optimizer)
     model = toy.net()
     opt = optimizer(model.parameters(), lr=1e-2, weight_decay=1e-2)
@@ -48,22 +48,22 @@ def test_as_by_hand(optimizer: Any) -> None:
     assert sum(losses[-16:]) < 0.7 * sum(losses[:16])
 
 
-def test_as_torch() -> None:
-    """On gradients that were accumulated and clipped, with a schedule, every step is torch's."""
+def test_steps_equal_torch() -> None:
+    """With accumulated and clipped gradients and a schedule, every step equals torch's."""
     beside = []
     accelerate_loop.train(accelerator(), with_torch_beside(beside))
     assert beside[0].steps == 16
 
 
 def test_bfloat16() -> None:
-    """The forward pass under autocast; weights and steps stay float32, and the losses fall as without."""
+    """Forward pass under autocast: weights and steps stay float32, and the losses fall."""
     model, _, losses = accelerate_loop.train(accelerator(mixed_precision="bf16"))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert sum(losses[-16:]) < 0.7 * sum(losses[:16])
 
 
 def test_resumed(tmp_path: Path) -> None:
-    """`save_state` and `load_state`: the next steps are those of the optimizer that was saved."""
+    """After `save_state` and `load_state` the next step equals that of the saved optimizer."""
     first = accelerator()
     whole, whole_opt, _ = accelerate_loop.train(first)
     first.save_state(str(tmp_path))
@@ -77,7 +77,7 @@ def test_resumed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_copies(copied: Any) -> None:
-    """A copy of model and wrapped optimizer goes on as the original does."""
+    """A copy of model and wrapped optimizer steps like the original."""
     model, opt, _ = accelerate_loop.train(accelerator())
     other, other_opt = copied((model, opt))
     step_once(model, opt.optimizer)

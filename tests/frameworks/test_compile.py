@@ -1,4 +1,4 @@
-"""torch.compile: `step` is run as it is, outside of what is compiled and inside, and leaves the bits of a plain loop."""
+"""torch.compile: `step` runs uncompiled, outside and inside compiled regions, with the bits of a plain loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from records import RECORDS, Record, each_optimizer
 from tools import assert_same_weights
 
 X, Y = toy.data().tensors
-# Traces and cuts as the default does, then runs torch's own kernels: the bits of a loop that is not compiled.
+# Traces and partitions like the default backend, then runs torch's own kernels: the bits of an uncompiled loop.
 BACKEND = "aot_eager"
 
 
@@ -35,7 +35,7 @@ def made(record: Record) -> Any:
 
 
 def trained(record: Record, inside: bool = False, outside: bool = False, steps: int = 4) -> torch.nn.Module:
-    """Trains, with the step in the compiled region or beside it; another learning rate at each step."""
+    """Trains with the step inside or outside the compiled region, and another learning rate at each step."""
     model, opt, train_step = made(record)
     called = torch.compile(model, backend=BACKEND) if outside else model
     run = torch.compile(train_step, backend=BACKEND) if inside else train_step
@@ -46,20 +46,20 @@ def trained(record: Record, inside: bool = False, outside: bool = False, steps: 
 
 
 @each_optimizer
-def test_inside(record: Record) -> None:
-    with warnings.catch_warnings(record=True) as told:
+def test_step_inside_a_compiled_region(record: Record) -> None:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         got = trained(record, inside=True)
     assert_same_weights(got, trained(record))
-    assert not [str(each.message) for each in told if "onepass" in str(each.message)]  # of what cannot be traced
+    assert not [str(each.message) for each in caught if "onepass" in str(each.message)]  # e.g. untraceable code
 
 
-def test_outside() -> None:
+def test_step_outside_a_compiled_region() -> None:
     assert_same_weights(trained(RECORDS["AdamP"], outside=True), trained(RECORDS["AdamP"]))
 
 
-def test_inside_is_one_break() -> None:
-    """Nothing of a step is traced or guarded: neither steps nor new learning rates make torch compile anything more."""
+def test_step_is_one_graph_break() -> None:
+    """Dynamo neither traces nor guards the step: steps and new learning rates cause no recompilation."""
     trained(RECORDS["AdamP"], inside=True, steps=2)
     breaks = [reason for reason in counters["graph_break"] if "onepass" in reason]
     assert len(breaks) == 1 and "wrapped with `torch.compiler.disable`" in breaks[0]
@@ -72,7 +72,7 @@ def test_inside_is_one_break() -> None:
 
 
 def test_fullgraph() -> None:
-    """Refused in our words, and before anything is written."""
+    """Our error is raised before anything is written."""
     model, opt, train_step = made(RECORDS["AdamP"])
     train_step(model, X, Y)
     torch.nn.functional.mse_loss(model(X), Y).backward()
@@ -83,7 +83,7 @@ def test_fullgraph() -> None:
 
 
 def test_closure() -> None:
-    """A step with a closure, all of it in a compiled function."""
+    """A step with a closure inside a compiled function."""
     ends = []
     for compiles in (False, True):
         model = toy.net()
@@ -105,7 +105,7 @@ def test_closure() -> None:
 
 
 def test_in_backward() -> None:
-    """The hooks of a compiled model's parameters are called as those of any model."""
+    """The gradient hooks of a compiled model's parameters are called."""
     ends = []
     for compiles in (False, True):
         model = toy.net()

@@ -1,4 +1,4 @@
-"""Two processes on one machine, connected by gloo: the same bits as one process with the mean of the gradients."""
+"""torch.distributed, two processes with gloo: the bits of one process with the mean of the gradients."""
 
 from __future__ import annotations
 
@@ -21,13 +21,11 @@ SECONDS = 240
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """What every run came to, by rank. All runs in one pair of processes: most of the time goes into starting them."""
+    """The results of every run, by rank. All runs share one pair of processes: starting them takes most of the time."""
     folder = tmp_path_factory.mktemp("distributed")
     path = [str(Path(distributed_runs.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)}
-    environment.setdefault(
-        "GLOO_SOCKET_IFNAME", "lo"
-    )  # whatever name the machine goes by, and whether it has a network
+    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # independent of host name and network
     programs = [
         subprocess.Popen(
             [sys.executable, distributed_runs.__file__, str(rank), str(folder)],
@@ -36,11 +34,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         for rank in range(WORLD)
     ]  # fmt: skip
     try:
-        said = [program.communicate(timeout=SECONDS)[0] for program in programs]
+        output = [program.communicate(timeout=SECONDS)[0] for program in programs]
     finally:
         for program in programs:
             program.kill()
-    assert [program.returncode for program in programs] == [0] * WORLD, "\n".join(said)[-3000:]
+    assert [program.returncode for program in programs] == [0] * WORLD, "\n".join(output)[-3000:]
     return {
         name: [torch.load(folder / f"{name}.{rank}.pt", weights_only=False) for rank in range(WORLD)] for name in RUNS
     }
@@ -64,7 +62,7 @@ def assert_same_weights(got: list[torch.Tensor], want: list[torch.Tensor]) -> No
         assert_same_bits(p, q, f"parameter {i}")
 
 
-def test_every_backend_is_here() -> None:
+def test_runs_cover_every_backend() -> None:
     assert set(distributed_runs.BACKENDS) == set(BACKENDS)
 
 
@@ -78,7 +76,7 @@ def test_distributed_data_parallel(results: Any, name: str, backend: str) -> Non
 
 @pytest.mark.parametrize("name", ["AdamW", "AdamP", "SGD"])
 def test_zero_redundancy_optimizer(results: Any, name: str) -> None:
-    """Each rank steps its part of the parameters; the state dict brought together is that of one process."""
+    """Each rank steps its part of the parameters; the consolidated state dict equals that of one process."""
     opt, half = alone_with(name)
     _, end = alone_with(name, times=range(2 * STEPS))
     ranks = of_run(results, f"zero {name}")
@@ -97,7 +95,7 @@ def test_zero_redundancy_optimizer(results: Any, name: str) -> None:
 @pytest.mark.parametrize("sharding", ["parameters sharded", "flat sharded", "parameters whole", "flat whole"])
 @pytest.mark.parametrize("name", ["AdamW", "AdamP", "SGDP"])
 def test_fully_sharded_data_parallel(results: Any, name: str, sharding: str) -> None:
-    """Flat shards do where every element is stepped alone; a projection needs rows, and must not be dropped in silence."""
+    """Elementwise rules step flat shards; projected rules need rows and refuse them rather than drop the projection."""
     ranks = of_run(results, f"fsdp1 {name} {sharding}")
     if name == "AdamW" or sharding == "parameters whole":
         _, want = alone_with(name, times=range(2 * STEPS))
@@ -115,13 +113,13 @@ def test_fully_sharded_data_parallel(results: Any, name: str, sharding: str) -> 
 
 
 def _as_in(got: list[torch.Tensor], want: list[torch.Tensor]) -> list[torch.Tensor]:
-    """One tensor if FSDP has made one of them all."""
+    """`want`, flattened; concatenated if FSDP has flattened all parameters into one."""
     flat = [w.flatten() for w in want]
     return flat if len(got) == len(want) else [torch.cat(flat)]
 
 
 def test_shards_of_fully_shard_are_refused(results: Any) -> None:
-    """And what the message says works."""
+    """The advice in the message works."""
     _, want = alone_with("AdamW")
     for result in of_run(results, "fsdp2 AdamW"):
         for words in ("is a DTensor", "p.detach().to_local()", "p.grad.to_local()"):

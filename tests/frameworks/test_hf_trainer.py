@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer: it leaves the weights that a loop by hand leaves, and goes on from a checkpoint."""
+"""Hugging Face's Trainer: the weights of a plain loop, and resuming from a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def settings(folder: Path, **changed: Any) -> TrainingArguments:
 
 
 def trained(trainer: Trainer, **how: Any) -> tuple[Trainer, list[dict[str, Any]]]:
-    """Trains; returns the trainer and what the model was given for each loss."""
+    """Trains; returns the trainer and the model's inputs for each loss."""
     given, compute_loss = [], trainer.compute_loss
 
     def seen(model: Any, inputs: dict[str, Any], *rest: Any, num_items_in_batch: Any = None, **options: Any) -> Any:
@@ -41,7 +41,7 @@ def trained(trainer: Trainer, **how: Any) -> tuple[Trainer, list[dict[str, Any]]
 
 
 @each_optimizer_of_both
-def test_an_optimizer(tmp_path: Path, optimizer: Any) -> None:
+def test_trainer_given_an_optimizer(tmp_path: Path, optimizer: Any) -> None:
     trainer, given = trained(hf_trainer.with_an_optimizer(settings(tmp_path), optimizer))
     model = hf_trainer.tiny_gpt2()
     opt = optimizer(model.parameters(), lr=1e-2, weight_decay=0.1)
@@ -52,15 +52,15 @@ def test_an_optimizer(tmp_path: Path, optimizer: Any) -> None:
     assert trainer.state.log_history[-1]["train_loss"] < 3.4  # ln(32) = 3.47 before training
 
 
-def test_as_torch(tmp_path: Path) -> None:
-    """On the gradients that Trainer has clipped, with its groups and its schedule, every step is torch's."""
+def test_steps_equal_torch(tmp_path: Path) -> None:
+    """With Trainer's clipping, groups and schedule, every step equals torch's."""
     beside = []
     trained(hf_trainer.with_a_class(settings(tmp_path), with_torch_beside(beside)))
     assert beside[0].steps == 6
 
 
-def test_a_class(tmp_path: Path) -> None:
-    """Trainer's groups: decay on the matrices and none on norms and biases."""
+def test_trainer_given_a_class(tmp_path: Path) -> None:
+    """Trainer's groups: decay for matrices, none for norms and biases."""
     trainer, _ = trained(hf_trainer.with_a_class(settings(tmp_path)))
     groups = trainer.optimizer.param_groups
     assert type(trainer.optimizer.optimizer) is onepass.AdamP
@@ -71,7 +71,7 @@ def test_a_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [hf_trainer.with_an_optimizer, hf_trainer.with_a_class])
 def test_resumed(tmp_path: Path, make: Any) -> None:
-    """From the checkpoint of step 3 the same bits as without a break, momenta, gates and schedule with them."""
+    """Resumed from the checkpoint of step 3, moments, gates and schedule included: the bits of the uninterrupted run."""
     whole, _ = trained(make(settings(tmp_path, save_strategy="steps", save_steps=3)))
     resumed, _ = trained(make(settings(tmp_path)), resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert_same_weights(resumed.model, whole.model)

@@ -1,4 +1,4 @@
-"""Lightning: its steps, automatic or manual, clipped, under autocast, leave the weights that a loop by hand leaves."""
+"""Lightning: automatic and manual steps, with clipping and under autocast, give the weights of a plain loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import onepass  # noqa: E402
 import toy  # noqa: E402
 from tools import assert_same_weights, by_hand, each_optimizer_of_both, with_torch_beside  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and logging
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints on workers and logging
 each_module = pytest.mark.parametrize("module", [lightning_module.Automatic, lightning_module.Manual])
 
 
@@ -46,15 +46,15 @@ def hand_made(optimizer: Any, epochs: int = 4, autocast: bool = False) -> torch.
 
 @each_module
 @each_optimizer_of_both
-def test_as_by_hand(tmp_path: Path, module: Any, optimizer: Any) -> None:
+def test_equals_a_plain_loop(tmp_path: Path, module: Any, optimizer: Any) -> None:
     trained = module(optimizer)
     fit(trained, tmp_path)
     assert_same_weights(trained.net, hand_made(optimizer))
 
 
 @each_module
-def test_as_torch(tmp_path: Path, module: Any) -> None:
-    """On the gradients that Lightning has clipped every step is torch's."""
+def test_steps_equal_torch(tmp_path: Path, module: Any) -> None:
+    """With gradients clipped by Lightning, every step equals torch's."""
     beside = []
     fit(module(with_torch_beside(beside)), tmp_path)
     assert beside[0].steps == 16
@@ -69,15 +69,15 @@ def test_autocast(tmp_path: Path, module: Any) -> None:
 
 @each_module
 def test_resumed(tmp_path: Path, module: Any) -> None:
-    """From a checkpoint after two epochs of four the same bits as without a break."""
+    """Resumed after two epochs of four: the bits of the uninterrupted run."""
     first, second = module(), module()
     fit(first, tmp_path, epochs=2).save_checkpoint(tmp_path / "half.ckpt")
     fit(second, tmp_path, resume=str(tmp_path / "half.ckpt"))
     assert_same_weights(second.net, hand_made(onepass.AdamP))
 
 
-def test_wrapped(tmp_path: Path) -> None:
-    """What Lightning hands out inside `training_step` is of a class made of its own and ours; it knows `last_step`."""
+def test_last_step_of_the_wrapper(tmp_path: Path) -> None:
+    """`self.optimizers()` returns an instance of a class derived from Lightning's and ours; it has `last_step`."""
     seen = []
 
     class Looks(lightning_module.Manual):
@@ -94,7 +94,7 @@ def test_wrapped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrapper", ["lightning.pytorch.core.optimizer.LightningOptimizer", "Fabric"])
 def test_clipping_through_the_wrapper(wrapper: str) -> None:
-    """What `self.optimizers()` gives borrows the optimizer's methods, with attributes of its own."""
+    """The wrapper uses the optimizer's methods but has attributes of its own."""
     made = [onepass.AdamP([torch.nn.Parameter(torch.ones(3, 4))], lr=0.1) for _ in range(2)]
     if wrapper == "Fabric":
         fabric = lightning.Fabric(accelerator="cpu", devices=1)
@@ -116,7 +116,7 @@ def test_clipping_through_the_wrapper(wrapper: str) -> None:
 
 
 def test_loss_scaling(tmp_path: Path) -> None:
-    """float16, its scaler and clipping: each step that is taken is torch's, and each that overflows changes nothing."""
+    """float16 with a gradient scaler and clipping: each step equals torch's, and an overflow skips the step."""
     beside = []
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=5)  # overflows at first
     plugin = lightning.pytorch.plugins.MixedPrecision("16-mixed", "cpu", scaler)

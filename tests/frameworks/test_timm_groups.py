@@ -1,4 +1,4 @@
-"""timm's grouping of parameters: the decay of each group is applied, and the other arguments are everybody's."""
+"""timm's parameter groups: each group has its own weight decay; the other arguments are common."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tools import assert_same_weights, with_torch_beside
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The example on timm's one file: timm itself imports torchvision."""
+    """The example with only one file of timm: the whole package would import torchvision."""
     spec = importlib.util.find_spec("timm")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("timm is not installed; `pip install --no-deps timm` is enough")
@@ -28,7 +28,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
         module = types.ModuleType(name)
         module.__path__ = [f"{root}/{name.partition('.')[2]}"]
         monkeypatch.setitem(sys.modules, name, module)
-    sys.modules["timm.models"].group_parameters = None  # which the groups by depth need, and these do not
+    sys.modules["timm.models"].group_parameters = None  # needed only by layer-wise groups
     groups = importlib.import_module("timm.optim._param_groups")
     sys.modules["timm.optim"].param_groups_weight_decay = groups.param_groups_weight_decay
     yield importlib.import_module("timm_groups")
@@ -44,13 +44,13 @@ def test_groups(example: Any) -> None:
     assert sum(len(group["params"]) for group in opt.param_groups) == len(list(model.parameters()))
 
 
-def test_printed(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_prints_the_groups(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(example.__file__, run_name="__main__")
     assert "weight decay 0.05: [(32, 8), (1, 32)]" in capsys.readouterr().out
 
 
 def test_steps(example: Any) -> None:
-    """As with groups made by hand, as torch's AdamW on the same groups and gradients, and not as without decay."""
+    """Equal to explicit groups and to torch's AdamW on the same groups and gradients; differs from no decay."""
     model, by_hand, without, ours = (toy.net() for _ in range(4))
     losses = example.train(model, example.optimizer_for(model))
     assert losses[-1] < 0.7 * losses[0]

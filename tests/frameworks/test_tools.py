@@ -1,4 +1,4 @@
-"""The examples as they are run from a shell: what they print says that they learn."""
+"""The examples in examples/tools, run as scripts: their printed losses fall."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_losses_fall(
     assert len(found) >= 2 and float(found[-1]) < 0.9 * float(found[0])
 
 
-def test_lightning_learns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_losses_of_lightning_fall(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning")
     monkeypatch.chdir(tmp_path)
     fit, losses, (x, y) = lightning.Trainer.fit, [], toy.data().tensors

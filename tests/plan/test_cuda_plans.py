@@ -1,7 +1,7 @@
-"""The CUDA backend's own launch code, for the plans of real models on the GPUs that the module is built for: every launch is
-one that the compiled kernels accept, and as many blocks fit onto a multiprocessor as the launch code relies on.
+"""Launches of the CUDA backend for real models on the GPUs that the module is built for: the compiled kernels accept each
+launch, and the number of resident blocks per multiprocessor is the one that the launch code assumes.
 
-Launches are recorded by the emulation and not run, so tensors are as large as they are and no element is touched.
+The emulation records launches without running them, so tensors have their full size and no element is accessed.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "SGD": lambda params, **more: onepass.SGD(params, lr=0.1, **more),
 }
 STORAGE = {torch.float32: "float", torch.bfloat16: "BFloat16", torch.float16: "Half", torch.float64: "double"}
-# The arguments of a kernel, from compute capability 7.0 and CUDA 12.1 on.
+# Bytes of kernel parameters, from compute capability 7.0 and CUDA 12.1 on.
 MOST_ARGUMENTS = 32764
 REGISTERS = 65536
 
 
 class Device(NamedTuple):
-    """Multiprocessors of one such GPU; shared memory of a multiprocessor and of a block; threads of a multiprocessor: the
+    """Multiprocessors of one such GPU; shared memory per multiprocessor and per block; threads per multiprocessor. From the
     table of compute capabilities in the CUDA C++ Programming Guide."""
 
     multiprocessors: int
@@ -64,7 +64,7 @@ RESERVED = 1024
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[tuple[str, str, str], list[Kernel]]:
-    """By architecture, function and storage."""
+    """The compiled kernels by architecture, function and storage."""
     assert compiled._C is not None
     if not compiled._C.cuda_archs:
         pytest.skip("onepass is built without the CUDA kernels")
@@ -76,7 +76,7 @@ def kernels() -> dict[tuple[str, str, str], list[Kernel]]:
 
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """State without numbers, launches that are recorded alone, and a device as it was afterwards."""
+    """Leaves state uninitialized, and restores the device's properties and the capture mode afterwards."""
     kept = {name: getattr(emulated.device, name) for name in ("multiprocessors", *LIMITS)}
     monkeypatch.setattr(torch, "zeros_like", lambda t, **options: torch.empty_like(t, **options))
     emulated.reset()
@@ -90,7 +90,7 @@ LIMITS = ("shared_per_multiprocessor", "shared_per_block", "blocks_per_multiproc
 
 
 def launches_of(model: str, dtype: torch.dtype, optimizer: str) -> tuple[list[tuple[str, Any]], int]:
-    """The launches of a step and of a clipped one, as name and (grid, block, shared memory), and the room for rows."""
+    """The launches of a step and of a clipping, as name and (grid, block, shared memory), and the size of the row cache."""
     params = [torch.empty(shape, dtype=dtype) for shape in MODELS[model]]
     for p in params:
         p.grad = torch.empty_like(p)
@@ -104,7 +104,7 @@ def launches_of(model: str, dtype: torch.dtype, optimizer: str) -> tuple[list[tu
 
 
 def fitting(kernel: Kernel, device: Device, threads: int, shared: int) -> int:
-    """Blocks of a multiprocessor, by NVIDIA's rules: registers go to a warp 256 at a time, shared memory in pieces of 128."""
+    """Resident blocks per multiprocessor: registers are allocated per warp in units of 256, shared memory in units of 128."""
     warps = -(-threads // 32)
     of_warp = -(-kernel.registers * 32 // 256) * 256
     by_registers = REGISTERS // of_warp // 4 * 4 // warps
@@ -113,7 +113,7 @@ def fitting(kernel: Kernel, device: Device, threads: int, shared: int) -> int:
 
 
 def room_for(device: Device, blocks: int) -> int:
-    """Shared memory for rows with so many blocks on a multiprocessor, in pieces that every dtype can fill."""
+    """Bytes of the row cache with `blocks` resident blocks per multiprocessor, in units of 8192."""
     return (
         (min(device.shared // blocks - RESERVED, device.per_block) - int(emulated.limits["shared_storage"]))
         // 8192
@@ -130,8 +130,8 @@ def test_launches_for_real_models(
         device = DEVICES[arch]
         emulated.device.multiprocessors = device.multiprocessors
         emulated.device.shared_per_multiprocessor, emulated.device.shared_per_block = device.shared, device.per_block
-        # The driver's own constants come first, more of them where arguments take more than 4 KB; how many, a kernel
-        # whose arguments are known tells.
+        # The driver's constants precede the kernel parameters, and are more if these exceed 4 KB. Their size follows from
+        # `upload`, whose parameters have a known size.
         (upload,) = kernels[arch, "upload", ""]
         before_arguments = upload.constants - (16 + 8 * emulated.limits["words"])
         for optimizer in OPTIMIZERS:
@@ -160,7 +160,7 @@ def test_launches_for_real_models(
             assert ("update" in {name for name, _ in launches}) == (optimizer in ("AdamP", "SGDP"))
 
 
-def test_every_architecture_of_the_wheel_has_a_device() -> None:
+def test_devices_cover_the_architectures_of_the_wheel() -> None:
     setup = (ROOT / "setup.py").read_text()
     archs = setup.partition("CUDA_ARCHS = (")[2].partition(")")[0]
     assert {f"sm_{arch.strip()[1:-1]}" for arch in archs.split(",")} == set(DEVICES)

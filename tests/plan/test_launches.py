@@ -1,4 +1,4 @@
-"""What the CUDA backend launches: a fixed few kernels however many tensors there are, and nothing else in the long run."""
+"""Launches of the CUDA backend: a fixed number of kernels for any number of tensors, and no uploads in a steady state."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def forget_errors() -> Iterator[None]:
     emulated.reset()
 
 
-def test_the_counts_are_on_both_sides_of_every_limit() -> None:
+def test_counts_lie_on_both_sides_of_every_limit() -> None:
     assert 10 < MOST_BY_VALUE < 1500 < CHUNK < 5000
 
 
 def many(count: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    """Small tensors, every third a matrix."""
+    """Small tensors; every third is a matrix."""
     noise = torch.randn(count, 6, generator=generator(count), dtype=torch.float64).to(dtype)
     return [row.reshape(2, 3).clone() if i % 3 == 0 else row.clone() for i, row in enumerate(noise)]
 
 
 def give(opt: Any, seed: int) -> None:
-    """New numbers in the gradients that are there; a gradient where there is none."""
+    """Refills existing gradients in place, and creates missing ones."""
     params = parameters_of(opt)
     noise = torch.randn(len(params), 6, generator=generator(seed), dtype=torch.float64)
     for p, row in zip(params, noise.reshape(len(params), 6), strict=True):
@@ -59,7 +59,7 @@ def make(record: Record, count: int, dtype: torch.dtype = torch.float32, **argum
 
 
 def kernels_of(record: Record, dtype: torch.dtype, arguments: Arguments) -> list[str]:
-    """One launch; two where there is a gate, and three where it is looked at first."""
+    """One launch; two with a gate, and three if `gate_stats` precedes them."""
     if not record.projected:
         return ["step"]
     measured = dtype in (torch.bfloat16, torch.float16) or not arguments.get("speculate", True)
@@ -67,7 +67,7 @@ def kernels_of(record: Record, dtype: torch.dtype, arguments: Arguments) -> list
 
 
 def same_as_on_the_cpu(record: Record, opt: Any, steps: int, **arguments: Any) -> None:
-    """The bits of the CPU backend's steps, as they are for rules without a sum."""
+    """Asserts the CPU backend's bits; only for rules without row sums."""
     other = record.make(many(len(parameters_of(opt))), backend="cpu", **{**record.typical, **arguments})
     for seed in range(steps):
         give(other, seed)
@@ -75,13 +75,13 @@ def same_as_on_the_cpu(record: Record, opt: Any, steps: int, **arguments: Any) -
     assert_same_state(opt, other)
 
 
-# ------------------------------------------------------------------ how many
+# ------------------------------------------------------------------ number of launches
 
 
 @each_count
 @each_optimizer
-def test_in_a_steady_state(record: Record, count: int) -> None:
-    """The gradients stay where they are: the kernels alone, also as the number of steps goes on."""
+def test_no_uploads_in_a_steady_state(record: Record, count: int) -> None:
+    """With gradients at unchanged addresses a step launches no uploads, though the step count changes."""
     opt = make(record, count)
     launched(opt)
     for seed in range(3):
@@ -92,19 +92,19 @@ def test_in_a_steady_state(record: Record, count: int) -> None:
 @each_dtype
 @each_projected
 @pytest.mark.parametrize("speculate", [True, False])
-def test_where_the_gate_is_looked_at_first(dtype: torch.dtype, record: Record, speculate: bool) -> None:
+def test_gate_stats_without_speculation(dtype: torch.dtype, record: Record, speculate: bool) -> None:
     opt = make(record, 10, dtype, speculate=speculate)
     launched(opt)
     assert launched(opt) == kernels_of(record, dtype, {"speculate": speculate})
 
 
-def test_a_projected_buffer_is_looked_at_first() -> None:
+def test_gate_stats_for_project_momentum() -> None:
     opt = make(RECORDS["SGDP"], 10, project_momentum=True)
     launched(opt)
     assert launched(opt) == ["gate_stats", "update", "correct"]
 
 
-def test_what_was_launched_is_what_ran() -> None:
+def test_reported_launches_are_those_of_the_runtime() -> None:
     opt = make(RECORDS["AdamP"], 10, speculate=False)
     emulated.reset()
     names = launched(opt)
@@ -115,7 +115,7 @@ def test_what_was_launched_is_what_ran() -> None:
 
 @each_projected
 @pytest.mark.parametrize("projection", ["channel", "layer", "none"])
-def test_a_fixed_gate_is_never_looked_for(record: Record, projection: str) -> None:
+def test_a_fixed_gate_needs_no_gate_stats(record: Record, projection: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         opt = make(record, 10, dtype, projection=projection, speculate=False)
         launched(opt, 1)
@@ -123,7 +123,7 @@ def test_a_fixed_gate_is_never_looked_for(record: Record, projection: str) -> No
 
 
 @each_projected
-def test_vectors_alone_need_no_gate(record: Record) -> None:
+def test_vectors_need_no_gate(record: Record) -> None:
     opt = record.make([torch.ones(7), torch.ones(9)], backend="emulated", **record.typical)
     for p in parameters_of(opt):
         p.grad = torch.ones_like(p)
@@ -143,7 +143,7 @@ def test_every_dtype_has_its_own_kernels() -> None:
 
 
 def test_nothing_to_step() -> None:
-    """No gradients, no elements: no launch; it begins when there is something."""
+    """No launch without gradients or elements; the first launches come with the first gradient."""
     p, empty = torch.ones(4, 3), torch.ones(0, 3)
     opt = onepass.AdamP([p, empty], backend="emulated")
     opt.step()
@@ -162,19 +162,19 @@ def test_nothing_to_step() -> None:
 
 
 def chunks(first: int, last: int) -> int:
-    """How many it takes to bring the words from `first` to `last`."""
+    """Launches needed to upload the words from `first` to `last`."""
     return -(-(last + 1 - first) // CHUNK)
 
 
 @each_count
 def test_new_gradients(count: int) -> None:
-    """Addresses come with the launch while they fit; after that they lie in the plan, and are brought if they change."""
+    """Gradient addresses are kernel parameters while they fit; beyond, they are in device memory, uploaded on change."""
     record = RECORDS["AdamW"]
     opt = make(record, count)
     launched(opt, 0)
     moved = []
     for p in parameters_of(opt):
-        moved.append(p.grad)  # kept, or its memory would be used again
+        moved.append(p.grad)  # else the allocator would reuse its memory
         p.grad = p.grad.clone()
     in_memory = count > MOST_BY_VALUE
     assert launched(opt, 1) == ["upload"] * (chunks(0, count - 1) if in_memory else 0) + ["step"]
@@ -182,12 +182,12 @@ def test_new_gradients(count: int) -> None:
     same_as_on_the_cpu(record, opt, 3)
 
 
-def test_what_changed_is_brought_from_the_first_to_the_last() -> None:
+def test_upload_spans_the_first_to_the_last_change() -> None:
     record = RECORDS["AdamW"]
     opt = make(record, 5000)
     params = parameters_of(opt)
     launched(opt, 0)
-    kept = [p.grad for p in params]  # or their memory would be used again
+    kept = [p.grad for p in params]  # else the allocator would reuse their memory
     steps = 1
     for first, last in [(0, 0), (4999, 4999), (17, 4016), (17, 4017), (0, 4999), (999, 1000)]:
         for i in {first, last}:
@@ -202,8 +202,8 @@ def test_what_changed_is_brought_from_the_first_to_the_last() -> None:
 
 
 @each_count
-def test_some_without_a_gradient(count: int) -> None:
-    """They come and go; what has none is not touched."""
+def test_some_tensors_without_a_gradient(count: int) -> None:
+    """At each step another third of the tensors has no gradient and is not stepped."""
     record = RECORDS["AdamW"]
     opt, other = make(record, count), record.make(many(count), backend="cpu", **record.typical)
     for seed in range(4):
@@ -219,7 +219,7 @@ def test_some_without_a_gradient(count: int) -> None:
 @pytest.mark.parametrize("distinct", [1, 8, 9, 40])
 @pytest.mark.parametrize("count", [40, 1500])
 def test_step_counts_that_differ(count: int, distinct: int) -> None:
-    """The scalars of eight step counts come with the launch. Of more they lie in the plan, and change at every step."""
+    """Up to eight sets of scalars are kernel parameters. More are in device memory, uploaded at every step."""
     assert emulated.limits["scalars"] == 8
     record = RECORDS["AdamW"]
     opt, other = make(record, count), record.make(many(count), backend="cpu", **record.typical)
@@ -235,7 +235,7 @@ def test_step_counts_that_differ(count: int, distinct: int) -> None:
     assert_same_state(opt, other)
 
 
-def test_hyper_parameters_come_with_the_launch() -> None:
+def test_hyper_parameters_are_kernel_parameters() -> None:
     record = RECORDS["AdamW"]
     opt, other = make(record, 1500), record.make(many(1500), backend="cpu", **record.typical)
     for seed, lr in enumerate((1e-2, 1e-3, 2e-3)):
@@ -247,8 +247,8 @@ def test_hyper_parameters_come_with_the_launch() -> None:
     assert_same_state(opt, other)
 
 
-def test_groups_come_with_the_launch() -> None:
-    """Eight groups, and with the ninth through the plan."""
+def test_scalars_of_groups_are_kernel_parameters() -> None:
+    """The scalars of eight groups are kernel parameters; those of nine are uploaded."""
     for groups in (8, 9):
         made = [
             onepass.AdamW(
@@ -264,11 +264,11 @@ def test_groups_come_with_the_launch() -> None:
         assert_same_state(*made)
 
 
-# ------------------------------------------------------------------ what is replaced
+# ------------------------------------------------------------------ replaced tensors
 
 
 def _follow(record: Record, count: int, change: Any, kernels: list[str], **arguments: Any) -> None:
-    """Two steps, a change, two more, beside the CPU backend, which sees the same."""
+    """Two steps, a change and two more steps, compared with the CPU backend."""
     opt = make(record, count, **arguments)
     other = record.make(many(count), backend="cpu", **{**record.typical, **arguments})
     for each in (opt, other):
@@ -302,8 +302,8 @@ def test_replaced_moments(count: int) -> None:
 
 
 @each_count
-def test_replaced_addresses_are_brought_once(count: int) -> None:
-    """Where the data of a tensor lies is kept in the plan; a new address costs the launches that bring it, once."""
+def test_new_addresses_are_uploaded_once(count: int) -> None:
+    """Data addresses are in device memory; new ones are uploaded once."""
     opt = make(RECORDS["AdamW"], count)
     launched(opt, 0)
     params = parameters_of(opt)
@@ -318,8 +318,8 @@ def test_replaced_addresses_are_brought_once(count: int) -> None:
 
 @pytest.mark.parametrize("count", [10, 1500])
 @pytest.mark.parametrize("momenta", [(0.0, 0.9), (0.9, 0.0), (0.0, 0.5)])
-def test_momentum_of_sgd_from_some_step_on(momenta: tuple[float, float], count: int) -> None:
-    """Other kernels: with a buffer, whose first gradient enters undampened, or without."""
+def test_momentum_of_sgd_changes_between_steps(momenta: tuple[float, float], count: int) -> None:
+    """Other kernels: with a buffer, into which the first gradient enters undampened, or without."""
 
     def change(opt: Any) -> None:
         opt.param_groups[0]["momentum"] = momenta[1]
@@ -342,8 +342,8 @@ def test_groups_of_sgd_with_and_without_a_buffer() -> None:
 
 @each_optimizer
 @pytest.mark.parametrize("count", [10, 1500])
-def test_no_memory_after_the_first_step(record: Record, count: int) -> None:
-    """The plan and its memory are those of the first step, also when gradients move and hyper-parameters change."""
+def test_no_allocation_after_the_first_step(record: Record, count: int) -> None:
+    """Plan and memory stay those of the first step when gradient addresses and hyper-parameters change."""
     opt = make(record, count)
     launched(opt, 0)
     (bound,) = opt._execution.backends
@@ -358,7 +358,7 @@ def test_no_memory_after_the_first_step(record: Record, count: int) -> None:
     assert plan.memory_bytes == memory.numel()
 
 
-# ------------------------------------------------------------------ launches that fail
+# ------------------------------------------------------------------ failing launches
 
 
 def _fail(opt: Any, error: int = 719) -> str:
@@ -381,8 +381,8 @@ FAMILY = {"SGD": "SGD with a buffer", "SGDP": "SGD with a buffer"}
 
 @each_dtype
 @each_optimizer
-def test_a_launch_that_fails(dtype: torch.dtype, record: Record) -> None:
-    """The message names the kernel, the dtype, the device and the error. Nothing has been written, no step counted."""
+def test_failed_launch_writes_nothing(dtype: torch.dtype, record: Record) -> None:
+    """The message names kernel, dtype, device and error. Nothing is written and no step counted."""
     opt = make(record, 10, dtype)
     launched(opt, 1)
     counters = [own["step"].clone() for own in opt.state.values() if "step" in own]
@@ -399,8 +399,8 @@ def test_a_launch_that_fails(dtype: torch.dtype, record: Record) -> None:
 
 
 @each_optimizer
-def test_after_a_launch_that_failed(record: Record) -> None:
-    """The next step is the one that failed, as if it had not been tried."""
+def test_step_after_a_failed_launch(record: Record) -> None:
+    """A failed step has no effect on the next one."""
     opt, other = make(record, 10), make(record, 10)
     for each in (opt, other):
         launched(each, 1)
@@ -417,10 +417,10 @@ def test_the_first_launch_fails() -> None:
     for each in (opt, other):
         launched(each, 2)
         launched(each, 3)
-    assert_same_state(opt, other)  # its buffer is still a first one, which is not dampened
+    assert_same_state(opt, other)  # its next gradient is still the first, which is not dampened
 
 
-def test_shared_memory_that_a_kernel_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_much_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emulated.device, "shared_per_block", 10**6)  # more than the emulated host has
     opt = make(RECORDS["AdamP"], 3)
     give(opt, 1)
@@ -428,7 +428,7 @@ def test_shared_memory_that_a_kernel_cannot_have(monkeypatch: pytest.MonkeyPatch
         opt.step()
 
 
-def test_an_upload_that_fails_is_repeated() -> None:
+def test_failed_upload_is_repeated() -> None:
     record = RECORDS["AdamW"]
     opt = make(record, 1500)
     launched(opt, 0)
@@ -445,9 +445,8 @@ def test_an_upload_that_fails_is_repeated() -> None:
 # ------------------------------------------------------------------ several optimizers
 
 
-def test_plans_that_take_different_room() -> None:
-    """How much shared memory a kernel may have belongs to the kernel, not to the plan: of two that take turns, the one made
-    later needs less."""
+def test_plans_with_different_row_cache_sizes() -> None:
+    """The shared memory limit is an attribute of a kernel, not of a plan: of two alternating plans, the later needs less."""
     record = RECORDS["AdamP"]
     shapes = [[(3, 12_000)], [(3, 40)]]
     made = [

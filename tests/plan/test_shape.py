@@ -1,5 +1,6 @@
-"""The launch layout of csrc/cuda/launch_layout.cpp: how tensors are cut, and which items blocks and warps take. Nothing is stepped here, so tensors
-may be of any size and devices any that there are."""
+"""The launch layout of csrc/cuda/launch_layout.cpp: how tensors are cut into items, and which items blocks and warps step.
+
+Nothing is allocated, so tensors may have any size and devices any properties."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ SHARED_STORAGE, BLOCK, WARP = (emulated.limits[name] for name in ("shared_storag
 
 
 class Device(NamedTuple):
-    """Shared memory of a multiprocessor, and that of one block at most."""
+    """Number of multiprocessors, shared memory of each, and the maximum per block."""
 
     multiprocessors: int
     shared: int
@@ -74,18 +75,18 @@ def laid_out(*tensors: Tensor) -> tuple[int, int, list[Item]]:
 
 
 def slots(t: Tensor, room: int) -> int:
-    """Vectors of p and u that each thread of a block keeps in the room."""
+    """Vectors of p and of u per thread of a block in the row cache."""
     lanes = LANES[t.dtype] if t.packed else 1
     return room // (2 * (8 if t.dtype == F64 else 4) * lanes * BLOCK)
 
 
 def kept(t: Tensor, room: int, threads: int) -> int:
-    """Elements of a row that they keep, wherever it begins: one vector less than there are slots for."""
+    """Longest row that `threads` can cache at any alignment: one vector less than there are slots."""
     return (slots(t, room) * threads - 1) * (LANES[t.dtype] if t.packed else 1)
 
 
 def assert_every_element_once(tensors: list[Tensor], items: list[Item]) -> None:
-    """The items of each tensor follow each other, row by row and in a row piece by piece."""
+    """The items of a tensor are consecutive, row by row, and piece by piece within a row."""
     runs = [(tensor, list(run)) for tensor, run in itertools.groupby(items, lambda item: item.tensor)]
     by_tensor = dict(runs)
     assert len(by_tensor) == len(runs), "the items of a tensor lie side by side"
@@ -116,7 +117,7 @@ MIXED = [
 ]
 
 
-def test_every_element_once() -> None:
+def test_every_element_is_in_one_item() -> None:
     assert_every_element_once(MIXED, laid_out(*MIXED)[2])
     for t in MIXED:
         assert_every_element_once([t], laid_out(t)[2])
@@ -125,7 +126,7 @@ def test_every_element_once() -> None:
 @pytest.mark.parametrize("dtype", [F32, F64, BF16])
 @pytest.mark.parametrize("packed", [True, False])
 def test_rows_that_fit_stay_whole(dtype: int, packed: bool) -> None:
-    """And rows that do not are cut, each piece as large as what fits."""
+    """Longer rows are cut into pieces of the longest length that fits."""
     some = Tensor(dtype, [3, 1], packed=packed)
     lanes = LANES[dtype] if packed else 1
     for length in (1, 1000, kept(some, laid_out(some)[0], BLOCK)):
@@ -135,12 +136,12 @@ def test_rows_that_fit_stay_whole(dtype: int, packed: bool) -> None:
     room, _, items = laid_out(t)
     largest = max(item.end - item.begin for item in items)
     assert largest == kept(t, room, BLOCK)
-    # With one vector at each end that is not whole, it takes all slots and no more.
+    # With a partial vector at each end it takes all slots.
     assert -(-(largest + lanes - 1) // lanes) <= slots(t, room) * BLOCK
 
 
-def test_room_for_three_blocks_or_for_two(device: Device) -> None:
-    """Three to a multiprocessor; two where a row stays whole thereby. A block's board and what the driver keeps count."""
+def test_row_cache_for_two_or_three_blocks(device: Device) -> None:
+    """Three resident blocks; two if that keeps a row whole. Static shared memory and the driver's reserve are included."""
     reserved = emulated.device.shared_reserved
     third, _, _ = laid_out(Tensor(F32, [3, 1000]))
     assert third > 0 and third % 8192 == 0
@@ -151,7 +152,7 @@ def test_room_for_three_blocks_or_for_two(device: Device) -> None:
     assert 2 * (half + SHARED_STORAGE + reserved) <= device.shared < 2 * (half + 8192 + SHARED_STORAGE + reserved)
     assert all(item.begin == 0 and item.end >= longest for item in items) and half + SHARED_STORAGE <= device.per_block
 
-    # Of no use to a row that would be cut all the same, nor to one whose sums are not taken.
+    # Three for a row that would be cut anyway, and for one without row sums.
     for t in (
         Tensor(F32, [3, kept(Tensor(F32, [1, 1]), half, BLOCK) + 1]),
         Tensor(F32, [longest + 1], False),
@@ -160,7 +161,7 @@ def test_room_for_three_blocks_or_for_two(device: Device) -> None:
 
 
 def test_small_tensors_go_to_warps() -> None:
-    """Up to 2,048 elements, if a warp keeps its rows; strided ones to blocks. Their items come last."""
+    """Packed tensors of up to 2,048 elements whose rows fit a warp's share of the row cache. Their items come last."""
     small = [Tensor(F32, [64], False), Tensor(F32, [8, 8]), Tensor(F32, [2048], False), Tensor(BF16, [32, 64])]
     large = [Tensor(F32, [2049], False), Tensor(F32, [33, 64]), Tensor(F32, [8, 8], packed=False)]
     _, block_items, items = laid_out(*small, *large, *small)
@@ -168,7 +169,7 @@ def test_small_tensors_go_to_warps() -> None:
     assert {item.tensor for item in items[block_items:]} == {0, 1, 2, 3, 7, 8, 9, 10}
 
 
-def test_rows_that_a_warp_cannot_keep_go_to_blocks() -> None:
+def test_rows_too_long_for_a_warp_go_to_blocks() -> None:
     room, _, _ = laid_out(Tensor(F64, [1, 1]))
     most = kept(Tensor(F64, [1, 1]), room, WARP)
     assert laid_out(Tensor(F64, [1, min(most, 2048)]))[1] == 0
@@ -176,9 +177,8 @@ def test_rows_that_a_warp_cannot_keep_go_to_blocks() -> None:
         assert laid_out(Tensor(F64, [1, most + 1]))[1] == 1
 
 
-def test_items_of_a_block() -> None:
-    """Of about 8,192 elements; of rows that take more than a warp each, twice that; of short rows as many as keep all warps
-    busy to the end."""
+def test_item_sizes_of_blocks() -> None:
+    """About 8,192 elements; twice that for rows too long for a warp; for short rows a multiple of the number of warps."""
     for t in (
         Tensor(F32, [10**7], False),
         Tensor(F32, [5000, 1024]),
@@ -193,7 +193,7 @@ def test_items_of_a_block() -> None:
     assert all(item.rows % (BLOCK // WARP) == 0 for item in items[:-1])
 
 
-# ------------------------------------------------------------------ what no machine of ours has the memory for
+# ------------------------------------------------------------------ tensors larger than memory
 
 
 @pytest.mark.parametrize("shape", [[100_000_000], [1, 100_000_000], [2, 100_000_000]])

@@ -1,4 +1,4 @@
-"""One pass over memory, counted: the bytes that the CUDA kernels load and store, by operand."""
+"""Memory traffic of the CUDA kernels: counted bytes loaded and stored, by operand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tensors import gradient, values
 Streams = dict[str, tuple[float, float]]
 
 MATRIX = (1024, 1024)
-# Whole vectors, rows that straddle them, a transformer's, a convolution's, and what one tensor alone is not.
+# Rows of whole vectors, unaligned rows, shapes of a transformer and a convolution, and two tensors.
 LARGE: list[list[tuple[int, ...]]] = [
     [MATRIX],
     [(1100, 1023)],
@@ -30,12 +30,12 @@ BF16 = torch.bfloat16
 
 
 def fp32(p: tuple[int, int] = (4, 4), g: int = 4, m: tuple[int, int] = (4, 4), v: tuple[int, int] = (4, 4)) -> Streams:
-    """Loaded and stored. What is given differs from one visit to each."""
+    """Bytes loaded and stored per element; by default each operand once."""
     return {"p": p, "g": (g, 0), "m": m, "v": v}
 
 
 NONE = (0, 0)
-# What a correction adds to p, the moments and, where the direction needs it, to the gradient.
+# A step with a correction, which loads p and the moments again and stores p.
 CORRECTED = fp32(p=(8, 8), m=(8, 4), v=(8, 4))
 
 
@@ -44,14 +44,14 @@ def assert_streams(traffic: Traffic, want: Streams) -> None:
 
 
 def assert_total(traffic: Traffic, want: Streams, most: float) -> None:
-    """All that is moved, the plan and reports included, is at most `most` times what the streams take."""
+    """The total, with plan and row statistics, is at most `most` times the bytes of the operands."""
     assert_streams(traffic, want)
     streams = sum(map(sum, want.values()))
     assert traffic.streams == streams
     assert streams < traffic.total <= most * streams, table({"": traffic})
 
 
-# ------------------------------------------------------------------ one visit
+# ------------------------------------------------------------------ without a second visit
 
 
 @pytest.mark.parametrize("shapes", LARGE, ids=str)
@@ -66,7 +66,7 @@ def test_28_bytes(name: str, shapes: list[tuple[int, ...]]) -> None:
 @pytest.mark.parametrize("shapes", LARGE, ids=str)
 @pytest.mark.parametrize("gate", ["none", "channel"])
 @pytest.mark.parametrize("decay", ["decoupled", "proximal"])
-def test_28_bytes_of_adamp_predicted_right(gate: str, decay: str, shapes: list[tuple[int, ...]]) -> None:
+def test_28_bytes_of_adamp_with_a_right_prediction(gate: str, decay: str, shapes: list[tuple[int, ...]]) -> None:
     assert_total(traffic_of(onepass.AdamP, shapes, gate=gate, predicted=gate, decay=decay), fp32(), 1.01)
 
 
@@ -101,18 +101,18 @@ def test_56_bytes_of_fp64() -> None:
     ("make", "gate"), [(onepass.AdamW, "none"), (onepass.AdamP, "none"), (onepass.AdamP, "channel")]
 )
 def test_clipping_reads_g_once_more(make: Any, gate: str, shapes: list[tuple[int, ...]]) -> None:
-    """32 bytes. torch reads the gradient twice and writes it, which makes 40 of its AdamW."""
+    """32 bytes. torch's clipping reads the gradient twice and writes it: 40 bytes with AdamW."""
     assert_total(traffic_of(make, shapes, gate=gate, predicted=gate, clips=True), fp32(g=8), 1.015)
 
 
-# ------------------------------------------------------------------ two visits
+# ------------------------------------------------------------------ with a second visit
 
 
 @pytest.mark.parametrize(
     ("gate", "predicted"), [("none", "channel"), ("channel", "none"), ("layer", "none"), ("layer", "channel")]
 )
 def test_a_correction_reads_p_and_moments_and_writes_p(gate: str, predicted: str) -> None:
-    """16 bytes more: 44. It reads no gradient, but for nesterov's direction, which takes 4 bytes more."""
+    """16 bytes more: 44. With nesterov the correction also reads the gradient, 4 bytes more."""
     wrong = dict(gate=gate, predicted=predicted)
     assert_total(traffic_of(onepass.AdamP, [MATRIX], **wrong), CORRECTED, 1.01)
     assert_total(traffic_of(onepass.AdamP, [MATRIX], nesterov=True, **wrong), {**CORRECTED, "g": (8, 0)}, 1.01)
@@ -123,9 +123,9 @@ def test_a_correction_reads_p_and_moments_and_writes_p(gate: str, predicted: str
 
 @pytest.mark.parametrize("gate", ["none", "channel"])
 @pytest.mark.parametrize("predicted", ["none", "channel"])
-def test_measuring_reads_p_and_g(gate: str, predicted: str) -> None:
-    """36 bytes, whatever is predicted; of a bfloat16 weight, which is always measured, 26. With the buffer projected, 28
-    and another write of the buffer."""
+def test_gate_stats_read_p_and_g(gate: str, predicted: str) -> None:
+    """36 bytes for any prediction; 26 for bfloat16, which never speculates. With project_momentum 28, and a second write of
+    the buffer."""
     gates = dict(gate=gate, predicted=predicted)
     assert_total(traffic_of(onepass.AdamP, [MATRIX], **MEASURED, **gates), fp32(p=(8, 4), g=8), 1.01)
     assert_total(traffic_of(onepass.AdamP, [MATRIX], dtype=BF16, **gates), fp32(p=(4, 2), g=4), 1.01)
@@ -134,7 +134,7 @@ def test_measuring_reads_p_and_g(gate: str, predicted: str) -> None:
 
 
 def test_a_layer_without_speculation_is_corrected() -> None:
-    """The one gate that takes sums of the update over all rows: p is written once, after them."""
+    """The layer gate needs sums of u over all rows: p is written once, after them."""
     want = fp32(p=(12, 4), g=8, m=(8, 4), v=(8, 4))
     assert_total(traffic_of(onepass.AdamP, [MATRIX], gate="layer", **MEASURED), want, 1.01)
 
@@ -144,7 +144,7 @@ def test_a_layer_without_speculation_is_corrected() -> None:
     [
         ("none", "none", fp32()),
         ("channel", "none", CORRECTED),
-        # Not written before the sums of the other pieces are there: 12 bytes more.
+        # Deferred until the sums of all pieces are complete: 12 bytes more.
         ("channel", "channel", fp32(p=(8, 4), m=(8, 4), v=(8, 4))),
         ("none", "channel", fp32(p=(8, 4), m=(8, 4), v=(8, 4))),
     ],
@@ -154,8 +154,8 @@ def test_a_row_that_is_cut_into_pieces(gate: str, predicted: str, want: Streams)
     assert_total(traffic, want, 1.01)
 
 
-def test_only_what_was_mispredicted_is_corrected() -> None:
-    """Of two matrices one: a tensor that was predicted right is not looked at again."""
+def test_only_mispredicted_tensors_are_corrected() -> None:
+    """One of two matrices: `correct` does not visit a tensor that was predicted right."""
     params = [values(MATRIX, torch.float32, seed) for seed in range(2)]
     opt = onepass.AdamP(params, lr=1e-3, weight_decay=1e-2, backend="emulated")
     for gate, p in zip(("none", "channel"), params, strict=True):
@@ -165,12 +165,12 @@ def test_only_what_was_mispredicted_is_corrected() -> None:
     assert traffic.of("p") == (6, 6) and traffic.of("m") == (6, 4)
 
 
-# ------------------------------------------------------------------ where the plan counts
+# ------------------------------------------------------------------ traffic of the plan
 
 
-def test_small_tensors_and_their_plan() -> None:
-    """1,000 tensors of 64: to each its item and its record in the plan, and with a gate a report, the coefficients of its
-    rows and a verdict. All of it stays in the second-level cache; of the streams nothing is read twice."""
+def test_plan_traffic_of_small_tensors() -> None:
+    """1,000 tensors of 64 elements: each has an item and a record in the plan, and with a gate row statistics, coefficients
+    of its rows and a verdict. All of these stay in the L2 cache; no operand is read twice."""
     plan = (emulated.limits["item_bytes"] + emulated.limits["tensor_bytes"]) / 64
     vectors = traffic_of(onepass.AdamW, [(64,)] * 1000)
     assert_streams(vectors, fp32())
@@ -180,7 +180,7 @@ def test_small_tensors_and_their_plan() -> None:
     for gate in ("none", "channel"):
         matrices = traffic_of(onepass.AdamP, [(8, 8)] * 1000, gate=gate, predicted=gate)
         assert_streams(matrices, fp32())
-        # By `update` and by `correct`, which finds nothing to do; and the gate counter, read by both and written.
+        # Read by `update` and by `correct`, which has nothing to write; the gate counter is read by both and written.
         assert matrices.of("plan") == pytest.approx((2 * plan, 1 / 64), rel=0.02)
         stored = emulated.limits["row_stats_bytes"] + emulated.limits["verdict_bytes"] + 8 * 8
         assert matrices.of("row_stats")[1] == pytest.approx(stored / 64, rel=0.03)
@@ -188,16 +188,16 @@ def test_small_tensors_and_their_plan() -> None:
 
 
 def test_the_plan_is_read_by_whole_warps() -> None:
-    """What counting.py says of it, and divides by."""
+    """counting.py relies on this and divides by the warp size."""
     traffic = traffic_of(onepass.AdamW, [MATRIX, (64,), (300, 7)])
     loaded, stored = traffic.moved["plan"]
     assert loaded % emulated.limits["warp"] == 0 and stored == 0
 
 
-# ------------------------------------------------------------------ the counting itself
+# ------------------------------------------------------------------ counting.py
 
 
-def test_the_table() -> None:
+def test_table() -> None:
     rows = {"AdamW": traffic_of(onepass.AdamW, [MATRIX]), "SGD": traffic_of(onepass.SGD, [MATRIX], **MOMENTUM)}
     header, rule, *lines = table(rows).splitlines()
     assert header == f"| | {' | '.join(OPERANDS)} | all |"

@@ -1,4 +1,4 @@
-"""Steps of the Triton backend captured into a CUDA graph, in the interpreter; see graphs_of_triton.py. tests/gpu has real ones."""
+"""Capture and replay of steps of the Triton backend, in the interpreter (graphs_of_triton.py). tests/gpu uses real graphs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make(record: Record, **arguments: Any) -> Any:
 
 
 def pair(record: Record) -> Iterator[Any]:
-    """Two that have taken the same steps, so that all state is there and nothing is a first."""
+    """Two optimizers after the same two steps: all state is made and no buffer is unstepped."""
     return (train(make(record), range(2)) for _ in range(2))
 
 
@@ -51,7 +51,7 @@ def assert_same_numbers(got: Any, want: Any) -> None:
 
 @each_optimizer
 def test_replays(record: Record) -> None:
-    """So many steps, with other gradients and another lr each time."""
+    """Each replay is a step, with new gradients and a new lr."""
     opt, other = (train(make(record, lr=torch.tensor(0.25)), range(2)) for _ in range(2))
     before = Snapshot(opt)
     graph = Graph(opt.step)
@@ -67,8 +67,8 @@ def test_replays(record: Record) -> None:
         assert repr(list(opt.last_step().values())) == repr(list(other.last_step().values()))
 
 
-def test_captures_one_after_the_other() -> None:
-    """Each with gradients of its own, without a step in between."""
+def test_successive_captures() -> None:
+    """Each capture has gradients of its own, without a step in between."""
     opt, other = pair(RECORDS["AdamP"])
     sets = [gradients(opt, time) for time in range(3)]
     graphs = []
@@ -83,8 +83,8 @@ def test_captures_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize("new", [False, True], ids=["the same gradients", "new gradients"])
-def test_a_capture_that_is_not_replayed(new: bool) -> None:
-    """Not, or not yet: a step after it does not rely on what the graph would bring."""
+def test_step_after_a_capture_without_replay(new: bool) -> None:
+    """A step after a capture does not rely on uploads in the graph, which has not been replayed."""
     opt, other = pair(RECORDS["AdamP"])
     if new:
         kept = gradients(opt, 2)
@@ -96,8 +96,8 @@ def test_a_capture_that_is_not_replayed(new: bool) -> None:
     assert_same_state(opt, other)
 
 
-def test_a_graph_outlives_the_runner() -> None:
-    """What it reads stays, though groups have changed and all tables are new."""
+def test_a_graph_outlives_its_plan() -> None:
+    """The graph keeps the tables that it reads, though a new group replaces all tables."""
     opt, other = pair(RECORDS["AdamP"])
     own, new = ([g.clone() for g in gradients(opt, 2)] for _ in range(2))
     give(opt, own)
@@ -113,8 +113,8 @@ def test_a_graph_outlives_the_runner() -> None:
     assert_same_numbers(opt, other)
 
 
-def test_what_kernels_reach_through_addresses_stays() -> None:
-    """Buffers of strided tensors, and hyper-parameters that are numbers."""
+def test_a_graph_keeps_the_tensors_of_its_kernels() -> None:
+    """The graph keeps the buffers of strided tensors and the host's hyper-parameters, which kernels reach by address."""
     opt = onepass.AdamP([torch.ones(6, 8).T], backend="triton", capturable=True)
     train(opt, range(2))
     (entry,) = opt._execution.backends[0].bound
@@ -123,13 +123,13 @@ def test_what_kernels_reach_through_addresses_stays() -> None:
     Graph(opt.step)
     del entry
     opt._execution.forget()
-    opt._execution.stepped = []  # which last_step would ask
+    opt._execution.stepped = []  # kept for last_step
     gc.collect()
     assert all(t() is not None for t in read)
 
 
-def test_many_captures() -> None:
-    """Only so many find memory; a step makes more. What is refused has changed nothing, and what comes next is right."""
+def test_limit_of_captures_between_steps() -> None:
+    """Spare tables limit the captures between two steps. A refused capture changes nothing, and later steps are right."""
     opt, other = pair(RECORDS["AdamW"])
     for _ in range(graph_tables.SPARES):
         Graph(opt.step)
@@ -155,7 +155,7 @@ def test_the_first_step_is_not_captured(record: Record) -> None:
 
 
 @each_optimizer
-def test_capture_of_what_is_not_capturable(record: Record) -> None:
+def test_capture_without_capturable_is_refused(record: Record) -> None:
     opt = train(make(record, capturable=False), range(2))
     before = Snapshot(opt)
     with pytest.raises(RuntimeError, match="param group 0 has capturable=False"):

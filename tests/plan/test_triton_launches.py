@@ -1,4 +1,4 @@
-"""What the Triton backend launches and sends: a fixed few kernels, and tables only when something has changed."""
+"""Launches and uploads of the Triton backend: a fixed number of kernels, and tables only on changes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def backend_of(opt: Any) -> TritonBackend:
 
 
 def many(count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Small tensors, every third a matrix."""
+    """Small tensors; every third is a matrix."""
     noise = torch.randn(count, 6, generator=generator(count), dtype=torch.float64).to(dtype)
     return [row.reshape(2, 3).clone() if i % 3 == 0 else row.clone() for i, row in enumerate(noise)]
 
 
 def give(opt: Any, seed: int) -> None:
-    """New numbers in the gradients that are there; a gradient where there is none."""
+    """Refills existing gradients in place, and creates missing ones."""
     for i, p in enumerate(parameters_of(opt)):
         if p.grad is None:
             p.grad = torch.empty_like(p)
@@ -60,7 +60,7 @@ def kernels_of(record: Record, dtype: torch.dtype = torch.float32, **arguments: 
     return ["gate_stats", "decide"] * unpredicted + ["update", "decide", "correct"]
 
 
-# ------------------------------------------------------------------ how many
+# ------------------------------------------------------------------ number of launches
 
 
 @each_count
@@ -74,18 +74,18 @@ def test_the_launches_do_not_depend_on_the_number_of_tensors(record: Record, cou
 @each_dtype
 @each_projected
 @pytest.mark.parametrize("speculate", [True, False])
-def test_where_the_gate_is_looked_at_first(dtype: torch.dtype, record: Record, speculate: bool) -> None:
+def test_gate_stats_without_speculation(dtype: torch.dtype, record: Record, speculate: bool) -> None:
     opt = make(record, 10, dtype, speculate=speculate)
     assert launched(opt) == kernels_of(record, dtype, speculate=speculate)
 
 
-def test_a_projected_buffer_is_looked_at_first() -> None:
+def test_gate_stats_for_project_momentum() -> None:
     opt = make(RECORDS["SGDP"], 10, project_momentum=True)
     assert launched(opt) == kernels_of(RECORDS["SGDP"], project_momentum=True)
 
 
 @each_projected
-def test_vectors_alone_need_no_gate(record: Record) -> None:
+def test_vectors_need_no_gate(record: Record) -> None:
     opt = record.make([torch.ones(7), torch.ones(9)], backend="triton", **record.typical)
     assert launched(opt) == ["step"]
 
@@ -112,10 +112,10 @@ def test_nothing_to_step(record: Record) -> None:
 
 
 @each_optimizer
-def test_addresses_are_sent_only_when_one_has_changed(record: Record) -> None:
+def test_addresses_are_uploaded_only_on_change(record: Record) -> None:
     opt = make(record, 10)
     launched(opt)
-    launched(opt)  # the second of torch's SGD differs: its buffer is no longer a first one
+    launched(opt)  # the second step of SGD differs: its buffer is no longer unstepped
     sent = backend_of(opt).tables.sent.tensors
     launched(opt)
     assert backend_of(opt).tables.sent.tensors is sent
@@ -126,7 +126,7 @@ def test_addresses_are_sent_only_when_one_has_changed(record: Record) -> None:
 
 
 @each_optimizer
-def test_the_plan_outlives_addresses_and_hyper_parameters(record: Record) -> None:
+def test_plan_survives_new_addresses_and_hyper_parameters(record: Record) -> None:
     opt = make(record, 10)
     launched(opt)
     launched(opt)
@@ -139,8 +139,8 @@ def test_the_plan_outlives_addresses_and_hyper_parameters(record: Record) -> Non
 
 
 @each_projected
-def test_a_gradient_that_comes_and_goes(record: Record) -> None:
-    """At the address where it was: the table must know that the tensor was not stepped in between."""
+def test_intermittent_gradients(record: Record) -> None:
+    """A gradient returns at its old address: the table must record that the tensor was not stepped in between."""
     opt, other = make(record, 6), record.make(many(6), backend="reference", **record.typical)
     buffers = [torch.empty_like(p) for p in parameters_of(opt)]
     for seed, there in enumerate([True, True, False, True, False, False, True]):
@@ -153,8 +153,8 @@ def test_a_gradient_that_comes_and_goes(record: Record) -> None:
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
 
-def test_tensors_that_count_apart_stay_apart() -> None:
-    """The scalars of a bucket are those of each of its tensors, though it be one bucket at first."""
+def test_bucket_is_split_when_step_counts_differ() -> None:
+    """A bucket is split when the step counts of its tensors differ, since its scalars hold for each of them."""
     record = RECORDS["AdamW"]
     opt, other = make(record, 9), record.make(many(9), backend="reference", **record.typical)
     for each in (opt, other):
@@ -171,7 +171,7 @@ def test_tensors_that_count_apart_stay_apart() -> None:
 
 
 def _live(arguments: Arguments) -> Arguments:
-    """The numbers that a capturable group may have on the device, there."""
+    """`arguments` with device tensors for the hyper-parameters that may be tensors in a capturable group."""
     out = dict(arguments)
     for name in ("lr", "weight_decay", "momentum"):
         if name in out:
@@ -192,14 +192,14 @@ def test_capturable_gives_the_same_numbers(record: Record, arguments: Arguments,
     train_both(opt, other, range(4))
     assert ("device_scalars" in backend_of(opt).launches) and ("device_scalars" not in backend_of(other).launches)
     for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):
-        # float32 of two doubles that differ in their last place is mostly the same, not always.
+        # Two doubles that differ in the last place may round to different float32.
         torch.testing.assert_close(p, q, rtol=3e-7, atol=3e-7)
         if "step" in other.state.get(q, {}):
             assert_same_bits(opt.state[p]["step"], other.state[q]["step"], "step")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_live_numbers_are_read_at_every_step(dtype: torch.dtype) -> None:
+def test_tensor_hyper_parameters_are_read_at_every_step(dtype: torch.dtype) -> None:
     lr = torch.tensor(0.1, dtype=dtype)
     record = RECORDS["AdamP"]
     arguments = {**record.typical, "decouple_lr": True}
@@ -213,7 +213,7 @@ def test_live_numbers_are_read_at_every_step(dtype: torch.dtype) -> None:
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
 
-def test_counts_on_the_device_go_on() -> None:
+def test_device_counted_steps_continue() -> None:
     record = RECORDS["AdamW"]
     opt = train(record.make(parameters(), backend="triton", capturable=True, **record.typical), range(3))
     other = train(record.make(parameters(), backend="triton", **record.typical), range(3))
@@ -228,7 +228,7 @@ def test_counts_on_the_device_go_on() -> None:
 
 
 def test_a_negated_gradient() -> None:
-    """torch keeps the imaginary part of a conjugate as a negative of what lies in memory."""
+    """torch has lazily negated tensors, e.g. the imaginary part of a conjugate."""
     for capturable in (False, True):
         record = RECORDS["AdamP"]
         opt = record.make(parameters(), backend="triton", capturable=capturable, **record.typical)
@@ -243,10 +243,10 @@ def test_a_negated_gradient() -> None:
         assert_same_state(opt, other)
 
 
-# ------------------------------------------------------------------ which tensors
+# ------------------------------------------------------------------ devices
 
 
-def test_tensors_elsewhere_are_refused() -> None:
+def test_other_devices_are_refused() -> None:
     p = torch.zeros(3, device="meta")
     p.grad = torch.zeros_like(p)
     with pytest.raises(

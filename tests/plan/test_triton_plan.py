@@ -1,4 +1,4 @@
-"""The plan of the Triton backend: every element in one row, every row in one program. Pure, so without kernels."""
+"""The plan of the Triton backend, without kernels: every element is in one row, every row in one program."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_element_is_in_one_row(dtype: str, interpreted: bool) -> None:
 
 @pytest.mark.parametrize("interpreted", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_row_is_in_one_program_of_its_class(dtype: str, interpreted: bool) -> None:
+def test_every_row_is_in_one_program_of_its_configuration(dtype: str, interpreted: bool) -> None:
     shapes = many(dtype)
     plan = plan_of(shapes, interpreted)
     (programs,) = plan.ranges.values()
@@ -84,8 +84,8 @@ def test_every_row_is_in_one_program_of_its_class(dtype: str, interpreted: bool)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_of_a_projected_tensor_lie_one_after_the_other(dtype: str) -> None:
-    """`decide` finds them so: row by row, the pieces of each in order."""
+def test_rows_of_a_projected_tensor_are_consecutive(dtype: str) -> None:
+    """`decide` relies on this order: row by row, the pieces of a row in order."""
     shapes = many(dtype)
     plan = plan_of(shapes)
     for i, s in enumerate(shapes):
@@ -98,13 +98,13 @@ def test_rows_of_a_projected_tensor_lie_one_after_the_other(dtype: str) -> None:
             assert own[1].tolist() == want
 
 
-def test_a_thousand_small_tensors_lie_side_by_side() -> None:
+def test_small_tensors_share_programs() -> None:
     plan = plan_of([shape("float32", 1, 64, False) for _ in range(1000)])
     assert len(plan.programs) == 16
     assert len(plan_of([shape("float32", 8, 8, True) for _ in range(1000)]).programs) == 125
 
 
-def test_kinds_have_sections_of_their_own() -> None:
+def test_kernel_keys_have_disjoint_ranges() -> None:
     shapes = [shape(dtype, 3, 100, True) for dtype in DTYPES]
     plan = plan_of(shapes)
     assert set(plan.ranges) == {s.key for s in shapes}
@@ -121,7 +121,7 @@ def test_offsets_are_64_bits_wide() -> None:
 
 
 @pytest.mark.parametrize("length", LENGTHS[:-2])
-def test_the_class_of_a_row_is_wide_enough(length: int) -> None:
+def test_width_of_a_configuration(length: int) -> None:
     if length <= 8192:
         for aligned in (False, True):
             width = 16 << config_of(length, aligned) // 2
@@ -130,7 +130,7 @@ def test_the_class_of_a_row_is_wide_enough(length: int) -> None:
 
 @pytest.mark.parametrize("operand", ["none", "p", "g", "exp_avg", "exp_avg_sq"])
 def test_a_tensor_is_aligned_if_all_its_operands_are(operand: str) -> None:
-    """What is not would be reached 16 bytes at a time from the wrong address, which the interpreter allows and a GPU traps."""
+    """A 16-byte access to an unaligned operand works in the interpreter and traps on a GPU."""
 
     def placed(offset: int) -> torch.Tensor:
         memory = torch.zeros(64 + 8)
@@ -154,7 +154,7 @@ def test_a_tensor_is_aligned_if_all_its_operands_are(operand: str) -> None:
         ((4, 5), (1, 4), True, False),
         ((4, 5), (6, 1), False, False),
         ((4, 5), (5, 2), False, False),
-        ((4, 1, 5), (5, 77, 1), True, True),  # the stride of a dimension of one element is anything
+        ((4, 1, 5), (5, 77, 1), True, True),  # a dimension of one element may have any stride
         ((1, 5), (99, 1), True, True),
         ((1, 5), (1, 2), False, False),
         ((5, 1), (1, 3), True, True),
@@ -163,8 +163,8 @@ def test_a_tensor_is_aligned_if_all_its_operands_are(operand: str) -> None:
         ((), (), True, True),
     ],
 )
-def test_what_fills_a_stretch_of_memory(shape, strides, packed, rows_outermost) -> None:
-    """A parameter that does not is copied there and back at every step."""
+def test_packs(shape, strides, packed, rows_outermost) -> None:
+    """Other parameters are gathered and scattered at every step."""
     assert packs(shape, strides, projected=False) == packed
     if shape:
         assert packs(shape, strides, projected=True) == rows_outermost

@@ -1,4 +1,4 @@
-"""One pass over memory, counted: the bytes that the Triton kernels load and store, by operand."""
+"""Memory traffic of the Triton kernels: counted bytes loaded and stored, by operand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def fp32(p: tuple[int, int] = (4, 4), g: int = 4, m: tuple[int, int] = (4, 4), v
 
 
 NONE = (0, 0)
-# What a correction adds to p and the moments.
+# A step with a correction, which loads p and the moments again and stores p.
 CORRECTED = fp32(p=(8, 8), m=(8, 4), v=(8, 4))
 
 
@@ -31,7 +31,7 @@ def test_28_bytes(name: str, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("gate", ["none", "channel"])
-def test_28_bytes_of_adamp_predicted_right(gate: str, shape: tuple[int, ...]) -> None:
+def test_28_bytes_of_adamp_with_a_right_prediction(gate: str, shape: tuple[int, ...]) -> None:
     found, _ = traffic(onepass.AdamP, shape, gate, gate)
     assert found == fp32()
 
@@ -42,9 +42,9 @@ def test_clipping_reads_g_once_more(make: Any, gate: str) -> None:
     assert found == fp32(g=8) and total(found) == 32
 
 
-def test_the_tables_are_small() -> None:
-    """48 bytes of a report and 24 of a row's entry, beside what all rows of a program read of the same few words: 1% of a row
-    of 4096 elements."""
+def test_traffic_of_the_tables() -> None:
+    """A row has 48 bytes of row statistics and 24 of the row table, besides a few words that all rows of a program read: 1% of
+    a row of 4096 elements."""
     for make in (onepass.AdamW, onepass.AdamP):
         _, tables = (
             traffic(make, (64, 4096), "channel", "channel") if make is onepass.AdamP else traffic(make, (64, 4096))
@@ -54,7 +54,7 @@ def test_the_tables_are_small() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("gate", "predicted"), [("channel", "none"), ("none", "channel"), ("layer", "none")])
-def test_44_bytes_predicted_wrong(gate: str, predicted: str, shape: tuple[int, ...]) -> None:
+def test_44_bytes_with_a_wrong_prediction(gate: str, predicted: str, shape: tuple[int, ...]) -> None:
     found, _ = traffic(onepass.AdamP, shape, gate, predicted)
     assert found == CORRECTED and total(found) == 44
 
@@ -95,7 +95,7 @@ def test_sgd(make: Any, arguments: dict[str, Any], want: Streams) -> None:
 
 
 def test_a_row_in_pieces() -> None:
-    """Longer than a tile: written at once where no projection is predicted, and left to `correct` where one is."""
+    """A row longer than a tile is written by `update` if no projection is predicted, and else deferred to `correct`."""
     shape = (2, 9000)
     assert traffic(onepass.AdamP, shape, "none", "none")[0] == fp32()
     assert traffic(onepass.AdamP, shape, "channel", "channel")[0] == fp32(p=(8, 4), m=(8, 4), v=(8, 4))

@@ -118,10 +118,10 @@ def cuda() -> Iterator[partial[None]]:
     yield partial(test_capturable.test_groups_with_and_without)
     yield partial(test_capturable.test_the_same_step, torch.float32, sgd, sgd.variants["dampening_maximize"])
     yield partial(test_capturable.test_many_tensors, 300)
-    yield partial(test_launches.test_some_without_a_gradient, 10)
+    yield partial(test_launches.test_some_tensors_without_a_gradient, 10)
     for distinct in (9, 40):
         yield partial(test_launches.test_step_counts_that_differ, 40, distinct)
-    yield partial(test_launches.test_momentum_of_sgd_from_some_step_on, (0.0, 0.9), 10)
+    yield partial(test_launches.test_momentum_of_sgd_changes_between_steps, (0.0, 0.9), 10)
     yield partial(test_launches.test_replaced_data, 10)
     # Gates, and rows that are left alone.
     for counter in (0, 3):
