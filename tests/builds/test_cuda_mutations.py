@@ -1,5 +1,4 @@
-"""The suite can fail, third part: csrc/cuda/ is broken in many ways, one at a time, and each must be noticed. The kernels
-run on a CPU, see emulated/."""
+"""Mutation tests of csrc/cuda/: the checks must detect each mutant. The kernels run on a CPU, see emulated/."""
 
 from __future__ import annotations
 
@@ -15,12 +14,12 @@ import cuda_mutants
 from cuda_mutants import MUTANTS
 from paths import SUPPORT
 
-Notice = Callable[[int], str | None]
+Detect = Callable[[int], str | None]
 
 
 @pytest.fixture(scope="module")
-def notice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notice]:
-    """Tells what notices a mutant, by its number from 1 on; 0 is none."""
+def detect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Detect]:
+    """Returns the first check that detects a mutant, given its number from 1 on; 0 is the unmodified code."""
     module = cuda_mutants.build(tmp_path_factory.mktemp("mutants"))
     environment = {**os.environ, "ONEPASS_EMULATED": str(module), "PYTHONSAFEPATH": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SUPPORT), *sys.path]))
@@ -35,10 +34,10 @@ def notice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notice]:
         yield ask
 
 
-def test_the_checks_pass_without_a_mutation(notice: Notice) -> None:
-    assert notice(0) is None
+def test_checks_pass_without_a_mutation(detect: Detect) -> None:
+    assert detect(0) is None
 
 
 @pytest.mark.parametrize("number", range(1, len(MUTANTS) + 1), ids=lambda n: MUTANTS[n - 1].name)
-def test_mutant_of_the_cuda_kernels(notice: Notice, number: int) -> None:
-    assert notice(number), f"nobody noticed: {MUTANTS[number - 1].name}"
+def test_mutant_of_the_cuda_kernels(detect: Detect, number: int) -> None:
+    assert detect(number), f"undetected: {MUTANTS[number - 1].name}"

@@ -1,4 +1,4 @@
-"""tests/emulated runs CUDA kernels on the CPU. Its own kernels show that it does, and that it sees what is wrong."""
+"""tests/emulated, which runs CUDA kernels on a CPU: its self-test kernels run correctly, and it detects errors in kernels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FLAGS = ["-std=c++20", "-Wall", "-Wextra", "-Werror", f"-I{EMULATED}", "-include
 BUILDS = {
     "plain": ["-O2"],
     "sanitized": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"],
-    # What other machines do, and what kernels with many parameters can ask for.
-    "otherwise": ["-O1", "-DEMULATED_UCONTEXT", "-D__grid_constant__=&"],
+    # The context switch of other machines, and kernel parameters by reference (__grid_constant__).
+    "ucontext": ["-O1", "-DEMULATED_UCONTEXT", "-D__grid_constant__=&"],
 }
 RIGHT = ["reduction", "os_threads", "missing_syncthreads", "missing_syncwarp", "orders", "exchanges", "poison"]
 RIGHT += ["parameters", "capture", "errors", "devices", "traffic"]
@@ -32,7 +32,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, flags in BUILDS.items():
         folder = tmp_path_factory.mktemp(name)
         programs[name] = folder / "selftest"
-        # In a folder of its own: -include looks first where the compiler runs.
+        # -include searches the compiler's working directory first.
         command = [*CXX, *FLAGS, *flags, *sources, "-o", programs[name]]
         subprocess.run(command, check=True, cwd=folder)
     return programs
@@ -43,7 +43,7 @@ def _run(program: Path, *cases: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_what_is_right(builds: dict[str, Path], build: str) -> None:
+def test_correct_kernels(builds: dict[str, Path], build: str) -> None:
     for cases in [*([case] for case in RIGHT), RIGHT]:
         done = _run(builds[build], *cases)
         assert done.returncode == 0, f"{cases}: {done.stderr}"
@@ -58,7 +58,7 @@ def test_what_is_right(builds: dict[str, Path], build: str) -> None:
         ("wrong_mask", "mask 0x0000ffff: only 0xffffffff is emulated"),
     ],
 )
-def test_what_would_hang_aborts(builds: dict[str, Path], build: str, case: str, message: str) -> None:
+def test_deadlocks_abort(builds: dict[str, Path], build: str, case: str, message: str) -> None:
     done = _run(builds[build], case)
     assert done.returncode < 0 and message in done.stderr
 
@@ -67,7 +67,7 @@ def test_what_would_hang_aborts(builds: dict[str, Path], build: str, case: str, 
     ("case", "message"),
     [("read_past", "AddressSanitizer: use-after-poison"), ("misaligned", "requires 16 byte alignment")],
 )
-def test_sanitizers_see_into_kernels(builds: dict[str, Path], case: str, message: str) -> None:
+def test_sanitizers_check_kernels(builds: dict[str, Path], case: str, message: str) -> None:
     done = _run(builds["sanitized"], case)
     assert done.stdout == "so far so good\n"
     assert done.returncode != 0 and message in done.stderr
@@ -80,12 +80,12 @@ def test_sanitizers_see_into_kernels(builds: dict[str, Path], case: str, message
         ("sanitized", "AddressSanitizer: use-after-poison"),
     ],
 )
-def test_shared_memory_is_no_larger_than_was_asked_for(builds: dict[str, Path], build: str, message: str) -> None:
+def test_shared_memory_overflow_is_detected(builds: dict[str, Path], build: str, message: str) -> None:
     done = _run(builds[build], "write_past")
     assert done.returncode != 0 and message in done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
-def test_the_kernels_are_cuda(tmp_path: Path) -> None:
+def test_selftest_kernels_compile_with_nvcc(tmp_path: Path) -> None:
     command = ["nvcc", "-std=c++20", "-arch=sm_90", "-c", EMULATED / "selftest.cu", "-o", "selftest.o"]
     subprocess.run(command, check=True, cwd=tmp_path)

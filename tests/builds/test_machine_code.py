@@ -1,4 +1,4 @@
-"""The machine code of the CUDA kernels: no register is spilled, and memory is read and written 16 bytes at a time.
+"""Machine code of the CUDA kernels: no register spills, and 16-byte memory accesses.
 
 Needs no GPU. `pytest tests/builds/test_machine_code.py -rP` prints registers and occupancy.
 """
@@ -62,19 +62,19 @@ def test_no_kernel_spills(kernels):
 @pytest.mark.parametrize("storage", ["float", "double", "BFloat16", "Half"])
 @pytest.mark.parametrize("function", ["step", "update", "gate_stats", "correct", "square_sum"])
 def test_every_operand_is_accessed_16_bytes_at_a_time(function, storage, kernels):
-    """The exact number of loads and stores: that there are some would not show that one is split."""
+    """The exact number of loads and stores: a lower bound would not detect that one is split."""
     named = [k for k in kernels if k.function == function and k.storage == storage]
     assert named
     counts = {f"{k.arch} {k.short_name}": (wide_accesses(k), wide_accesses_wanted(k)) for k in named}
     assert {name: count for name, count in counts.items() if count[0] != count[1]} == {}
 
 
-def test_other_kernels_have_no_vectors(kernels):
+def test_other_kernels_have_no_wide_accesses(kernels):
     others = [k for k in kernels if k.function in ("device_scalars", "upload", "sum_of")]
     assert others and all(wide_accesses(k) == wide_accesses_wanted(k) == (0, 0) for k in others)
 
 
-def test_the_module_asks_for_no_cuda_library(flags):
+def test_module_needs_no_cuda_library(flags):
     needed = subprocess.run(
         ["readelf", "-d", compiled._C.__file__], text=True, stdout=subprocess.PIPE, check=True
     ).stdout
@@ -82,7 +82,7 @@ def test_the_module_asks_for_no_cuda_library(flags):
     assert "cuda" not in needed.lower()
 
 
-def test_spills_and_narrow_accesses_are_seen(tmp_path):
+def test_spills_and_narrow_accesses_are_detected(tmp_path):
     nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip("there is no nvcc")

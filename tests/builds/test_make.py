@@ -1,4 +1,4 @@
-"""What make installs and builds for each target, with programs in .venv that only write down how they were called."""
+"""Installations and builds of each make target; stubs in .venv log their arguments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def calls(folder: Path, target: str, gpu: bool = False, **environment: str) -> list[str]:
-    """What is installed for a target, and how the package is built for it, in order."""
+    """The installations and builds that a target runs, in order."""
     log = folder / "calls"
     log.write_text("")
     path = f"{folder / ('gpu' if gpu else 'none')}:{os.environ['PATH']}"
@@ -54,16 +54,16 @@ def calls(folder: Path, target: str, gpu: bool = False, **environment: str) -> l
     return found
 
 
-def test_the_demo_needs_nothing_of_the_tests(folder: Path) -> None:
-    """And no CUDA kernels, where there is no GPU; then the tests have them built, once, and the demo takes these."""
+def test_demo_does_not_install_test_requirements(folder: Path) -> None:
+    """Without a GPU the demo builds no CUDA kernels; the tests build them once, and the demo reuses that build."""
     assert calls(folder, "demo") == [BUILD, DEMO, "build, ONEPASS_CUDA 0"]
     assert calls(folder, "demo") == []
     assert calls(folder, "test") == [TEST, TIMM, "build, ONEPASS_CUDA auto"]
     assert calls(folder, "demo") == calls(folder, "test") == calls(folder, "test-elsewhere") == []
 
 
-def test_a_source_that_changes(folder: Path) -> None:
-    """A demo without CUDA kernels does not pass for the build of the tests."""
+def test_changed_source_is_rebuilt(folder: Path) -> None:
+    """The tests do not reuse a build without CUDA kernels made for the demo."""
     assert calls(folder, "test") == [BUILD, DEMO, TEST, TIMM, "build, ONEPASS_CUDA auto"]
     newer = (folder / ".venv" / ".built").stat().st_mtime + 5
     os.utime(folder / "csrc" / "plan.cpp", (newer, newer))
@@ -82,11 +82,11 @@ def test_the_demo_on_a_gpu(folder: Path) -> None:
     assert calls(folder, "demo", gpu=True) == []
 
 
-def test_what_is_asked_for_is_built(folder: Path) -> None:
+def test_forced_cuda_build(folder: Path) -> None:
     assert calls(folder, "demo", ONEPASS_CUDA="1")[-1] == "build, ONEPASS_CUDA 1"
 
 
-def test_requirements_that_change(folder: Path) -> None:
+def test_changed_requirements_are_reinstalled(folder: Path) -> None:
     calls(folder, "test")
     newer = (folder / ".venv" / ".test").stat().st_mtime + 5
     os.utime(folder / "requirements" / "test.txt", (newer, newer))
@@ -95,7 +95,7 @@ def test_requirements_that_change(folder: Path) -> None:
 
 
 def test_requirements_begin_with_torch_pinned() -> None:
-    """Each file includes build.txt first, or one that does, and that pins torch first: plain torch would bring gigabytes of CUDA."""
+    """build.txt pins torch first, and each file includes it first: the default torch would install gigabytes of CUDA."""
     for path in (ROOT / "requirements").glob("*.txt"):
         first = next(line for line in path.read_text().splitlines() if line and not line.startswith("#"))
         assert first in {"build": ["torch==2.13.0"], "test": ["-r demo.txt"], "mutate": ["-r test.txt"]}.get(

@@ -1,4 +1,4 @@
-"""The suite can fail: the reference is broken in many ways, one at a time, and each must be noticed."""
+"""Mutation tests of the reference: the checks must detect each mutant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import checks
 from edits import edited
 from onepass import reference
 
-# name: pairs of what stands in reference.py, once, and what takes its place.
+# name: pairs of an expression that is once in reference.py, and its replacement.
 MUTANTS: dict[str, list[tuple[str, str]]] = {
     "the decay is dropped": [("q = h.decay * h.wd_ratio if projected else h.decay", "q = 0.0")],
     "wd_ratio is ignored": [("h.decay * h.wd_ratio if projected else h.decay", "h.decay")],
@@ -82,7 +82,7 @@ def _mutated(edits: list[tuple[str, str]]) -> Any:
     return module
 
 
-def test_the_checks_pass_on_the_reference() -> None:
+def test_checks_pass_without_a_mutation() -> None:
     for check in checks.of_the_rule("reference"):
         check()
 
@@ -92,4 +92,4 @@ def test_mutant_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     mutant = _mutated(MUTANTS[name])
     for function in ("step", "update", "decide", "correct"):
         monkeypatch.setattr(reference, function, getattr(mutant, function))
-    assert checks.first_failure(checks.of_the_rule("reference")), f"nobody noticed: {name}"
+    assert checks.first_failure(checks.of_the_rule("reference")), f"undetected: {name}"

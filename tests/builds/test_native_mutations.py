@@ -1,4 +1,4 @@
-"""The suite can fail, second part: csrc/ is broken in many ways, one at a time, and each must be noticed."""
+"""Mutation tests of the CPU backend in csrc/: the checks must detect each mutant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from records import COMPILED
 
 @pytest.fixture(scope="module")
 def switch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.c_int]:
-    """Which mutant runs when the "cpu" backend is asked for; 0 is none."""
+    """Selects the mutant that the "cpu" backend runs; 0 is the unmodified code."""
     module = native_mutants.build(tmp_path_factory.mktemp("mutants"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.import_module("onepass.backend.compiled"), "_C", module)
@@ -28,7 +28,7 @@ def _checks() -> Iterator:
     return chain(checks.of_the_kernels(COMPILED[0]), checks.of_the_rule(COMPILED[0]))
 
 
-def test_the_checks_pass_without_a_mutation(switch: ctypes.c_int) -> None:
+def test_checks_pass_without_a_mutation(switch: ctypes.c_int) -> None:
     switch.value = 0
     assert checks.first_failure(_checks()) is None
 
@@ -36,4 +36,4 @@ def test_the_checks_pass_without_a_mutation(switch: ctypes.c_int) -> None:
 @pytest.mark.parametrize("number", range(1, len(MUTANTS) + 1), ids=lambda n: MUTANTS[n - 1].name)
 def test_mutant_of_the_kernels(switch: ctypes.c_int, number: int) -> None:
     switch.value = number
-    assert checks.first_failure(_checks()), f"nobody noticed: {MUTANTS[number - 1].name}"
+    assert checks.first_failure(_checks()), f"undetected: {MUTANTS[number - 1].name}"

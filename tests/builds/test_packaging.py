@@ -1,4 +1,4 @@
-"""What is shipped: the sdist holds all sources, builds without torch, and its wheel runs under torch."""
+"""Packaging: the sdist has all sources and builds without torch, its wheel runs with torch; options of the CUDA build."""
 
 import os
 import re
@@ -19,8 +19,7 @@ from paths import ROOT
 FOLDERS = ["csrc", "python", "triton_kernels"]
 FILES = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"]
 
-# Takes a step with the package in the folder sys.argv[1]. The folder goes in front of everything, so
-# that an editable install of the same package in this interpreter does not win.
+# Takes a step with the package in the folder sys.argv[1], which precedes an editable install on sys.path.
 STEP = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -47,7 +46,7 @@ for p, q in zip(ours, theirs):
 """
 
 
-# An nvcc that knows two architectures, and what setup.py asks of one.
+# A fake nvcc with two architectures, which answers the queries of setup.py.
 NVCC = """#!/bin/sh
 case "$*" in
   *--list-gpu-code*) echo sm_80; echo sm_90;;
@@ -58,14 +57,14 @@ esac
 
 
 def environment(**changes):
-    """That of this process without what steers Python or the build of the CUDA kernels."""
+    """The environment of this process without variables that control Python or the build of the CUDA kernels."""
     kept = {k: v for k, v in os.environ.items() if not re.match("PYTHON|ONEPASS_CUDA|NVCC", k)}
     return kept | changes
 
 
 def run(*command, cwd=None):
-    """What a command prints. What it builds has no CUDA kernels, which test_machine_code.py looks at, and is hardly optimized,
-    which takes two thirds of the time."""
+    """Returns the output of a command. Its builds have no CUDA kernels (see test_machine_code.py), and -O1 saves a third of
+    the time."""
     env = environment(ONEPASS_CUDA="0", CXXFLAGS="-O1")
     done = subprocess.run(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}"
@@ -78,7 +77,7 @@ def pip(*arguments):
 
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory):
-    """A Python that has what the build needs, and no torch."""
+    """A Python with the build requirements and without torch."""
     folder = tmp_path_factory.mktemp("builder") / "venv"
     venv.create(folder, with_pip=False)
     python = str(folder / "bin" / "python")
@@ -90,7 +89,7 @@ def builder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sdist(builder, tmp_path_factory):
-    # From a copy, so that nothing built before can slip in, and nothing is left in the sources.
+    # From a copy, without earlier build products, and to keep the sources clean.
     folder = tmp_path_factory.mktemp("sdist")
     built = shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__")
     for name in FOLDERS:
@@ -110,7 +109,7 @@ def wheel(builder, sdist, tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
-def test_sdist_holds_every_source(sdist):
+def test_sdist_has_every_source(sdist):
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     for folder in FOLDERS:
@@ -127,7 +126,7 @@ def test_no_torch_header_is_included():
             assert not include.search(path.read_text()), path
 
 
-def test_wheel_holds_the_package_and_no_top_level_triton_kernels(wheel):
+def test_wheel_has_the_package_and_no_top_level_triton_kernels(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     for name in ("__init__.py", "py.typed", "triton_kernels/__init__.py"):
@@ -145,7 +144,7 @@ def test_wheel_built_without_torch_steps_under_torch(builder, wheel, tmp_path):
 
 @pytest.fixture
 def setup_py(monkeypatch):
-    """The functions of setup.py, without what steers them."""
+    """The functions of setup.py, without the environment variables that control them."""
     for name in os.environ.keys() - environment().keys():
         monkeypatch.delenv(name)
     monkeypatch.chdir(ROOT)
@@ -155,7 +154,7 @@ def setup_py(monkeypatch):
 
 @pytest.fixture
 def nvcc(tmp_path, monkeypatch):
-    """Makes setup.py find an nvcc of the given text."""
+    """Makes setup.py use an nvcc with the given text."""
 
     def given(text):
         path = tmp_path / "nvcc"
@@ -166,7 +165,7 @@ def nvcc(tmp_path, monkeypatch):
     return given
 
 
-def test_the_build_asks_nvcc_for_its_folders_and_architectures(setup_py, nvcc, tmp_path, capsys):
+def test_build_queries_folders_and_architectures_of_nvcc(setup_py, nvcc, tmp_path, capsys):
     nvcc(NVCC)
     cuda = setup_py["cuda_toolkit"]("ccache g++ -m64", tmp_path)
     assert cuda.version == "nvcc 12.8.93"
@@ -206,7 +205,7 @@ def test_without_a_usable_nvcc_only_forced_cuda_fails(text, why, setup_py, nvcc,
         setup_py["cuda_toolkit"]("c++", tmp_path)
 
 
-def test_cuda_is_left_out_when_asked(setup_py, nvcc, tmp_path, monkeypatch):
+def test_cuda_build_can_be_disabled(setup_py, nvcc, tmp_path, monkeypatch):
     nvcc(NVCC)
     monkeypatch.setenv("ONEPASS_CUDA", "0")
     assert setup_py["cuda_toolkit"]("c++", tmp_path) is None
@@ -215,7 +214,7 @@ def test_cuda_is_left_out_when_asked(setup_py, nvcc, tmp_path, monkeypatch):
         setup_py["cuda_toolkit"]("c++", tmp_path)
 
 
-def test_the_build_says_what_is_wrong_in_one_line(tmp_path):
+def test_build_error_is_one_line(tmp_path):
     folders = ["--build-temp", str(tmp_path), "--build-lib", str(tmp_path)]
     env = environment(ONEPASS_CUDA="1", NVCC="/none/nvcc")
     command = [sys.executable, "setup.py", "build_ext", *folders]

@@ -1,5 +1,5 @@
-"""The Triton kernels, compiled by the backend's own code for the plans of real models on targets that are not there: nothing
-is spilled, and memory is reached 16 bytes at a time. See triton_code.py.
+"""Machine code of the Triton kernels, cross-compiled by the backend's own code for the plans of real models: no register
+spills, and 16-byte memory accesses. See triton_code.py.
 
 `pytest tests/builds/test_triton_code.py -rP` prints registers. ONEPASS_EVERY_TARGET=1 in the environment compiles every model in
 every dtype for every target, which takes four times as long.
@@ -30,7 +30,7 @@ WITH_GATE = {"update", "correct", "decide"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the code of every kernel is. Compiled in two other processes: in this one Triton interprets."""
+    """The folder with the code of every kernel. Two other processes compile it: in this one Triton interprets."""
     folder = tmp_path_factory.mktemp("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {
@@ -47,12 +47,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compiled_for(folder: Path, target: str) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads((folder / f"{target}.json").read_text())
-    return said
+    report: dict[str, Any] = json.loads((folder / f"{target}.json").read_text())
+    return report
 
 
 def vectors(target: str, kernel: str, constants: dict[str, str]) -> int:
-    """Accesses of 16 bytes that a thread makes, if all of p, g and the moments are reached so where rows allow it."""
+    """16-byte accesses of a thread if it accesses p, g and the moments 16 bytes at a time wherever rows are aligned."""
     if "CONFIGS" not in constants:
         return 0
     item = {"fp64": 8, "fp32": 4}.get(constants["DTYPE"], 2)
@@ -70,8 +70,8 @@ def vectors(target: str, kernel: str, constants: dict[str, str]) -> int:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_compiles_for_real_models(folder: Path, target: str) -> None:
-    said = compiled_for(folder, target)
-    for run, launches in said["launches"].items():
+    report = compiled_for(folder, target)
+    for run, launches in report["launches"].items():
         _, dtype, optimizer = run.split(", ", 2)
         gated = optimizer.split(",")[0] in ("AdamP", "SGDP")
         first, clipped, scaled = map(set, launches)
@@ -79,11 +79,11 @@ def test_compiles_for_real_models(folder: Path, target: str) -> None:
         assert clipped == scaled == first | {"device_scalars"}
         unpredicted = gated and (dtype in ("bfloat16", "float16") or "," in optimizer)
         assert ("gate_stats" in first) == unpredicted
-    assert {kernel["kernel"] for kernel in said["kernels"]} == {
+    assert {kernel["kernel"] for kernel in report["kernels"]} == {
         *("step", "gate_stats", "update", "correct", "decide"),
         *("square_sum", "add_up", "device_scalars"),
     }
-    assert all(0 < x < 1 << 31 and y == z == 1 for x, y, z in said["grids"])
+    assert all(0 < x < 1 << 31 and y == z == 1 for x, y, z in report["grids"])
 
 
 @pytest.mark.parametrize("pairs", [triton_code.PAIRS])
@@ -94,8 +94,8 @@ def test_compiles_for_real_models_each_in_both_dtypes(pairs: dict[str, Any]) -> 
     assert {(m, d) for m, d in compiled if m != "rows"} == {(m, d) for m in models for d in ("float32", "bfloat16")}
 
 
-def test_compiles_for_real_models_with_several_classes_of_rows(folder: Path) -> None:
-    """As all of them have."""
+def test_compiles_for_real_models_with_several_configurations(folder: Path) -> None:
+    """Every kernel with rows of a real model dispatches to at least two tile configurations."""
     classes = [
         int(kernel["constants"]["CONFIGS"]).bit_count()
         for target in TARGETS
@@ -114,22 +114,22 @@ def test_compiles_for_real_models_without_spills(folder: Path, target: str) -> N
 
 
 def allowed_stack(kernel: dict[str, Any]) -> int:
-    """Bytes of a thread, as ptxas 13 left them for sm_90 with ONEPASS_EVERY_TARGET=1: in 12 of 241 kernels."""
+    """Stack bytes per thread that ptxas 13 leaves for sm_90 with ONEPASS_EVERY_TARGET=1, in 12 of 241 kernels."""
     constants = kernel["constants"]
     if kernel["kernel"] == "correct" and constants["DTYPE"] == "fp64":
-        return 32  # it calls a function to divide, across which registers are kept
+        return 32  # saves registers across the call of a division function
     if (
         kernel["kernel"] == "update"
         and constants["PROJECTS_MOMENTUM"] == "True"
         and int(constants["CONFIGS"]) >> 19 & 1
     ):
-        return 80  # holds the buffer of a row of 8,192 too, beside p and u
+        return 80  # keeps the buffer of a row of 8,192 besides p and u
     return 0
 
 
 @pytest.mark.parametrize("target", ON_NVIDIA)
 def test_compiles_for_real_models_16_bytes_at_a_time(folder: Path, target: str) -> None:
-    """As many accesses of 16 bytes as it takes to reach every element so, of rows that lie at multiples of them."""
+    """All accesses of aligned rows have 16 bytes, by their number."""
     for kernel in compiled_for(folder, target)["kernels"]:
         text = (folder / f"{kernel['name']}.ptx").read_text()
         wide = re.findall(r"(?:ld|st)\.global(?:\.\w+)*\.(?:v4\.[bfu]32|v2\.[bfu]64)", text)
@@ -137,9 +137,8 @@ def test_compiles_for_real_models_16_bytes_at_a_time(folder: Path, target: str) 
 
 
 @pytest.mark.parametrize("target", ON_NVIDIA)
-def test_nothing_is_contracted(folder: Path, target: str) -> None:
-    """No multiply-add that the sources do not have. Division and square root of float32 bring their own, which `gate_stats` and
-    `decide` do not have."""
+def test_no_contraction_or_approximation(folder: Path, target: str) -> None:
+    """No fused multiply-add in `gate_stats` and `decide`; in other kernels division and square root of float32 use some."""
     for kernel in compiled_for(folder, target)["kernels"]:
         text = (folder / f"{kernel['name']}.ptx").read_text()
         if kernel["kernel"] in ("gate_stats", "decide"):

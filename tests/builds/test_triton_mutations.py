@@ -1,4 +1,4 @@
-"""The suite can fail, third part: the Triton rule is broken in many ways, one at a time, and each must be noticed."""
+"""Mutation tests of the Triton rule: the checks must detect each mutant."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onepass.triton_kernels import gate, rules, tiles
 import checks
 from edits import edited
 
-# name: what stands in rules.py, once, and what takes its place.
+# name: an expression that is once in rules.py, and its replacement.
 MUTANTS: dict[str, tuple[str, str]] = {
     "maximize is ignored": ("g = number(scalars, GRAD_SCALE, p) * g", "g = tl.abs(number(scalars, GRAD_SCALE, p)) * g"),
     "the l2 decay is dropped": ("if l2 != 0:", "if l2 != l2:"),
@@ -44,7 +44,7 @@ MUTANTS: dict[str, tuple[str, str]] = {
 
 
 def _break(patch: pytest.MonkeyPatch, old: str, new: str) -> None:
-    """Puts the functions of a rules.py with this edit into the modules that import them."""
+    """Patches the functions of rules.py with this edit into the modules that import them."""
     source = edited(Path(rules.__file__).read_text(), old, new)
     module = types.ModuleType(rules.__name__)
     module.__package__ = rules.__package__
@@ -56,16 +56,16 @@ def _break(patch: pytest.MonkeyPatch, old: str, new: str) -> None:
 
 
 def _checks() -> Iterator[partial[None]]:
-    """Those of the gate first, which are quick."""
+    """The checks of the gate come first because they are fast."""
     yield from checks.of_the_triton_rule("triton")
     yield from reversed(list(checks.of_the_rule("triton")))
 
 
-def test_the_checks_pass_without_a_mutation() -> None:
+def test_checks_pass_without_a_mutation() -> None:
     assert checks.first_failure(_checks()) is None
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_of_the_triton_rule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _break(monkeypatch, *MUTANTS[name])
-    assert checks.first_failure(_checks()), f"nobody noticed: {name}"
+    assert checks.first_failure(_checks()), f"undetected: {name}"

@@ -24,7 +24,7 @@ NAMES = sorted(
 
 
 def defines(name: str) -> bool:
-    """Whether the sources define the last part of a name, and mention the others."""
+    """Whether the sources define the last part of a name and contain the others."""
     *owners, last = re.split(r"\.|::", name)
     defined = re.search(rf"\b(def|class|struct|enum class|void|bool|auto|Hyper|Scalars|Verdict)\s+{last}\b", TEXT)
     return bool(defined or re.search(rf"\b{last}\b\s*[(=:]", TEXT)) and all(
@@ -32,7 +32,7 @@ def defines(name: str) -> bool:
     )
 
 
-def test_enough_is_looked_up() -> None:
+def test_enough_names_are_checked() -> None:
     assert len(FILES) > 40 and len(NAMES) > 40
 
 

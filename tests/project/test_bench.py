@@ -1,4 +1,4 @@
-"""The bench runs, and leaves a CSV whose rows say what was measured, on what, and what was to be reached."""
+"""The CPU bench (bench/run.py): its CSV has the measurements, the machine and the targets."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ def test_every_contender_has_a_row(rows):
 
 
 def test_an_optimizer_for_each_tensor(rows):
-    """Beside the one that steps them all."""
+    """Compared with one optimizer for all tensors."""
     each = {row["contender"]: row for row in rows if row["case"] == "resnet50-each"}
     for name in ("onepass AdamW", "onepass AdamP"):
         assert each[f"{name} each"]["target"] == f"<= 1.3 x {name}"
         measured, against = each[f"{name} each"]["measured"].split(" x ")
-        assert float(measured) > 0 and against == name  # no test says which is faster on a busy machine
+        assert float(measured) > 0 and against == name  # timings on a busy machine are not tested
 
 
-def test_rows_say_what_was_measured(rows):
+def test_rows_have_measurements(rows):
     for row in rows:
         assert 0 < float(row["q1_ms"]) <= float(row["median_ms"]) <= float(row["q3_ms"])
         assert float(row["ratio"]) > 0 and int(row["rounds"]) > 0 and int(row["parameters"]) > 0
     assert all(float(row["ratio"]) == 1 for row in rows if row["contender"] == row["baseline"])
 
 
-def test_every_ratio_names_what_it_is_to(rows):
+def test_every_ratio_names_its_baseline(rows):
     contenders = {case: {row["contender"] for row in rows if row["case"] == case} for case in {r["case"] for r in rows}}
     for row in rows:
         assert row["baseline"] in contenders[row["case"]]
@@ -65,12 +65,12 @@ def test_every_ratio_names_what_it_is_to(rows):
             assert float(ratio) > 0 and against in contenders[row["case"]]
 
 
-def test_rows_say_on_what(rows):
+def test_rows_have_the_machine(rows):
     for row in rows:
         assert all(row[field] for field in ("date", "device", "cores", "threads", "isa", "backend", "torch", "onepass"))
 
 
-def test_targets_are_compared_with_what_was_measured(rows):
+def test_targets_are_compared_with_measurements(rows):
     (row,) = (row for row in rows if row["case"] == "gpt2-adam" and row["contender"] == "onepass AdamP")
     assert row["target"] == "<= 1.05 x torch fused AdamW; <= 0.0667 x adamp AdamP"
     limits = (1.05, 1 / 15)

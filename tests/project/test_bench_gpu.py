@@ -1,4 +1,4 @@
-"""The bench for GPUs, as far as a machine without one can run it: everything but the clock."""
+"""The GPU bench (bench/gpu.py), run without a GPU: everything but the timing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from shapes import llama_shapes, numel_of
 
 
 def load_main() -> Any:
-    """bench/gpu.py; `gpu` is the package beside this file."""
+    """Loads bench/gpu.py by path; `import gpu` would find the package tests/support/gpu."""
     spec = importlib.util.spec_from_file_location("bench_gpu", BENCH / "gpu.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -59,7 +59,7 @@ def timing_of(contender: cases.Contender, *device: float, **other: Any) -> harne
 # ------------------------------------------------------------------ cases
 
 
-def test_llama_is_of_one_billion() -> None:
+def test_llama_has_one_billion_parameters() -> None:
     assert numel_of(llama_shapes()) == 1_235_814_400
 
 
@@ -76,7 +76,7 @@ def test_cases_are_complete(quick: bool) -> None:
         for contender in case.contenders:
             if contender.backend or "fused" in contender.name:
                 assert contender.traffic[case.dtype_of(contender)] > 0
-        # Weights, gradients and moments in both dtypes, one more set of moments while they are made, and temporaries.
+        # Weights, gradients and moments in both dtypes, another set of moments during their creation, and temporaries.
         if not quick:
             assert 2 * case.numel * (4 + 4 + 8 + 4 + 8) < 78 * 2**30
 
@@ -84,7 +84,7 @@ def test_cases_are_complete(quick: bool) -> None:
 @pytest.mark.parametrize(
     ("listed", "timed"), [(targets.CPU, cpu_cases.cases()), (targets.GPU, gpu_cases.cases())], ids=["cpu", "gpu"]
 )
-def test_every_target_is_of_something_that_is_timed(listed: Any, timed: list[cases.Case]) -> None:
+def test_every_target_has_a_timed_case(listed: Any, timed: list[cases.Case]) -> None:
     for target in listed:
         found = [case for case in timed for c in case.contenders if target.fits(case.name, c.name)]
         if target.measure == targets.MEMORY:
@@ -97,12 +97,12 @@ def test_every_target_is_of_something_that_is_timed(listed: Any, timed: list[cas
                 assert any(fnmatchcase(case.name, pattern) for case in found)
 
 
-def test_every_optimizer_of_ours_is_timed() -> None:
+def test_every_optimizer_of_onepass_is_timed() -> None:
     ours = ("AdamW", "AdamProx", "AdamProxL2", "AdamP", "AdamP as timm", "SGD", "SGDP", "SGDP as timm")
     assert {f"onepass {name}" for name in ours} < {contender.name for contender in gpu_cases.ALL}
 
 
-def test_what_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "adamp", None)
     absent = [contender for contender in gpu_cases.ALL if cases.missing(contender)]
     assert {"adamp AdamP", "adamp SGDP"} <= {contender.name for contender in absent}
@@ -115,7 +115,7 @@ def test_what_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["random", "tangent"])
-def test_contenders_compute_what_they_should(dtype: torch.dtype, kind: str) -> None:
+def test_contenders_compute_correct_steps(dtype: torch.dtype, kind: str) -> None:
     for contender in gpu_cases.ALL:
         fits = dtype == contender.dtype if contender.dtype else dtype == torch.float32 or contender.backend
         if fits and not cases.missing(contender):
@@ -131,8 +131,8 @@ def test_a_wrong_contender_is_not_timed() -> None:
     assert names == {"onepass AdamW"} and list(right) == ["torch AdamW fused"]
 
 
-def test_the_clock_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`Gpu` itself, with torch.cuda's answers faked: what it asks for, and in which order."""
+def test_gpu_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Gpu` with a mocked torch.cuda: the calls and their order."""
     asked: list[str] = []
 
     class Event:
@@ -177,7 +177,7 @@ def test_the_clock_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("gradients", ["random", "tangent", "fixed"])
 def test_a_case_is_timed(gradients: str) -> None:
-    """Also a captured step of ours, and one contender that fails alone."""
+    """Includes a captured step of onepass, and a failing contender, which does not affect the others."""
     broken = replace(gpu_cases.TORCH_FOREACH, name="broken", options={"fused": True, "foreach": True})
     contenders = (gpu_cases.TORCH_FUSED, *ADAMP, broken, gpu_cases.TORCH_SGD, *SGDP)
     case = case_of(*contenders, gradients=gradients)
@@ -205,7 +205,7 @@ def test_states_are_shared() -> None:
         assert a["exp_avg"] is b["exp_avg"] and a["exp_avg_sq"] is b["exp_avg_sq"] and a["step"] is not b["step"]
 
 
-def test_tangent_gradients_stay_so() -> None:
+def test_tangent_gradients_are_orthogonal() -> None:
     case = case_of(*ADAMP, gradients="tangent")
     model = inputs.Model(case, torch.device("cpu"))
     model.give(model.parameters[torch.float32], 3)
@@ -264,7 +264,7 @@ def test_goals_reached_and_missed() -> None:
     assert verdicts(rows)["onepass AdamW, times faster than torch AdamW fused"] is False
 
 
-def test_goals_of_triton() -> None:
+def test_triton_goals() -> None:
     contenders = (gpu_cases.TORCH_FUSED, *ADAMW, *ADAMP)
     assert [c.name for c in contenders[2:5:2]] == ["onepass AdamW (triton)", "onepass AdamP (triton)"]
 
@@ -288,7 +288,7 @@ def test_tables() -> None:
     assert lines[3] == "|  | onepass AdamW | 28* | 50 |  | 28 | 1,000 | 100.0% | 0.933 | torch AdamW fused |"
 
 
-def test_every_field_is_known() -> None:
+def test_rows_have_only_listed_fields() -> None:
     about = {**Rehearsal().about(), "date": "", "copy_best_gb_per_s": 1, "copy_gb_per_s": 1}
     for row in llama_rows(28e-6):
         assert {**row, **about}.keys() <= set(gpu_report.FIELDS)
@@ -316,7 +316,7 @@ def test_help() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so() -> None:
+def test_error_without_a_gpu() -> None:
     done = run()
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "needs an NVIDIA GPU" in done.stderr

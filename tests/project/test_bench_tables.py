@@ -1,4 +1,4 @@
-"""The README's figures are those of its CSV files and of counting, and the CSV files are of commits that anyone can look at."""
+"""Figures in the README equal those of its CSV files and of counted traffic; the CSV files were measured on commits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def git(*arguments: str, folder: Path = ROOT) -> str:
 # ------------------------------------------------------------------ figures
 
 
-def test_the_tables_are_those_of_the_csv_files() -> None:
+def test_tables_match_the_csv_files() -> None:
     for page, text in PAGES.items():
         assert tables.render(text, up=tables.up_from(page)) == text, "write the tables with `make bench-tables`"
     found = {match[1] for text in PAGES.values() for match in tables.BLOCK.finditer(text)}
@@ -40,21 +40,21 @@ def test_the_tables_are_those_of_the_csv_files() -> None:
     assert not any("quick" in name for name in SOURCES)
 
 
-def test_no_other_figure_is_in_the_section() -> None:
-    """Ratios, percentages and times: what is not generated would not be compared."""
+def test_section_has_only_generated_figures() -> None:
+    """No ratios, percentages or times outside of the generated tables, since only those are compared."""
     words = tables.BLOCK.sub("", MEASURED)
     assert len(words) < len(MEASURED) and not re.findall(r"\d+\.\d+|\d+ ?%|\d+ ?x\b|\d+ ?[mun]s\b", words)
 
 
 def changed(text: str, number: int) -> str:
-    """With the last digit of the figure of this number, among those of all cells, made another."""
+    """Changes the last digit of one figure, given its index among those of all cells."""
     figures = list(re.finditer(r"(?<=\| )[\d.]+(?=%? \|)", text))
     place = figures[number % len(figures)].end() - 1
     return f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}"
 
 
-def test_a_figure_edited_by_hand_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One in each table, and made again."""
+def test_a_figure_edited_by_hand_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edits one figure of each table; rendering restores it."""
     page = tmp_path / "README.md"
     monkeypatch.setattr(tables, "PAGES", (page,))
     for match in tables.BLOCK.finditer(README):
@@ -70,7 +70,7 @@ def test_a_figure_edited_by_hand_is_found(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_figure_changed_in_the_csv_is_found(name: str, tmp_path: Path) -> None:
+def test_a_figure_changed_in_the_csv_is_detected(name: str, tmp_path: Path) -> None:
     for source in SOURCES:
         (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / source, tmp_path / source)
@@ -87,7 +87,7 @@ def test_a_figure_changed_in_the_csv_is_found(name: str, tmp_path: Path) -> None
     assert tables.render(README, root=tmp_path) != README
 
 
-def test_a_ratio_is_to_what_it_says() -> None:
+def test_ratio_to_a_baseline() -> None:
     row = {"baseline": "a", "ratio": "1.06", "target": "<= 1.3 x b; <= 2 x c", "measured": "1.2000 x b; 3 x c",
            "reached": "yes; no"}  # fmt: skip
     assert blocks.ratio_to(row, "a") == 1.06 and blocks.ratio_to(row, "b") == 1.2 and blocks.ratio_to(row, "c") == 3
@@ -96,8 +96,8 @@ def test_a_ratio_is_to_what_it_says() -> None:
     assert [blocks.cell(rows, "case", "e", to) for to in "abcd"] == ["1.06", "1.20", "3.0", ""]
 
 
-def test_another_csv_file_is_taken() -> None:
-    """All markers name it then, and what was measured is said once."""
+def test_switch_to_another_csv_file() -> None:
+    """Then all markers name the new file, and its description is printed once."""
     page = "".join(f"<!-- bench: {name} from old.csv -->\nold\n<!-- /bench -->\n" for name in ("memory", "spread"))
     found = tables.render(page, use=SOURCES[0])
     assert tables.sources(found) == [SOURCES[0]] and found.count("Measured on ") == 1 and "old" not in found
@@ -105,14 +105,14 @@ def test_another_csv_file_is_taken() -> None:
         tables.render("<!-- bench: nothing from a.csv -->\n<!-- /bench -->")
 
 
-# ------------------------------------------------------------------ bytes
+# ------------------------------------------------------------------ traffic
 
 (TRAFFIC,) = (match[3] for match in tables.BLOCK.finditer(README) if match[1] == "traffic")
 TRAFFIC_LINES = TRAFFIC.splitlines()[2:]
 
 
 @pytest.mark.parametrize("number", range(len(TRAFFIC_LINES)))
-def test_the_bytes_are_those_that_are_counted(number: int) -> None:
+def test_bytes_match_the_counted_traffic(number: int) -> None:
     pytest.importorskip("adamp")
     from traffic import LINES
 
@@ -124,7 +124,7 @@ def test_the_bytes_are_those_that_are_counted(number: int) -> None:
 
 
 def why_no_history() -> str:
-    """Why the commits cannot be looked up here: a source distribution, or a shallow clone."""
+    """Why commits cannot be looked up, e.g. a source distribution or a shallow clone; empty if they can."""
     try:
         if Path(git("rev-parse", "--show-toplevel")) != ROOT:
             return "this is not a git repository of its own"
@@ -134,8 +134,8 @@ def why_no_history() -> str:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_what_was_measured_is_a_commit(name: str) -> None:
-    """All rows are of one commit without changes, from the history of this one."""
+def test_measurements_are_of_a_commit(name: str) -> None:
+    """All rows are of one clean commit, an ancestor of HEAD."""
     (measured,) = {row["commit"] for row in tables.read(ROOT / name)}
     assert re.fullmatch("[0-9a-f]{7,40}", measured), (
         f"{name} was measured on changed files: measure it again from a commit"

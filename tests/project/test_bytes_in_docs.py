@@ -1,6 +1,6 @@
-"""The bytes per parameter in the text of the README and docs/ are those that are counted.
+"""Bytes per parameter in the text of the README and docs/ equal the counted ones.
 
-The README's table of bytes is in test_bench_tables.py.
+test_bench_tables.py tests the README's table of bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Options = tuple[tuple[str, Any], ...]
 
 @cache
 def moved(name: str, *options: tuple[str, Any], dtype: str = "float32", shape: tuple[int, ...] = (128, 256)) -> int:
-    """Bytes per parameter of p, g and the moments, in the CUDA kernels."""
+    """Bytes per parameter that the CUDA kernels move for p, g and the moments."""
     found = traffic_of(getattr(onepass, name), [shape], dtype=DTYPES[dtype], **dict(options)).streams
     assert found == int(found)
     return int(found)
@@ -48,7 +48,7 @@ def moved_by_triton(
 
 
 def kept(name: str, dtype: str = "float32", **arguments: Any) -> int:
-    """Bytes per parameter of the moments."""
+    """Bytes per parameter that the moments take."""
     p = torch.ones(8, dtype=DTYPES[dtype])
     p.grad = torch.ones_like(p)
     opt = getattr(onepass, name)([p], **{"lr": 0.1, "backend": "reference", **arguments})
@@ -142,7 +142,7 @@ STATEMENTS = {
     "limits.md": of_limits,
     "training.md": of_training,
 }
-# Sizes of accesses and of spills, which the tests of the machine code count.
+# Sizes of accesses and of spills, tested in tests/builds.
 NOT_MOVED = {
     "README.md": "multiples of 16 bytes are read and written 16 bytes at a time",
     "gpu-checks.md": "where rows have more than 4,096 elements, 8 to 80 bytes a thread",
@@ -151,7 +151,7 @@ NOT_MOVED = {
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_number_of_bytes_is_counted(page: Any) -> None:
-    """Each statement is in the page with the numbers that are counted, and no other number of bytes is in it."""
+    """A page has each statement with the counted numbers, and no other number of bytes."""
     text = " ".join(text_of(page).split())
     for statement in [*STATEMENTS.get(page.name, list)(), NOT_MOVED.get(page.name, "")]:
         assert statement in text

@@ -1,4 +1,4 @@
-"""What the README and docs/ show is run, and what they point to is there."""
+"""The README and docs/: their snippets run, and their links, make targets and tables of arguments are right."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
-    """The code blocks of a language, and the line that each begins on."""
+    """The code blocks of a language, each with its first line number."""
     text = text_of(page)
     found = re.finditer(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     return [(1 + text.count("\n", 0, match.start(1)), match[1]) for match in found]
 
 
 def run(page: Path) -> None:
-    """The blocks of a page one after the other, as a reader would type them."""
+    """Runs the Python blocks of a page in order, in one namespace."""
     seen: dict[str, Any] = {}
     for line, block in blocks(page, "python"):
         exec(compile("\n" * (line - 1) + block, str(page), "exec"), seen)
@@ -44,7 +44,7 @@ def test_the_first_snippet_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(32, 8): 'channel'" in capsys.readouterr().out
 
 
-def test_a_line_that_fails_is_found_in_its_page(tmp_path: Path) -> None:
+def test_failing_snippet_is_located_in_its_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# Title\n\n```python\nx = 1\n```\n\ntext\n\n```python\nassert x == 2\n```\n", encoding="utf-8")
     with pytest.raises(AssertionError) as failure:
@@ -62,7 +62,7 @@ def test_commands_of_make(page: Path) -> None:
 
 @each_page
 def test_links(page: Path) -> None:
-    """To files that are there, and to headings that they have."""
+    """Links go to existing files and headings."""
     for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
         if "://" in target:
             continue
@@ -74,7 +74,7 @@ def test_links(page: Path) -> None:
 
 
 def headings(page: Path) -> set[str]:
-    """As a page's links name them."""
+    """The anchors of a page's headings."""
     titles = re.findall(r"^#+ (.*)", text_of(page), flags=re.MULTILINE)
     return {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -86,32 +86,34 @@ def test_the_readme_links_every_page(page: Path) -> None:
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_every_optimizer_has_a_page(name: str) -> None:
-    """With its defaults: every number that the table of its arguments gives for one."""
+    """The page's table of arguments has the defaults of the class."""
     assert f"| [`{name}`](docs/{name.lower()}.md) |" in text_of(PAGES[0])
     text = text_of(ROOT / "docs" / f"{name.lower()}.md")
     assert text.startswith(f"# {name}\n")
     lr = {"lr": 1.0} if name == "SGDP" else {}
     defaults = getattr(onepass, name)([torch.zeros(1)], **lr).defaults
-    told = {
+    documented = {
         argument: default
         for arguments, default in re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", text, flags=re.MULTILINE)
         for argument in re.findall(r"`(\w+)`", arguments)
         if argument in defaults
     }
     common = {"maximize", "capturable", "backend"} | ({"decouple_lr"} if name in ("Adam", "SGD") else set())
-    assert set(told) == set(defaults) - common
-    assert {a: ast.literal_eval(d) for a, d in told.items() if d != "required"} == {
-        argument: value for argument, value in defaults.items() if argument in told and told[argument] != "required"
+    assert set(documented) == set(defaults) - common
+    assert {a: ast.literal_eval(d) for a, d in documented.items() if d != "required"} == {
+        argument: value
+        for argument, value in defaults.items()
+        if argument in documented and documented[argument] != "required"
     }
 
 
 def test_arguments_that_every_class_takes() -> None:
-    """The table of them, and the keys that other tools put into param groups."""
+    """migration.md has a table of the common arguments, and the keys that other tools put into param groups."""
     _, _, section = text_of(ROOT / "docs" / "migration.md").partition("## Arguments that every class takes\n")
     rows = re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", section.partition("\n## From")[0], flags=re.MULTILINE)
-    told = {name: ast.literal_eval(default) for names, default in rows for name in re.findall(r"`(\w+)`", names)}
+    documented = {name: ast.literal_eval(default) for names, default in rows for name in re.findall(r"`(\w+)`", names)}
     classes = [inspect.signature(record.make).parameters.values() for record in RECORDS.values()]
     takes = [{p.name: p.default for p in each if p.kind is p.KEYWORD_ONLY} for each in classes]
     common = set.intersection(*(set(each) for each in takes))
-    assert told == {name: takes[0][name] for name in common}
+    assert documented == {name: takes[0][name] for name in common}
     assert all(f"`{key}`" in section for key in OF_TOOLS)

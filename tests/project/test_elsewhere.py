@@ -1,4 +1,4 @@
-"""The configurations of `make test-elsewhere` are what they say, and its parts leave no test out."""
+"""`make test-elsewhere`: its configurations cover all pairs of values, and its parts cover all tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_every_pair_of_values_is_in_a_configuration() -> None:
         assert set(zip(first, second, strict=True)) == set(itertools.product(set(first), set(second)))
 
 
-def test_what_is_left_out_is_there() -> None:
+def test_excluded_files_exist() -> None:
     assert all([*TESTS.rglob(f"{name}.py")] for name in SAME_EVERYWHERE)
 
 

@@ -1,5 +1,5 @@
-"""What the backends' Python does on a GPU alone, on one that is not there (fake_gpu.py): streams, pinned memory, captures,
-and that nothing waits. The kernels of the Triton backend are interpreted."""
+"""The backends' Python code that runs only on a GPU, on a simulated one (fake_gpu.py): streams, pinned memory, captures, and
+no synchronization with the device. The kernels of the Triton backend are interpreted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def on_host(x: Any) -> Any:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    """The interpreter is given the memory behind the tables. While a stream is captured nothing is launched."""
+    """A simulated GPU: the interpreter gets the host memory of the tables, and captured launches do not run."""
     monkeypatch.setattr(triton, "interpreted", lambda: False)
     step_of, square_sum = launch.Step, launch.square_sum
 
@@ -52,7 +52,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
 
 
 def pair(record: Record, **arguments: Any) -> tuple[Any, Any]:
-    """One on the GPU, and one that the interpreter steps as ever."""
+    """Two equal optimizers, one on the simulated GPU and one in the plain interpreter."""
     own = {**record.typical, **arguments}
     there = record.make(
         [torch.nn.Parameter(OnGpu(p.detach().clone())) for p in parameters(shapes=SHAPES)], backend="triton", **own
@@ -77,7 +77,7 @@ def step(opt: Any, time: int, clip: bool = False) -> None:
 
 @each_optimizer
 def test_steps_have_the_bits_of_the_interpreter(gpu: FakeGpu, record: Record) -> None:
-    """And wait for nothing: reading a number raises."""
+    """A step does not synchronize with the device, which would raise."""
     there, here = pair(record)
     for time in range(3):
         step(there, time, clip=time == 2)
@@ -94,8 +94,8 @@ def test_steps_have_the_bits_of_the_interpreter(gpu: FakeGpu, record: Record) ->
             repr(list(seen.values()))
 
 
-def test_tables_are_kept_for_the_stream_that_uses_them(gpu: FakeGpu) -> None:
-    """Also buffers of strided tensors, and hyper-parameters that are numbers, which kernels reach through addresses."""
+def test_record_stream_of_tables(gpu: FakeGpu) -> None:
+    """Tables, buffers of strided tensors and the host's hyper-parameters are recorded on the stream that uses them."""
     p = torch.nn.Parameter(OnGpu(torch.ones(8, 6).T))
     opt = onepass.AdamP([p], backend="triton", capturable=True)
 
@@ -118,8 +118,8 @@ def test_tables_are_kept_for_the_stream_that_uses_them(gpu: FakeGpu) -> None:
 
 
 @each_optimizer
-def test_a_capture_asks_for_nothing_that_it_must_not(gpu: FakeGpu, record: Record) -> None:
-    """No pinned memory is made, none that is pageable is copied, and nothing waits."""
+def test_capture_uses_only_capturable_operations(gpu: FakeGpu, record: Record) -> None:
+    """A capture allocates no pinned memory, copies no pageable memory and does not synchronize."""
     opt, _ = pair(record, capturable=True)
     step(opt, 0)
     step(opt, 1)
@@ -131,7 +131,7 @@ def test_a_capture_asks_for_nothing_that_it_must_not(gpu: FakeGpu, record: Recor
 
 
 @pytest.mark.parametrize("capturable", [True, False])
-def test_what_cannot_be_captured_is_refused(gpu: FakeGpu, capturable: bool) -> None:
+def test_invalid_captures_are_refused(gpu: FakeGpu, capturable: bool) -> None:
     opt, _ = pair(RECORDS["AdamP"], capturable=capturable)
     if not capturable:
         step(opt, 0)
@@ -142,7 +142,7 @@ def test_what_cannot_be_captured_is_refused(gpu: FakeGpu, capturable: bool) -> N
         step(opt, 2)
 
 
-def test_the_fake_refuses_what_a_gpu_would(gpu: FakeGpu) -> None:
+def test_fake_gpu_refuses_forbidden_operations(gpu: FakeGpu) -> None:
     there = OnGpu(torch.ones(3))
     for wait in (there.sum().item, there.tolist, there.cpu):
         with pytest.raises(Waits):
@@ -158,7 +158,7 @@ def test_the_fake_refuses_what_a_gpu_would(gpu: FakeGpu) -> None:
 
 
 class _Cuda(CudaBackend):
-    """With the emulation's kernels; all else is as on a GPU."""
+    """The CUDA backend with the emulation's kernels."""
 
     def plan_class(self) -> Any:
         return emulated.CudaPlan
@@ -166,7 +166,7 @@ class _Cuda(CudaBackend):
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    """torch.cuda as on a GPU, for tensors that are plainly on the CPU, where the emulation looks for them."""
+    """Mocks torch.cuda as on a GPU; the tensors are on the CPU, for the emulation."""
     fake = FakeGpu()
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: fake.stream)
@@ -179,7 +179,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     return fake
 
 
-def test_cuda_keeps_its_memory_for_the_stream(cuda: FakeGpu) -> None:
+def test_record_stream_of_the_cuda_plan(cuda: FakeGpu) -> None:
     opt = onepass.AdamP(parameters(shapes=SHAPES), backend="emulated")
     step(opt, 0)
     memory = opt._execution.backends[0].memory

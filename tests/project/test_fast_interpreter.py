@@ -1,4 +1,4 @@
-"""What fast_interpreter.py changes is the time alone: the same bits as from Triton's interpreter as it is."""
+"""fast_interpreter.py gives the bits of Triton's own interpreter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CASES = [
 
 
 def digests() -> list[str]:
-    """Of what some optimizers have written."""
+    """Digests of the parameters and states of some optimizers."""
     return [
         digest(
             train(RECORDS[name].make(parameters(dtype), backend="triton", **RECORDS[name].variants[variant]), range(3))
@@ -51,8 +51,8 @@ def arithmetic(x, y, to):
     tl.store(at + 5, tl.where(a > b, a, b))
 
 
-def test_a_tape_is_played_for_its_own_arguments_only() -> None:
-    """No operand for another, no number for another, no program for another."""
+def test_tape_is_specific_to_its_arguments() -> None:
+    """A tape is specific to operands, constants and program ids."""
     x, y, to = torch.tensor([2.0, 5.0]), torch.tensor([3.0, 4.0]), torch.zeros(2, 6)
     for _ in range(2):
         arithmetic[(2,)](x, y, to)

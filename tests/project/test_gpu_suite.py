@@ -1,4 +1,4 @@
-"""The tests for a GPU run here on the emulated one, as far as they can, so that they are right when there is one."""
+"""tests/gpu, run on the emulation as far as it can."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run_on(choice: str) -> subprocess.CompletedProcess[str]:
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(onepass.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
-    # From tests/support: what `python -m` puts on the path is then what pytest puts there too.
+    # From tests/support: `python -m` then adds the same folder to the path as pytest.
     command = [sys.executable, "-m", "pytest", "../gpu", "-q", "-p", "no:cacheprovider"]
     return subprocess.run(command, cwd=SUPPORT, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -30,7 +30,7 @@ def run_on(choice: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they would run")
 @pytest.mark.parametrize("choice", ["cuda", "triton"])
 def test_is_collected_for_a_gpu(choice: str) -> None:
-    """Without an error, and the first test that is to run says why it cannot."""
+    """Collection succeeds, and the first test fails with the reason that tests/gpu cannot run."""
     done = run_on(choice)
     assert done.returncode == 1, done.stdout[-5000:] + done.stderr[-2000:]  # 2: an error while collecting
     assert "tests/gpu cannot run: torch" in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The tool of `make mutate` on a package of two lines: what a test sees is killed, what none sees survives."""
+"""`make mutate` on a package of two functions: mutants of the tested one are killed, those of the other survive."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def toy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_a_test_sees_is_killed_and_what_none_sees_survives(toy: Path) -> None:
+def test_killed_and_surviving_mutants(toy: Path) -> None:
     before = (toy / "python/onepass/toy.py").read_text()
     results = run.main(toy, ["--count", "10"])
     assert {r["line"]: (r["verdict"], r["by"]) for r in results} == {
@@ -65,7 +65,7 @@ def test_patches(toy: Path) -> None:
     assert (toy / file).read_text() == source
 
 
-def test_comments_docstrings_and_annotations_are_no_mutants(tmp_path: Path) -> None:
+def test_comments_docstrings_and_annotations_are_not_mutated(tmp_path: Path) -> None:
     path = tmp_path / "python/onepass/toy.py"
     path.parent.mkdir(parents=True)
     path.write_text('def f(x: int | None = 1) -> int | float:\n    """1 + 1"""\n    return x  # 1 + 1\n')
@@ -78,7 +78,7 @@ def test_comments_docstrings_and_annotations_are_no_mutants(tmp_path: Path) -> N
             assert mutant.file.startswith("csrc") or "int | None = " in mutant.new
 
 
-def test_a_mutant_is_applied_where_it_was_made() -> None:
+def test_mutant_is_applied_at_its_own_location() -> None:
     old = "a\nb\nb\nc\n"
     for new in ("a\nb\nx\nc\n", "a\nb\nb\nb\nc\n", "a\nb\nc\n", "x\nb\nb\nc\n", "a\nb\nb\nc\nd\n"):
         assert between("f", old, new).applied(old) == new

@@ -1,4 +1,4 @@
-"""The records cover what there is: no decay that could be dropped unnoticed, no argument that is never given."""
+"""Coverage of records.py: every optimizer, argument and backend, with decays large enough to be detected when dropped."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def test_decay_is_large(record: Record) -> None:
 
 @each_optimizer
 def test_every_argument_has_a_variant(record: Record) -> None:
-    """One in which it differs from its default, which the matrix and the mutation tests then run through."""
+    """For each argument some variant, run by the matrix and the mutation tests, differs from the default."""
     defaults = record.make([torch.zeros(1)], lr=1.0, backend="reference").defaults
     given = {name for arguments in record.variants.values() for name, value in arguments.items()
              if value != defaults[name]}  # fmt: skip
-    # SGD has no decay that lr multiplies.
+    # decouple_lr does not apply to SGD's decay.
     assert set(defaults) - given <= {"backend", "capturable", *(["decouple_lr"] if record.name == "SGD" else [])}
 
 
@@ -35,6 +35,6 @@ def test_every_class_has_a_record() -> None:
 
 
 def test_every_usable_backend_is_tested() -> None:
-    """Also one that cannot be used here, where it ought to be: its tests then fail and say why."""
+    """A missing backend that should be usable is in BACKENDS too: its tests fail with the reason."""
     assert {name for name, reason in onepass.backends().items() if reason is None} <= set(BACKENDS)
     assert COMPILED

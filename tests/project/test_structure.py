@@ -1,4 +1,4 @@
-"""The structure that docs/architecture.md describes, where it can be checked: imports, private names, includes."""
+"""The structure of docs/architecture.md: imports, private names of torch, includes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPP = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu"
 
 
 def imports_of(name: str) -> set[str]:
-    """The modules of the package that a module imports when it is imported itself."""
+    """The modules of the package that a module imports at module level."""
     path, found = MODULES[name], set()
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
@@ -48,7 +48,7 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
     return next((c for node in sorted(graph) if (c := walk(node, []))), [])
 
 
-def test_a_cycle_is_found() -> None:
+def test_cycle_detection() -> None:
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert not cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
@@ -84,8 +84,8 @@ def test_no_source_includes_torch() -> None:
         assert not re.search(r'#include\s*[<"](torch|ATen|c10)', path.read_text()), path
 
 
-def test_rules_are_told_apart_in_the_rules_only() -> None:
-    """Everything else asks a rule, by its type or its number."""
+def test_rules_are_distinguished_only_in_the_rules_folder() -> None:
+    """Code outside of rules/ uses members of a rule instead."""
     for path in CPP:
         if path.parent.name != "rules":
             assert not re.search(r"\bis_sgd\b|\bbool sgd\b|Rule::moments == \d|\[4\]\[3\]", path.read_text()), path

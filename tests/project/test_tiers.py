@@ -1,4 +1,4 @@
-"""`make check` runs every option of every test, `make test` every pair of them, and neither runs the rest."""
+"""The tiers: `make check` covers every option of every test, `make test` every pair of options, both with few cases."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PRODUCT = [list(zip(AXES, values, strict=True)) for values in itertools.product(
 
 @pytest.mark.parametrize("strength", [1, 2, 3, 4])
 @pytest.mark.parametrize("left_out", [None, ("gate", 1), ("decay", True)])
-def test_every_group_of_options_meets(strength: int, left_out: tuple[str, object] | None) -> None:
-    """Among all cases, and where some options never meet."""
+def test_every_combination_of_options_is_covered(strength: int, left_out: tuple[str, object] | None) -> None:
+    """For all combinations, and when some never occur."""
     cases = [case for case in PRODUCT if left_out not in case or ("backend", "triton") in case]
     some = [cases[index] for index in covering(cases, strength)]
 
@@ -30,8 +30,8 @@ def test_every_group_of_options_meets(strength: int, left_out: tuple[str, object
     assert met(some) == met(cases)
 
 
-def test_few_cases() -> None:
-    """No more than twice the fewest that there can be: the product of the `strength` longest lists."""
+def test_number_of_cases() -> None:
+    """At most twice the lower bound, the product of the `strength` longest lists."""
     longest = sorted(map(len, AXES.values()), reverse=True)
     for strength in (1, 2, 3, 4):
         fewest = math.prod(longest[:strength])
@@ -49,7 +49,7 @@ def test_slow_tests_exist() -> None:
 
 
 def _collected(folder: Path, tier: str, *arguments: str) -> list[str]:
-    """In a process of its own: two runs of pytest in one share modules of the same name."""
+    """Runs pytest in a process of its own: two runs in one process would share modules of the same name."""
     command = [
         sys.executable,
         "-P",
@@ -67,7 +67,7 @@ def _collected(folder: Path, tier: str, *arguments: str) -> list[str]:
     return [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
 
 
-def test_what_pytest_runs(tmp_path: Path) -> None:
+def test_tiers_in_pytest(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     files = {
         "pyproject.toml": f"[tool.pytest.ini_options]\naddopts = '--import-mode=importlib'\npythonpath = ['{SUPPORT}']\n",
