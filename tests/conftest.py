@@ -20,17 +20,17 @@ if not ON_A_GPU:
 
 try:
     from hypothesis import settings
-except ImportError:  # a machine with a GPU, where tests/gpu alone is run
+except ImportError:  # a machine with a GPU, which runs only tests/gpu
     pass
 else:
-    # The same examples at every run: a failure in CI is a failure here.
+    # The same examples in every run, so that failures in CI are reproducible.
     settings.register_profile("onepass", derandomize=True, deadline=None, database=None)
     settings.load_profile("onepass")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    said = "how many cases of a test are run, see tests/support/tiers.py (default: %(default)s)"
-    parser.addoption("--tier", choices=tiers.TIERS, default="test", help=said)
+    text = "how many cases of a test are run, see tests/support/tiers.py (default: %(default)s)"
+    parser.addoption("--tier", choices=tiers.TIERS, default="test", help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,13 +53,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """16,000 tests stay until the end: the garbage collector need not look at them again."""
+    """Excludes the 16,000 test items, which live until the end, from garbage collection."""
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def threads():
-    """As many as processor.py says, unless a test asks for others."""
+    """Sets the number of threads to that of processor.py; a test may change it."""
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     yield

@@ -2,8 +2,8 @@
 
     python tests/emulated/build.py [plain | quick | sanitized]
 
-What is built stays in build/, and is built again when a source has changed. Of processes that ask at once one builds, and
-the others wait. `sanitized` is with AddressSanitizer and UndefinedBehaviorSanitizer: to be imported with libasan preloaded.
+The module is kept in build/ and rebuilt when a source has changed. Of concurrent processes one builds and the others wait.
+`sanitized` is built with AddressSanitizer and UndefinedBehaviorSanitizer; to import it, preload libasan.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ HERE = Path("tests/emulated")
 
 FLAGS = "-std=c++20 -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -fvisibility=hidden -ffp-contract=off"
 FLAGS += f" -DONEPASS_EMULATED -I{HERE} -Icsrc -include cuda_runtime.h"
-# The arguments of a kernel are shared by all threads, which saves copying them for each.
+# All threads share the parameters of a kernel, without a copy for each.
 FLAGS += " '-D__grid_constant__=&'"
 KINDS = {
     "plain": "-O2",
-    "quick": "-O1 -w",  # to compile
-    # What is left out looks at pointers that AddressSanitizer looks at too, when they are used.
+    "quick": "-O1 -w",  # quick to compile
+    # Without checks of pointers that AddressSanitizer makes too, when they are dereferenced.
     "sanitized": "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
     " -fno-sanitize=null,pointer-overflow,object-size,vptr",
 }
-# Python's side: mostly templates of pybind11, on which sanitizers take longer than on all kernels.
+# Mostly templates of pybind11, which take longer to compile with sanitizers than all kernels.
 BINDINGS = [Path("csrc/binding.cpp"), Path("csrc/binding_hypers.cpp"), HERE / "module.cpp"]
 
 
 def sources(root: Path = ROOT) -> list[Path]:
-    """Relative to the root: the plan it shares with the CPU backend, the backend, the host, and the bindings. These last: of
-    a function that two objects have, the linker takes the first, which is to be sanitized."""
+    """Paths relative to the root: plan.cpp (shared with the CPU backend), the CUDA backend, the emulated host, the bindings.
+    Bindings come last: of a function in two objects the linker takes the first, which should be the sanitized one."""
     backend = sorted((root / "csrc/cuda").glob("*.c*"))
     ours = [root / "csrc/plan.cpp", *(p for p in backend if p.suffix in (".cu", ".cpp"))]
     host = [root / HERE / name for name in ("fiber.cpp", "grid.cpp", "runtime.cpp")]

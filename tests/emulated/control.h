@@ -1,4 +1,4 @@
-// What tests see and set of the emulated device.
+// Interface of the tests to the emulated device: properties, launch log, capture, injected errors.
 #pragma once
 
 #include <cstddef>
@@ -18,20 +18,20 @@ struct Device {
 };
 extern Device device;
 
-// Forgets launches, traffic and errors. The orders of threads and blocks follow the seed; 0: in order.
+// Clears launches, traffic and errors. The seed determines the order of threads and blocks; 0: in order.
 void reset(unsigned seed);
 
-// Launches that have run since the reset.
+// Launches run since the last reset.
 struct Launch {
   unsigned grid, block;
   size_t shared_bytes;
 };
 const std::vector<Launch>& launches();
 
-// true: from now on launches are recorded with their arguments, not run. What was recorded before is forgotten.
+// true: launches are recorded with their arguments and not run; clears earlier records.
 void set_capturing(bool on);
 std::vector<Launch> recorded();
-// Runs all launches that were recorded.
+// Runs all recorded launches.
 void replay();
 
 // The next launch returns the error and does not run.

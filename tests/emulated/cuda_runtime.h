@@ -1,11 +1,11 @@
-// What onepass' kernels and their launches use of CUDA, on the CPU, so that tests can run them unmodified where there
-// is no GPU. This header has to be found before CUDA's own:
+// The part of CUDA that onepass' kernels and launches use, on a CPU, so that tests can run them unmodified without a
+// GPU. The compiler must find this header before CUDA's own:
 //
 //     g++ -std=c++20 -Itests/emulated -Icsrc -x c++ -include cuda_runtime.h csrc/cuda/*.cu ...
 //     (build.py has the whole command)
 //
-// What is not here is not emulated, and does not compile. Not seen by an emulation of this kind: races between blocks
-// (they run one at a time), a shuffle mistaken for a memory fence, the GPU's own rounding in sqrt and the like.
+// Anything else of CUDA does not compile. The emulation cannot detect races between blocks (they run one at a time), a
+// shuffle used as a memory fence, or the GPU's own rounding in functions such as sqrt.
 #pragma once
 
 #include <cmath>
@@ -21,19 +21,19 @@
 #define __global__
 #define __device__
 #define __host__
-// Makes `extern __shared__ unsigned char onepass_shared[];`, outside of functions, one array whatever the namespace.
+// Makes `extern __shared__ unsigned char onepass_shared[];`, outside of functions, the same array in every namespace.
 #define __shared__ "C"
-#define __noinline__  // empty, because libstdc++ says __attribute__((__noinline__))
+#define __noinline__  // empty, because libstdc++ uses __attribute__((__noinline__))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
-// Each thread copies its parameters: 0.2 us for 10 KB. Where all kernels say `const T __grid_constant__ x`, in this
-// order, -D__grid_constant__='&' makes them share one copy.
+// Each thread copies its parameters: 0.2 us for 10 KB. If all kernels declare `const T __grid_constant__ x`, in this
+// order, -D__grid_constant__='&' makes the threads share one copy.
 #ifndef __grid_constant__
 #define __grid_constant__
 #endif
 
-// The kernels' one load and one store say what they move.
+// Counts the bytes of the kernels' loads and stores.
 #define ONEPASS_TRACE(operand, bytes, is_store) (emulated::traffic[operand][is_store] += (bytes))
 
 // --- types, aligned as CUDA aligns them ---

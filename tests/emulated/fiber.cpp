@@ -17,9 +17,9 @@ namespace {
 Fiber* current = &host;
 Fiber* previous = &host;
 
-// A kernel's parameters (up to 32 KiB) and its frames, which AddressSanitizer makes several times larger.
+// For a kernel's parameters (up to 32 KiB) and its frames, which AddressSanitizer makes several times larger.
 constexpr size_t stack_bytes = 256 * 1024;
-constexpr size_t guard_bytes = 64 * 1024;  // a multiple of every page size we know of
+constexpr size_t guard_bytes = 64 * 1024;  // a multiple of all common page sizes
 
 void* new_stack() {
   void* memory =
@@ -37,7 +37,7 @@ void start_switch([[maybe_unused]] Fiber& from, [[maybe_unused]] Fiber& to) {
 #endif
 }
 
-// Called on the stack that was switched to. It learns the bounds of the other one, so the host's become known.
+// Called on the new stack. Records the bounds of the previous one, which for the host are not known otherwise.
 void finish_switch() {
 #ifdef EMULATED_ASAN
   const void* stack;
@@ -69,9 +69,9 @@ static void prepare(Fiber& fiber, size_t) {
 
 #else
 
-// Pushes what a callee must keep, leaves the stack pointer in *save, takes the other stack and pops the same. The
-// control words of the floating-point units belong to it too, but kernels do not change them. `ret`, not a jump: all
-// fibers are left at the same place, which is the one that the processor predicts.
+// Pushes the callee-saved registers, stores the stack pointer in *save, switches to the other stack and pops them. The
+// floating-point control words are callee-saved too, but kernels do not change them. `ret`, not a jump: all fibers
+// return to the same address, which the branch predictor predicts.
 extern "C" void emulated_switch(void** save, void* load);
 
 #if defined(__x86_64__)
@@ -99,7 +99,7 @@ emulated_switch:
   ret
   .size emulated_switch, .-emulated_switch
 )");
-constexpr size_t saved_words = 6 + 2, entry_word = 6;  // then where to return to, and a null return address above it
+constexpr size_t saved_words = 6 + 2, entry_word = 6;  // then the return address, and a null one above it
 #else
 asm(R"(
   .text
@@ -141,9 +141,9 @@ static void switch_registers(Fiber& from, Fiber& to) {
   emulated_switch(&from.registers, to.registers);
 }
 
-// As if the fiber had been left just before the first instruction of first_switch.
+// The saved state of a fiber suspended before the first instruction of first_switch.
 static void prepare(Fiber& fiber, size_t number) {
-  // Stacks that all began at the same offset of a page would fight for the same few sets of the first-level cache.
+  // Stacks that all started at the same page offset would compete for a few sets of the L1 cache.
   const size_t offset = number * 576 % 32768;
   char* top = static_cast<char*>(fiber.stack) + fiber.stack_bytes - offset;
   uint64_t* saved = reinterpret_cast<uint64_t*>(top) - saved_words;

@@ -1,10 +1,10 @@
-// Fibers: stacks that an OS thread switches between by hand. A switch saves and loads what a function call must keep
-// and asks nothing of the kernel, which ucontext does twice a switch.
+// Fibers: stacks between which an OS thread switches in user space. A switch saves and restores the callee-saved
+// registers, without the two system calls of ucontext.
 #pragma once
 
 #include <cstddef>
 
-// The registers are switched in assembly where we have it; -DEMULATED_UCONTEXT tests the way of all other machines.
+// Assembly for x86-64 and aarch64, ucontext elsewhere; -DEMULATED_UCONTEXT forces ucontext, for tests.
 #if !defined(__x86_64__) && !defined(__aarch64__) && !defined(EMULATED_UCONTEXT)
 #define EMULATED_UCONTEXT
 #endif
@@ -16,12 +16,12 @@
 namespace emulated {
 
 struct Fiber {
-  // Makes the fiber's stack; `body` runs at the first switch to it and must never return. `number` tells fibers apart.
+  // Makes the fiber's stack; `body` runs at the first switch to it and must never return. `number` is unique.
   void start(void (*body)(), size_t number);
   bool started() const { return body; }
 
   void (*body)() = nullptr;
-  void* stack = nullptr;  // its lowest address; of the host's own stack it is known only to AddressSanitizer
+  void* stack = nullptr;  // its lowest address; for the host set only with AddressSanitizer
   size_t stack_bytes = 0;
   void* fake_stack = nullptr;  // AddressSanitizer's
 #ifdef EMULATED_UCONTEXT
@@ -31,7 +31,7 @@ struct Fiber {
 #endif
 };
 
-// The stack that the first switch comes from, on whatever OS thread that is.
+// The stack of the OS thread that runs the grid.
 extern Fiber host;
 
 void switch_to(Fiber& fiber);

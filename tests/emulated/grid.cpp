@@ -13,7 +13,7 @@
 
 emulated::Index threadIdx, blockIdx, blockDim, gridDim;
 
-// The dynamic shared memory, under the name that kernels declare it by.
+// The dynamic shared memory, with the name that kernels declare.
 extern "C" {
 alignas(128) unsigned char onepass_shared[emulated::room_bytes];
 }
@@ -30,9 +30,9 @@ const std::function<void()>* kernel;
 std::mt19937 random_bits;
 bool shuffled = false;
 
-std::vector<Warp*> ready;  // the warps of the block that do not wait for the block
-size_t turn;               // whose, in `ready`
-bool far_ahead;            // each warp runs as far as it gets, else a phase at a time
+std::vector<Warp*> ready;  // the warps of the block that do not wait at a block barrier
+size_t turn;               // index in `ready` of the running warp
+bool far_ahead;            // each warp runs until it waits for the block, else one phase at a time
 
 const char* did(Place place) {
   switch (place) {
@@ -58,7 +58,7 @@ const char* did(Place place) {
 
 void begin_phase(Warp& warp) {
   const unsigned bits = shuffled ? random_bits() : 0;
-  warp.multiplier = bits % warp_size | 1;  // odd, so that every lane has its turn
+  warp.multiplier = bits % warp_size | 1;  // odd, so that the order is a permutation of the lanes
   warp.shift = bits / warp_size % warp_size;
   warp.flip = bits / warp_size / warp_size % warp_size;
   warp.arrived = 0;
@@ -82,7 +82,7 @@ void resume_a_warp(bool another) {
   resume(ready[turn]->thread(0));
 }
 
-// All warps of the block wait for each other.
+// All warps of the block have arrived at a block barrier or the end.
 void end_block_phase() {
   for (unsigned i = 1; i < blockDim.x / warp_size; ++i)
     if (warps[i].place != warps[0].place)
@@ -92,7 +92,7 @@ void end_block_phase() {
   resume_a_warp(true);
 }
 
-// All threads of the warp whose turn it is wait at the same place.
+// All threads of the running warp have arrived at the same place.
 void end_phase(Place place) {
   if (place <= Place::warp_wide) return resume_a_warp(!far_ahead);
   ready.erase(ready.begin() + turn);
@@ -109,7 +109,7 @@ void fiber_body() {
 
 constexpr unsigned char guard = 0xa5;
 
-// What a block finds in shared memory is NaN. What lies behind it is guarded, with AddressSanitizer out of bounds.
+// Fills a block's shared memory with NaN. The memory beyond it has guard bytes, or is poisoned for AddressSanitizer.
 void poison_room(size_t bytes) {
 #ifdef EMULATED_ASAN
   ASAN_UNPOISON_MEMORY_REGION(onepass_shared, bytes);

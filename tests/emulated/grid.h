@@ -1,6 +1,6 @@
-// Runs the threads of a grid, a fiber each: one block after the other, and of a block one thread at a time, from one
-// barrier or shuffle to the next. The order of blocks, of warps and of the threads in a warp is shuffled, so that a
-// kernel that lacks a barrier gives wrong results under some seeds.
+// Runs the threads of a grid as fibers: one block after the other, and within a block one thread at a time, from one
+// barrier or shuffle to the next. The order of blocks, of warps and of the threads in a warp is random, so that a
+// kernel that lacks a barrier gives wrong results for some seeds.
 #pragma once
 
 #include <cstddef>
@@ -12,23 +12,23 @@ namespace emulated {
 
 constexpr unsigned warp_size = 32;
 constexpr unsigned max_threads = 1024;     // of a block
-constexpr size_t room_bytes = 256 * 1024;  // of shared memory: more than any device has
+constexpr size_t room_bytes = 256 * 1024;  // of shared memory, more than on any device
 
 struct Index {
   unsigned x;
 };
 
-// Where a thread can wait, for its warp up to `warp_wide` and for its block beyond.
+// Places where a thread waits: up to `warp_wide` for its warp, beyond for its block.
 enum class Place { syncwarp, shuffle, vote, warp_wide = vote, syncthreads, end };
 
 struct Warp {
-  Place place;       // where those wait that have arrived
-  unsigned arrived;  // threads, in this phase: each runs once from one wait to the next
+  Place place;       // of the threads that have arrived
+  unsigned arrived;  // number of threads in this phase: each runs once from one wait to the next
   unsigned phase;
   unsigned first_thread;
-  unsigned multiplier, shift, flip;  // the order of this phase
+  unsigned multiplier, shift, flip;  // the order of threads in this phase
 
-  // What the lanes exchange. Two sets: when a lane writes to one, all lanes have read from it what they wanted,
+  // Values that the lanes exchange, double-buffered: when a lane writes to one set, all lanes have finished reading it,
   // because they have arrived at the wait for the other.
   uint64_t slots[2][warp_size];
 
@@ -37,13 +37,13 @@ struct Warp {
 
 extern Warp warps[max_threads / warp_size];
 
-// Runs the kernel for all threads; returns when all have.
+// Runs the kernel for all threads; returns when all have finished.
 void run_grid(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& kernel);
 
-// From here on, in the orders that the seed gives; 0: in order, each warp as far as it gets.
+// Sets the seed of the orders of later launches; 0: in order, each warp runs until it waits for the block.
 void shuffle(unsigned seed);
 
-// The calling thread waits until all of its warp, or block, wait at the same place.
+// The calling thread waits until all threads of its warp, or block, wait at the same place.
 void wait(Place place);
 
 [[noreturn]] void die(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -58,7 +58,7 @@ inline void check_mask(unsigned mask) {
   if (mask != 0xffffffffu) die("mask 0x%08x: only 0xffffffff is emulated", mask);
 }
 
-// The slots of the lanes of the calling thread's warp, all filled.
+// The slots of all lanes of the calling thread's warp, after all lanes have written.
 template <class T>
 const uint64_t* exchange(unsigned mask, T x, Place place) {
   static_assert(sizeof(T) <= sizeof(uint64_t));

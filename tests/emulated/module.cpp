@@ -1,5 +1,4 @@
-// The Python module `emulated`: the CUDA backend's own sources, compiled for a CPU, and the handles of the host they
-// run on.
+// The Python module `emulated`: bindings of the CUDA backend's own sources, compiled for a CPU, and of control.h.
 #include <pybind11/stl.h>
 
 #include "../../csrc/cuda/binding.h"
@@ -15,7 +14,7 @@ namespace {
 
 constexpr const char* operand_names[cuda::operands] = {"p", "g", "m", "v", "plan", "row_stats"};
 
-// Bytes that kernels have loaded and stored since the reset, of every operand.
+// Bytes that kernels loaded and stored since the reset, by operand.
 py::dict traffic() {
   py::dict out;
   for (int i = 0; i < cuda::operands; ++i)
@@ -29,8 +28,8 @@ std::vector<std::tuple<unsigned, unsigned, size_t>> tuples_of(const std::vector<
   return out;
 }
 
-// How tensors that need not exist would be laid onto the emulated device: the room, the number of items that blocks
-// take, and of every item its tensor, first row, rows, and first and last element of the row.
+// The launch layout of unallocated tensors on the emulated device: bytes of the row cache, number of items for blocks,
+// and of every item its tensor, first row, number of rows, and begin and end in the row.
 py::tuple launch_layout_of(const std::vector<std::tuple<int, std::vector<int64_t>, bool, bool>>& tensors) {
   Plan plan;
   for (const auto& [dtype, shape, projected, packed] : tensors) {
@@ -54,7 +53,7 @@ py::tuple launch_layout_of(const std::vector<std::tuple<int, std::vector<int64_t
   return py::make_tuple(layout.row_cache_bytes, layout.block_items, items);
 }
 
-// What the kernels are bounded by, and the bytes of what they read of a plan.
+// Limits of the kernels, and sizes of their data structures.
 py::dict limits() {
   py::dict out;
   out["gradients"] = cuda::max_gradients;
@@ -76,7 +75,7 @@ PYBIND11_MODULE(emulated, m) {
   add_plan(m);
   add_cuda_plan(m);
 
-  // The device: limits that the next plan is made for.
+  // The device, whose properties apply to the next plan.
   py::class_<Device>(m, "Device", py::module_local())
       .def_readwrite("multiprocessors", &Device::multiprocessors)
       .def_readwrite("compute_major", &Device::compute_major)

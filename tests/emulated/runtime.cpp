@@ -1,4 +1,4 @@
-// The CUDA runtime: launches, and what there is to ask of a device.
+// The emulated CUDA runtime: launches, errors and device attributes.
 #include <algorithm>
 #include <mutex>
 #include <unordered_map>
@@ -19,12 +19,12 @@ struct Recorded {
 
 constexpr size_t shared_without_asking = 48 * 1024;
 
-std::mutex one_launch;  // guards all that follows, and the grid
+std::mutex one_launch;  // protects the variables below and the grid
 std::vector<Launch> log;
 std::vector<Recorded> recording;
 bool capturing = false;
 cudaError_t next_error = cudaSuccess;
-std::unordered_map<const void*, size_t> shared_allowed;  // of each kernel
+std::unordered_map<const void*, size_t> shared_allowed;  // by kernel
 
 thread_local cudaError_t last_error = cudaSuccess;
 
@@ -205,7 +205,7 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads, size_t shared_bytes) {
   if (threads <= 0) return noted(cudaErrorInvalidValue);
-  // Shared memory is handed out in units of 128 bytes.
+  // Shared memory is allocated in units of 128 bytes.
   const int shared = int((shared_bytes + 127) / 128 * 128) + device.shared_reserved;
   *blocks = std::min({2048 / threads, device.shared_per_multiprocessor / shared, device.blocks_per_multiprocessor});
   return cudaSuccess;

@@ -1,4 +1,4 @@
-// EMULATED_ASAN where AddressSanitizer is on: gcc and clang say it differently.
+// Defines EMULATED_ASAN if AddressSanitizer is on, which gcc and clang indicate differently.
 #pragma once
 
 #if defined(__SANITIZE_ADDRESS__)

@@ -1,4 +1,4 @@
-// Runs one case of the self-test, named by the argument. A case that fails, or that must not come back, says why.
+// Runs the cases of the self-test named by the arguments. A case that fails, or that must abort, prints the reason.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -41,7 +41,7 @@ void reduction() {
     }
 }
 
-// Launches from several OS threads take turns, and use the stacks of each other's.
+// Launches from several OS threads are serialized and share the fibers' stacks.
 void os_threads() {
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i)
@@ -172,7 +172,7 @@ void traffic() {
   CHECK(emulated::traffic[3][0] == 0 && emulated::traffic[3][1] == 0);
 }
 
-// Those that must not come back.
+// Cases that must abort.
 
 void stuck_block() {
   launch(2, 64, 0, one_warp_waits);
@@ -187,10 +187,10 @@ void wrong_mask() {
 }
 void read_past() {
   std::vector<unsigned char> found(64);
-  launch(1, 32, 100, copy_room, found.data(), 64);  // within: 96 bytes
+  launch(1, 32, 100, copy_room, found.data(), 64);  // within bounds: 96 bytes
   std::puts("so far so good");
   std::fflush(stdout);
-  launch(1, 64, 100, copy_room, found.data(), 37);  // one too far
+  launch(1, 64, 100, copy_room, found.data(), 37);  // one byte out of bounds
 }
 void misaligned() {
   alignas(16) float from[132] = {};

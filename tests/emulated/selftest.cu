@@ -1,4 +1,4 @@
-// Kernels that try the emulation: valid CUDA, which nvcc compiles too.
+// Kernels that test the emulation: valid CUDA, which nvcc compiles too.
 #include <cuda_runtime.h>
 
 namespace selftest {
@@ -13,7 +13,7 @@ __device__ __forceinline__ T sum_of_warp(T x) {
   return x;
 }
 
-// The sum of the row that is the block's.
+// Each block sums one row.
 template <bool barrier>
 __global__ void __launch_bounds__(1024) sum_rows(const float* x, float* sums, int length) {
   float* partial = reinterpret_cast<float*>(onepass_shared);
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(1024) sum_rows(const float* x, float* sums, in
   }
 }
 
-// Each warp's numbers in the opposite order.
+// Reverses the order of each warp's numbers.
 template <bool barrier>
 __global__ void reverse_warps(int* x) {
   int* room = reinterpret_cast<int*>(onepass_shared);
@@ -37,7 +37,7 @@ __global__ void reverse_warps(int* x) {
   x[threadIdx.x] = room[threadIdx.x ^ 31];
 }
 
-// The place at which each thread of the grid came.
+// The rank of each thread of the grid in the order of execution.
 __global__ void come(unsigned* count, unsigned* place) {
   place[blockIdx.x * blockDim.x + threadIdx.x] = atomicAdd(count, 1u);
 }
@@ -61,7 +61,7 @@ __global__ void copy_fours(const float* from, float4* to) {
   to[threadIdx.x] = *reinterpret_cast<const float4*>(from + 4 * threadIdx.x);
 }
 
-// Counts what is wrong with exchanges of every type.
+// Counts wrong exchanges of a type.
 template <class T>
 __device__ __noinline__ unsigned wrong_exchanges() {
   const int lane = threadIdx.x % 32;
@@ -101,7 +101,7 @@ cudaError_t launch(unsigned grid, unsigned block, size_t shared_bytes, void (*ke
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
-// So that nvcc compiles them all.
+// Makes nvcc instantiate all templates.
 inline cudaError_t launch_all() {
   float* x = nullptr;
   int* n = nullptr;

@@ -17,7 +17,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def errors_belong_here() -> Iterator[None]:
-    """What fails on the device, later than the call that asked for it, fails the test that did."""
+def synchronize_after_each_test() -> Iterator[None]:
+    """Synchronizes after each test, so that an asynchronous error of the device fails the test that caused it."""
     yield
     synchronize()

@@ -1,6 +1,6 @@
-"""Tensors of more than 2^31 elements: offsets, in elements and in bytes, that 32 bits do not hold.
+"""Tensors of more than 2^31 elements: offsets, in elements and in bytes, that exceed 32 bits.
 
-The reference steps windows of them: around the ends, and where 2^31 and 2^32 bytes of weights and moments end.
+The reference steps windows of them: at the ends, and around 2^31 and 2^32 bytes of weights and moments.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ COLUMNS = 1025
 ROWS = BIG // COLUMNS + 40
 WIDTH = pick(5000, 500)
 CHUNK = pick(2**27, 2**12)
-NEEDED = 34e9  # 12 bytes for each element, and chunks to check them by
+NEEDED = 34e9  # 12 bytes per element, and the chunks of the comparison
 
 
 @pytest.fixture(autouse=True)
 def room() -> Iterator[None]:
-    """Skips where memory is too small, and gives back what was taken."""
+    """Skips if free memory is too small, and empties torch's cache afterwards."""
     if ON_CUDA:
         gc.collect()
         torch.cuda.empty_cache()
@@ -45,7 +45,7 @@ def room() -> Iterator[None]:
 
 
 def windows(length: int, width: int) -> list[slice]:
-    """The ends, and around what 2^31 and 2^32 bytes of bfloat16, and of float32, are in elements."""
+    """Windows at the ends, and around the elements at 2^31 and 2^32 bytes in bfloat16 and in float32."""
     middles = [length * 0, BIG // 4, BIG // 2, BIG, length]
     firsts = [max(0, min(length - width, middle - width // 2)) for middle in middles]
     return [slice(first, first + width) for first in firsts]
@@ -75,7 +75,7 @@ def test_adamw() -> None:
     reference = onepass.AdamW(models, backend="reference", **arguments)
     opt = onepass.AdamW([p], backend=BACKEND, **arguments)
     opt.step()
-    # Every element, once: the first moment is (1 - b1)*g.
+    # Every element is stepped once: the first moment is (1 - b1)*g.
     share = float(np.float32(1 - 0.9))
     for m, g in chunks(opt.state[p]["exp_avg"], p.grad):
         assert torch.equal(m, g.float() * share)
@@ -92,7 +92,7 @@ def test_adamw() -> None:
 
 @pytest.mark.parametrize("gate", ["channel", "none"])
 def test_adamp_one_row(gate: str) -> None:
-    """Cut into pieces, whose sums are put together: where it is projected, c counts."""
+    """The row is cut into pieces, whose sums are reduced; c depends on them if the row is projected."""
     torch.manual_seed(1)
     p = normal(1, N)
     p.grad = p.clone()
@@ -120,7 +120,7 @@ def test_adamp_one_row(gate: str) -> None:
 
 
 def test_adamp_matrix() -> None:
-    """Two million rows, each with a projection of its own."""
+    """Two million rows, each with its own projection coefficient."""
     torch.manual_seed(2)
     p = normal(ROWS, COLUMNS)
     assert p.numel() > BIG

@@ -1,4 +1,4 @@
-"""State dicts from the CPU to the device and back, and from backend to backend."""
+"""Checkpoints between the CPU and the device, and between backends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ each_dtype = pytest.mark.parametrize("dtype", pick(DTYPES, DTYPES[:3]), ids=lamb
 
 
 def continued(opt: Any, record: Record, backend: str, device: torch.device | str, **options: Any) -> Any:
-    """A new optimizer on copies of the parameters, elsewhere, from a checkpoint of `opt`."""
+    """A new optimizer on copies of the parameters on `device`, loaded from a checkpoint of `opt`."""
     params = [p.detach().to(device, copy=True).requires_grad_() for p in parameters_of(opt)]
     other = record.make(params, backend=backend, **record.typical, **options)
     other.load_state_dict(through_a_file(opt.state_dict()))
@@ -29,7 +29,7 @@ def continued(opt: Any, record: Record, backend: str, device: torch.device | str
 @each_dtype
 @each_optimizer
 def test_resumed_on_the_device(dtype: torch.dtype, record: Record) -> None:
-    """The bits of the unbroken run."""
+    """The bits of the uninterrupted run."""
     opt = train(record.make(on_device(dtype), backend=BACKEND, **record.typical), range(4))
     other = continued(opt, record, BACKEND, DEVICE)
     assert_same_everywhere(train(other, range(4, 8)), train(opt, range(4, 8)))
@@ -37,8 +37,8 @@ def test_resumed_on_the_device(dtype: torch.dtype, record: Record) -> None:
 
 @each_dtype
 @each_optimizer
-def test_there_and_back(dtype: torch.dtype, record: Record) -> None:
-    """CPU, device, CPU: moments bit for bit, and the run is the one that has never left."""
+def test_cpu_device_cpu_round_trip(dtype: torch.dtype, record: Record) -> None:
+    """CPU, device, CPU: moments keep their bits, and the run equals one that stays on the CPU."""
     stayed = train_on_host(record.make(parameters(dtype), backend="cpu", **record.typical), range(6))
     first = train_on_host(record.make(parameters(dtype), backend="cpu", **record.typical), range(2))
     second = continued(first, record, BACKEND, DEVICE)
@@ -57,7 +57,7 @@ def test_there_and_back(dtype: torch.dtype, record: Record) -> None:
 
 @each_optimizer
 def test_capturable_and_back(record: Record) -> None:
-    """Where the step count lies is the optimizer's own choice, not the checkpoint's."""
+    """The optimizer, not the checkpoint, determines the device of the step counts."""
     plain = train(record.make(on_device(), backend=BACKEND, **record.typical), range(3))
     capturable = continued(plain, record, BACKEND, DEVICE, capturable=True)
     back = continued(train(capturable, [3]), record, BACKEND, DEVICE)
@@ -68,7 +68,7 @@ def test_capturable_and_back(record: Record) -> None:
 
 
 @each_optimizer
-def test_deep_copies_go_their_own_way(record: Record) -> None:
+def test_deep_copies_are_independent(record: Record) -> None:
     opt = train(record.make(on_device(), backend=BACKEND, **record.typical), range(2))
     twin = copy.deepcopy(opt)
     before = everything_on_host(opt)

@@ -1,4 +1,4 @@
-"""What is refused says where the tensors are, and writes nothing."""
+"""Choice of the backend on a GPU, and errors for tensors on the wrong device or unreadable: nothing is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from records import RECORDS, Record, each_optimizer
 
 
 @cuda_only
-def test_the_backend_is_there() -> None:
+def test_the_backend_is_usable() -> None:
     assert onepass.backends()["cuda"] is None
 
 
@@ -29,7 +29,7 @@ def test_auto_is_this_backend(record: Record, recwarn: pytest.WarningsRecorder) 
 @pytest.mark.parametrize(
     ("backend", "device", "words"), [("cuda", "cpu", "CUDA tensors"), ("cpu", "cuda", "CPU tensors")]
 )
-def test_tensors_elsewhere(backend: str, device: str, words: str) -> None:
+def test_tensors_on_the_wrong_device(backend: str, device: str, words: str) -> None:
     p = torch.ones(3, device=device)
     p.grad = torch.ones_like(p)
     opt = onepass.AdamW([p], backend=backend)
@@ -46,7 +46,7 @@ def test_a_group_on_two_devices() -> None:
 
 @cuda_only
 def test_groups_on_host_and_device() -> None:
-    """One optimizer, a bound for each."""
+    """One optimizer binds a backend for each device."""
     params = [torch.ones(5, 4), torch.ones(5, 4, device=DEVICE)]
     opt = onepass.AdamP([{"params": [p]} for p in params], lr=0.1, weight_decay=0.1)
     for _ in range(3):
@@ -58,7 +58,7 @@ def test_groups_on_host_and_device() -> None:
 
 
 @pytest.mark.parametrize("key", ["exp_avg", "step", "gate_counter"])
-def test_state_of_another_kind(key: str) -> None:
+def test_invalid_state_is_refused(key: str) -> None:
     record = RECORDS["AdamP"]
     opt, other = (train(record.make(on_device(), backend=BACKEND, **record.typical), range(2)) for _ in range(2))
     p = opt.param_groups[0]["params"][0]
@@ -87,8 +87,8 @@ def test_state_on_the_host(key: str) -> None:
 
 
 @each_optimizer
-def test_a_gradient_that_cannot_be_read(record: Record) -> None:
-    """Refused before the first write, and the next step is as if nothing had been."""
+def test_expanded_gradient_is_refused(record: Record) -> None:
+    """The error is raised before the first write and has no effect on the next step."""
     opt, other = (train(record.make(on_device(), backend=BACKEND, **record.typical), range(2)) for _ in range(2))
     feed(opt, 2)
     p = opt.param_groups[0]["params"][0]

@@ -1,4 +1,4 @@
-"""The backend against the reference: every optimizer, variant, dtype, layout and alignment, and a list of ugly sizes."""
+"""The GPU backend against the reference: every optimizer, variant, dtype, layout and alignment, and edge-case sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tensors import SMALL_SHAPES, Gradients, gradient, values
 
 GATES = ["none", "channel", "layer"]
 ALIGNED = PLACES["aligned"]
-# Rows that a warp holds, that a block holds, that are cut into pieces, just and not just; tensors of one item and many.
+# Rows that fit the row cache of a warp or of a block, or are cut into pieces, at each limit; tensors of one or many items.
 LARGE_SHAPES: list[tuple[int, ...]] = pick(
     [
         (300_001,), (2, 65_537), (1, 32_769), (3, 32_768), (40, 1025), (5000, 9), (9000, 1), (33, 16, 9, 7), (2, 4607),
@@ -69,7 +69,7 @@ def test_large_strided_tensors(place: str, record: Record) -> None:
 @each_dtype(torch.float32)
 @each_projected_variant
 def test_wrong_and_right_predictions(dtype: torch.dtype, record: Record, arguments: Arguments) -> None:
-    """Every pair of a predicted and a true gate, in short rows, held rows and rows that are cut into pieces."""
+    """Every pair of a predicted and a true gate, for short rows, rows that fit the row cache and rows cut into pieces."""
     shapes = pick([(6, 33), (33, 1025), (2, 33_000)], [(6, 33), (3, 257)])
     for counter in (0, 3):
         for gate in GATES:
@@ -91,8 +91,8 @@ def test_one_long_row(record: Record, gate: str, counter: int) -> None:
 
 @each_optimizer
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_no_numbers(record: Record, bad: float) -> None:
-    """A NaN or Inf stays where it is, and closes the gate of its tensor."""
+def test_nan_and_inf(record: Record, bad: float) -> None:
+    """A NaN or Inf changes only its own element, and the gate of its tensor is none."""
     start = values((30, 20), torch.float32, 1)
     pair = Pair(record, record.typical, [start, start.flatten()], ALIGNED)
 

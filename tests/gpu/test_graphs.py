@@ -1,6 +1,6 @@
-"""Steps captured into a CUDA graph: a replay is a step with the hyper-parameters and gradients of the day.
+"""Steps captured into a CUDA graph: a replay is a step with the current hyper-parameters and gradients.
 
-On the emulation, which has no graphs, a replay takes the step anew.
+On the emulation, which has no graphs, a replay calls `step` again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def live(number: float, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def live_arguments(record: Record, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """The typical arguments with every number that can be on the device there."""
+    """The typical arguments, with device tensors for all hyper-parameters that may be tensors."""
     given = {"betas": (0.9, 0.999), **record.typical} if record.name.startswith("Adam") else dict(record.typical)
     for name in ("lr", "weight_decay", "momentum"):
         if name in given:
@@ -39,9 +39,9 @@ def live_arguments(record: Record, dtype: torch.dtype = torch.float32) -> dict[s
 
 
 def set_hypers(opt: Any, time: int) -> None:
-    """Other values at every time, written into the tensors that are there, or in place of the numbers.
+    """Writes new values for each `time` into existing tensors, or replaces numbers.
 
-    float32 holds them exactly, so that the reference, which gets numbers, gets the same.
+    They are exact in float32, so that the reference, which gets numbers, gets the same values.
     """
     values = {
         "lr": (8 - time) / 512,
@@ -62,7 +62,7 @@ def set_hypers(opt: Any, time: int) -> None:
 
 
 def put_gradients(opt: Any, models: list[Tensor], time: int) -> None:
-    """New values into the gradients that were captured."""
+    """Writes new values into the captured gradients."""
     for p, q in zip(parameters_of(opt), models, strict=True):
         new = gradient_at(q.detach(), time)
         if p.grad is None:
@@ -78,7 +78,7 @@ def put_gradients(opt: Any, models: list[Tensor], time: int) -> None:
     ids=["float32", "float32-doubles", "bfloat16", "float64-doubles"],
 )
 def test_replays_are_steps(record: Record, dtype: torch.dtype, wide: bool) -> None:
-    """With lr, weight decay, betas and momentum changed in between; the bits of eager steps and of the reference."""
+    """Replays with changed lr, weight decay, betas and momentum have the bits of eager steps and of the reference."""
     of = torch.float64 if wide else torch.float32
     replayed, eager = (record.make(on_device(dtype), backend=BACKEND, **live_arguments(record, of)) for _ in range(2))
     models = parameters(dtype)
@@ -100,7 +100,7 @@ def test_replays_are_steps(record: Record, dtype: torch.dtype, wide: bool) -> No
         reference.step()
         assert_same_everywhere(replayed, eager)
         _compare_with_reference(record, replayed, reference)
-        for opt in (replayed, eager):  # so that all go on from the same numbers
+        for opt in (replayed, eager):  # so that all continue from the same numbers
             _assign(opt, models)
 
 
@@ -112,7 +112,7 @@ def _assign(opt: Any, models: list[Tensor]) -> None:
 
 def _compare_with_reference(record: Record, opt: Any, reference: Any) -> None:
     for i, (p, q) in enumerate(zip(parameters_of(opt), parameters_of(reference), strict=True)):
-        # The device's pow may be a unit off, which only float64 shows; a projected row has sums.
+        # The device's pow may be off by one ulp, visible only in float64; the sums of a projected row differ in order.
         if p.dtype != torch.float64 and not (record.projected and p.dim() > 1):
             assert_same_bits(to_host(p), q.detach(), f"parameter {i}")
         loose = {torch.float64: 1e-10, torch.float32: 1e-5}.get(p.dtype, 2**-7)
@@ -156,8 +156,8 @@ def test_schedulers_write_into_the_tensor(name: str, scheduler: str) -> None:
 
 @each_optimizer
 @pytest.mark.parametrize("count", [5, 1100], ids=["few", "many"])
-def test_eager_steps_beside_a_graph(record: Record, count: int) -> None:
-    """Before its first replay, between replays, with other gradients each: the graph keeps to those it has captured."""
+def test_eager_steps_between_replays(record: Record, count: int) -> None:
+    """Eager steps with other gradients before and between replays: the graph uses those that it captured."""
     if not ON_CUDA and count > 5:
         count = 60
     starts = [values((3, 5) if i % 2 else (7,), torch.float32, i) for i in range(count)]
@@ -192,8 +192,8 @@ def test_eager_steps_beside_a_graph(record: Record, count: int) -> None:
 @cuda_only
 @each_optimizer
 @pytest.mark.parametrize("variant", [0, 2])
-def test_a_capture_that_is_thrown_away(record: Record, variant: int) -> None:
-    """Nothing that it was to write is taken for written."""
+def test_discarded_capture(record: Record, variant: int) -> None:
+    """The host does not rely on writes of a discarded graph."""
     arguments = {**list(record.variants.values())[variant], "capturable": True}
     opt, other = (record.make(on_device(), backend=BACKEND, **arguments) for _ in range(2))
     for each in (opt, other):
@@ -215,7 +215,7 @@ def test_a_capture_that_is_thrown_away(record: Record, variant: int) -> None:
 @cuda_only
 @each_optimizer
 def test_capture_without_capturable(record: Record) -> None:
-    """Refused in words, the capture goes on, and nothing has been written."""
+    """The step raises an error and writes nothing, and the capture continues."""
     opt, other = (record.make(on_device(), backend=BACKEND, **record.typical) for _ in range(2))
     for each in (opt, other):
         feed(each, 0)
@@ -255,13 +255,13 @@ def test_the_first_step_is_not_captured(record: Record) -> None:
 @cuda_only
 @each_projected
 def test_last_step_after_a_replay(record: Record) -> None:
-    """What the gates saw at the replay, not at the capture."""
+    """Gate statistics are those of the replay, not of the capture."""
     opt = record.make(on_device(shapes=SHAPES), backend=BACKEND, **live_arguments(record))
     models = [to_host(p) for p in parameters_of(opt)]
-    put_gradients(opt, models, 0)  # the gate none
+    put_gradients(opt, models, 0)  # gate none
     opt.step()
     graph = Captured(opt.step)
-    put_gradients(opt, [to_host(p) for p in parameters_of(opt)], 1)  # channel
+    put_gradients(opt, [to_host(p) for p in parameters_of(opt)], 1)  # gate channel
     graph.replay()
     gates = {p.shape: verdict.gate for p, verdict in opt.last_step().items()}
     assert gates[torch.Size((6, 20))] == gates[torch.Size((20, 150))] == "channel"
@@ -269,7 +269,7 @@ def test_last_step_after_a_replay(record: Record) -> None:
 
 @cuda_only
 def test_a_whole_training_step() -> None:
-    """Forward, backward and step in one graph, as torch's notes on CUDA graphs do it."""
+    """Forward, backward and step in one graph, as in torch's notes on CUDA graphs."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.LayerNorm(64), torch.nn.Linear(64, 4)).to(DEVICE)
     models = [model, copy.deepcopy(model)]

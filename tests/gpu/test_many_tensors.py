@@ -1,4 +1,4 @@
-"""Ten thousand tensors: more than the arguments of a launch hold, and still few launches."""
+"""Ten thousand tensors: more addresses than fit into kernel parameters, with few launches."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ COUNT = pick(10_000, 1_100)
 
 
 def launches_of(opt: Any) -> list[str]:
-    """The kernels of the last step; Triton's bound tells them itself."""
+    """The kernels that the last step launched: `launches` of the CUDA plan, or of the Triton backend."""
     (bound,) = opt._execution.backends
     return getattr(bound, "plan", bound).launches
 
 
 def stepped(name: str, gradients: list[Tensor], start: Tensor) -> tuple[Any, Tensor]:
-    """The optimizer after a step on each of the gradients, and the weights it has stepped."""
+    """The optimizer after one step per gradient, and its weights."""
     weights = to_device(start)
     opt = RECORDS[name].make(list(weights.unbind()), backend=BACKEND, **RECORDS[name].typical)
     for g in gradients:
@@ -72,8 +72,8 @@ def test_adamp() -> None:
     torch.testing.assert_close(to_host(weights)[list(sample)], torch.stack(models), rtol=1e-5, atol=1e-6)
 
 
-def test_as_many_launches_as_for_one() -> None:
-    """But for what a plan in device memory has to be told."""
+def test_launches_do_not_depend_on_the_number_of_tensors() -> None:
+    """Except for uploads."""
     launches = []
     for count in (2, COUNT):
         start = torch.randn(count, 8, 8, generator=generator(0))

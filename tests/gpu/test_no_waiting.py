@@ -1,4 +1,4 @@
-"""After the first steps, a step neither waits for the device nor takes memory."""
+"""After the first steps, a step neither synchronizes with the device nor allocates memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def change_lr(opt: Any) -> None:
 
 @each_optimizer
 @each_way
-def test_nothing_waits_for_the_device(record: Record, capturable: bool) -> None:
+def test_no_synchronization(record: Record, capturable: bool) -> None:
     opt = stepped(record, torch.float32, capturable)
     with no_synchronization():
         for _ in range(4):
@@ -48,25 +48,25 @@ def test_nothing_waits_for_the_device(record: Record, capturable: bool) -> None:
 @each_optimizer
 @each_way
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_nothing_is_allocated(record: Record, dtype: torch.dtype, capturable: bool) -> None:
+def test_no_allocation(record: Record, dtype: torch.dtype, capturable: bool) -> None:
     opt = stepped(record, dtype, capturable)
     opt.step()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    held, made = torch.cuda.memory_allocated(), torch.cuda.memory_stats()["allocation.all.allocated"]
+    in_use, allocations = torch.cuda.memory_allocated(), torch.cuda.memory_stats()["allocation.all.allocated"]
     free = torch.cuda.mem_get_info()[0]
     for _ in range(4):
         opt.step()
     torch.cuda.synchronize()
-    assert torch.cuda.memory_stats()["allocation.all.allocated"] == made
-    assert torch.cuda.memory_allocated() == torch.cuda.max_memory_allocated() == held
-    # Nor past torch's allocator. Another process may free memory meanwhile, and this one must not take any.
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocations
+    assert torch.cuda.memory_allocated() == torch.cuda.max_memory_allocated() == in_use
+    # Nor outside of torch's allocator. >=, since another process may free memory meanwhile.
     assert torch.cuda.mem_get_info()[0] >= free
 
 
 @each_projected
 @each_way
-def test_last_step_waits_when_a_verdict_is_read(record: Record, capturable: bool) -> None:
+def test_last_step_synchronizes_when_a_verdict_is_read(record: Record, capturable: bool) -> None:
     opt = stepped(record, torch.float32, capturable)
     with no_synchronization():
         opt.step()
@@ -74,12 +74,12 @@ def test_last_step_waits_when_a_verdict_is_read(record: Record, capturable: bool
         tensors = [last.gate, last.cosine, last.p_norm, last.g_norm, last.corrected]
         with pytest.raises(RuntimeError, match="synchroniz"):
             last.flat()
-    told = [verdict.cosine for verdict in last.values()]
-    assert told and told == last.cosine.tolist()
-    assert all(t.device == DEVICE and len(t) == len(told) for t in tensors)
+    cosines = [verdict.cosine for verdict in last.values()]
+    assert cosines and cosines == last.cosine.tolist()
+    assert all(t.device == DEVICE and len(t) == len(cosines) for t in tensors)
 
 
-def test_the_mode_sees_a_wait() -> None:
+def test_synchronization_is_detected() -> None:
     x = torch.ones(3, device=DEVICE)
     with no_synchronization(), pytest.raises(RuntimeError, match="synchroniz"):
         x.sum().item()
@@ -87,10 +87,10 @@ def test_the_mode_sees_a_wait() -> None:
 
 @each_optimizer
 @each_way
-def test_memory_of_a_plan_is_given_back(record: Record, capturable: bool) -> None:
-    held = []
+def test_memory_of_a_plan_is_freed(record: Record, capturable: bool) -> None:
+    in_use = []
     for _ in range(3):
         stepped(record, torch.float32, capturable).step()
         gc.collect()
-        held.append(torch.cuda.memory_allocated())
-    assert held[0] == held[1] == held[2]
+        in_use.append(torch.cuda.memory_allocated())
+    assert in_use[0] == in_use[1] == in_use[2]

@@ -1,4 +1,4 @@
-"""The same bits from run to run, however blocks are scheduled and whatever stream a step is on."""
+"""Determinism: the same bits from run to run, for any order of blocks and any stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpu.target import BACKEND, ON_CUDA, pick, to_device
 from records import Record, each_optimizer
 from tensors import values
 
-# Rows that are cut into pieces, rows that are held, many short rows, one long stretch, and small tensors.
+# Rows cut into pieces, long rows that fit the row cache, many short rows, one long vector, and small tensors.
 SHAPES: list[tuple[int, ...]] = pick(
     [(2, 70_000), (40, 1500), (4000, 9), (400_001,), *[(8, 8)] * 40],
     [(2, 9300), (40, 150), (400, 9), (4001,), *[(8, 8)] * 5],
@@ -24,7 +24,7 @@ RUNS = pick(10, 3)
 
 
 class Surroundings:
-    """Another stream at every other run, with work beside it that takes multiprocessors away from the step."""
+    """Puts every other run on a side stream, and concurrent work on the GPU beside some runs."""
 
     def __init__(self) -> None:
         self.streams = [torch.cuda.Stream() for _ in range(3)] if ON_CUDA else []
@@ -34,7 +34,7 @@ class Surroundings:
         if not ON_CUDA:
             import emulated_backend
 
-            emulated_backend.emulated.reset(run)  # the order of threads and blocks
+            emulated_backend.emulated.reset(run)  # seed of the order of threads and blocks
             return nullcontext()
         torch.cuda.synchronize()
         if run % 3:
@@ -63,7 +63,7 @@ def test_from_run_to_run(dtype: torch.dtype, record: Record) -> None:
 
 
 def _written(record: Record, params: list[Tensor], gradients: list[list[Tensor]]) -> dict[str, Tensor]:
-    """The bits of all that a few steps write."""
+    """The bits of everything that a few steps write."""
     opt = record.make(params, backend=BACKEND, **record.typical)
     for own in gradients:
         for p, g in zip(params, own, strict=True):

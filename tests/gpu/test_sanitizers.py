@@ -1,4 +1,4 @@
-"""compute-sanitizer finds nothing: no access out of bounds, no race in shared memory, no missing barrier."""
+"""Kernels under compute-sanitizer: no access out of bounds, no race in shared memory, no missing barrier."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS = 100
 
 
 def sanitizer() -> str | None:
-    """compute-sanitizer, on the PATH or beside nvcc."""
+    """The path of compute-sanitizer, on the PATH or beside nvcc."""
     nvcc = shutil.which(os.environ.get("NVCC", "nvcc")) or "/usr/local/cuda/bin/nvcc"
     root = Path(nvcc).resolve().parent
     places = ("compute-sanitizer", root / "compute-sanitizer", root.parent / "compute-sanitizer/compute-sanitizer")
@@ -29,12 +29,12 @@ def sanitizer() -> str | None:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """All tools at once, as each spends its time on one core."""
+    """Starts all tools at once, since each uses one core."""
     path = sanitizer()
     if not ON_CUDA or path is None:
         yield {}
         return
-    # Every tensor its own allocation, so that memcheck knows where each ends.
+    # Without the caching allocator each tensor is an allocation, whose bounds memcheck checks.
     command = [path, "--error-exitcode", "9", "--print-limit", "10"]
     programs = {
         tool: start([*command, "--tool", tool, sys.executable, SCRIPT], PYTORCH_NO_CUDA_MEMORY_CACHING="1")
@@ -48,16 +48,16 @@ def running() -> Iterator[dict[str, subprocess.Popen[str]]]:
 
 @cuda_only
 @pytest.mark.parametrize("tool", TOOLS)
-def test_nothing_is_found(tool: str, running: dict[str, subprocess.Popen[str]]) -> None:
+def test_no_errors(tool: str, running: dict[str, subprocess.Popen[str]]) -> None:
     if not running:
         pytest.skip("compute-sanitizer is neither on the PATH nor beside nvcc")
     try:
-        said, _ = running[tool].communicate(timeout=SECONDS)
+        output, _ = running[tool].communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         pytest.skip(f"compute-sanitizer --tool {tool} was not done after {SECONDS} s")
-    if "not supported" in said and "ERROR SUMMARY: 0 errors" not in said:
-        pytest.skip(f"compute-sanitizer cannot look at this device: {said.strip().splitlines()[-1]}")
-    assert running[tool].returncode == 0 and " steps" in said, said[-5000:]
+    if "not supported" in output and "ERROR SUMMARY: 0 errors" not in output:
+        pytest.skip(f"compute-sanitizer cannot look at this device: {output.strip().splitlines()[-1]}")
+    assert running[tool].returncode == 0 and " steps" in output, output[-5000:]
 
 
 def test_the_script_runs() -> None:

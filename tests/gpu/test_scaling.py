@@ -1,4 +1,4 @@
-"""GradScaler and clipping on the device: the same bits as without, and nothing waits."""
+"""GradScaler and clipping on the device: the bits of unscaled steps, and no synchronization."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make(record: Record, **changed: Any) -> Any:
 
 def scaler_of() -> torch.amp.GradScaler:
     scaler = torch.amp.GradScaler(DEVICE.type, init_scale=SCALE, growth_interval=1000)
-    scaler.scale(torch.zeros((), device=DEVICE))  # makes the scale
+    scaler.scale(torch.zeros((), device=DEVICE))  # creates the scale tensor
     return scaler
 
 
@@ -69,7 +69,7 @@ def test_a_run_with_overflows(record: Record, clips: bool) -> None:
 
 
 @each_optimizer
-def test_clipping_beside_torch(record: Record) -> None:
+def test_clipping_equals_torch(record: Record) -> None:
     ours = make(record)
     theirs = record.make(parameters(), backend="reference", **record.typical)
     for time in range(3):
@@ -87,7 +87,7 @@ def test_clipping_beside_torch(record: Record) -> None:
 
 @each_optimizer
 def test_a_captured_clipping(record: Record) -> None:
-    """Norm, coefficient and step of a replay are those of its gradients."""
+    """A replay computes norm, coefficient and step from its current gradients."""
     live = make(record, capturable=True, lr=torch.tensor(0.01, device=DEVICE))
     plain = make(record, lr=0.01)
     gradients: list[Tensor] = []
@@ -110,7 +110,7 @@ def test_a_captured_clipping(record: Record) -> None:
                 g.copy_(p.grad)
             captured.replay()
         plain.step()
-        # The captured lr is a float32; where it has others, the last place of a step differs.
+        # The captured lr is a float32 tensor, so the last place of a step may differ.
         for p, q in zip(parameters_of(live), parameters_of(plain), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
@@ -124,7 +124,7 @@ def train_clipped(opt: Any, time: int) -> None:
 @cuda_only
 @each_optimizer
 @pytest.mark.parametrize("clips", [False, True], ids=["", "clipped"])
-def test_nothing_waits_for_the_device(record: Record, clips: bool) -> None:
+def test_no_synchronization(record: Record, clips: bool) -> None:
     opt, scaler = train(make(record), range(2)), scaler_of()
 
     def step() -> None:

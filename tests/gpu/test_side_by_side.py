@@ -1,4 +1,4 @@
-"""Several optimizers in one process, each with a plan of its own shape."""
+"""Several optimizers in one process, with row caches of different sizes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from gpu.target import BACKEND, to_device, to_host
 from tensors import gradient, values
 
 
-def test_long_rows_beside_short_ones() -> None:
-    """They keep rows in different amounts of shared memory, which is allowed for a kernel and not for a plan."""
+def test_alternating_row_cache_sizes() -> None:
+    """Their row caches differ in size; the shared memory limit is an attribute of a kernel, not of a plan."""
     opts = []
     for columns in (9_500, 12_000, 200):
         pair = [to_device(values((3, columns), float32, columns)) for _ in range(2)]
@@ -27,7 +27,7 @@ def test_long_rows_beside_short_ones() -> None:
 
 
 def _step(opt: onepass.AdamP) -> int:
-    """Steps; returns the shared memory that the plan keeps rows in."""
+    """Steps; returns the size of the plan's row cache."""
     (p,) = opt.param_groups[0]["params"]
     p.grad = to_device(gradient("channel", to_host(p), 1))
     opt.step()

@@ -1,4 +1,4 @@
-"""A step is work on torch's current stream, like any other."""
+"""Streams: a step runs on torch's current stream, and neither the host nor other streams wait."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from records import RECORDS, Record, each_optimizer
 
 pytestmark = cuda_only
 
-# Some 200 ms at 2 GHz; much longer than a step, much shorter than a test.
+# Cycles. LONG is about 200 ms at 2 GHz: much longer than a step, much shorter than a test.
 LONG, SHORT = 400_000_000, 200_000
 
 
 @each_optimizer
 def test_runs_on_the_current_stream(record: Record) -> None:
-    """Behind what that stream does, and not on the default one, which sees the old weights meanwhile."""
+    """The step waits for earlier work on that stream; meanwhile the default stream reads the old weights."""
     opt = train(record.make(on_device(), backend=BACKEND, **record.typical), range(2))
     other = train(record.make(on_device(), backend=BACKEND, **record.typical), range(2))
     feed(opt, 2)
@@ -68,7 +68,7 @@ def test_the_host_does_not_wait(record: Record) -> None:
 
 @each_optimizer
 def test_two_optimizers_on_two_streams(record: Record) -> None:
-    """Interleaved, each behind its own gradients; as if alone."""
+    """Interleaved steps on two streams have the bits of separate runs."""
     alone = [record.make(on_device(), backend=BACKEND, **record.typical) for _ in range(2)]
     both = [record.make(on_device(), backend=BACKEND, **record.typical) for _ in range(2)]
     streams = [torch.cuda.Stream() for _ in range(2)]
@@ -92,7 +92,7 @@ def test_two_optimizers_on_two_streams(record: Record) -> None:
 
 @each_optimizer
 def test_one_optimizer_passed_from_stream_to_stream(record: Record) -> None:
-    """By events, as torch orders any work."""
+    """Events order the steps."""
     opt = record.make(on_device(), backend=BACKEND, **record.typical)
     other = record.make(on_device(), backend=BACKEND, **record.typical)
     streams, event = [torch.cuda.Stream() for _ in range(2)], torch.cuda.Event()
@@ -107,7 +107,7 @@ def test_one_optimizer_passed_from_stream_to_stream(record: Record) -> None:
             opt.step()
             event = torch.cuda.Event()
             event.record()
-        event.synchronize()  # the gradients of the last step are freed by the host
+        event.synchronize()  # the host frees the gradients of the last step
     for number in range(8):
         for p in other.param_groups[0]["params"]:
             p.grad = torch.cos(p.detach() + number)

@@ -1,4 +1,4 @@
-"""Training runs under AdamP on the device: the losses are those of the reference on the same device."""
+"""Training with AdamP on the device: the losses equal those of the reference on the same device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = pick(100, 12)
 
 
 class Block(nn.Module):
-    """A transformer's, written out so that its backward pass adds in one order."""
+    """A transformer block in basic operations, so that its backward pass is deterministic."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 def conv_net() -> tuple[nn.Module, Tensor, Tensor]:
-    """Images of four classes, each a pattern in noise."""
+    """Images of four classes, each a pattern with noise."""
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
         nn.Conv2d(16, 32, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
@@ -45,7 +45,7 @@ def conv_net() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def transformer() -> tuple[nn.Module, Tensor, Tensor]:
-    """Sequences of eight symbols, of which the last is to be said again."""
+    """Sequences of eight symbols; the target is the last one."""
     model = nn.Sequential(nn.Linear(8, 32), Block(32), Block(32), nn.Flatten(), nn.Linear(12 * 32, 8))
     symbols = torch.randint(8, (64, 12))
     return model, nn.functional.one_hot(symbols, 8).float(), symbols[:, -1]
@@ -54,8 +54,8 @@ def transformer() -> tuple[nn.Module, Tensor, Tensor]:
 @pytest.mark.parametrize("make", [conv_net, transformer])
 @pytest.mark.parametrize("decay", ["decoupled", "proximal"])
 def test_losses(make: Any, decay: str) -> None:
-    """Losses, not weights: the key bias of an attention has a gradient of rounding noise, on which Adam takes full steps, and
-    the loss does not depend on it."""
+    """Compares losses, not weights: the gradient of an attention's key bias is rounding noise, on which Adam takes full steps,
+    and the loss does not depend on that bias."""
     torch.manual_seed(0)
     model, x, y = make()
     x, y = x.to(DEVICE), y.to(DEVICE)

@@ -1,4 +1,4 @@
-"""One process, several GPUs: every step on the device of its parameters, whichever is current."""
+"""Several GPUs in one process: a step runs on the device of its parameters, for any current device."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_a_group_on_each(record: Record, current: int) -> None:
 
 
 @each_optimizer
-def test_on_the_other_devices_stream(record: Record) -> None:
-    """The current stream of the parameters' device, not of the current device."""
+def test_stream_of_the_parameters_device(record: Record) -> None:
+    """A step uses the current stream of the parameters' device, not of the current device."""
     p = torch.ones(5, 40, device="cuda:1")
     opt = record.make([p], backend=BACKEND, **record.typical)
     p.grad = torch.ones_like(p)
