@@ -75,6 +75,9 @@ def test_model_converted_to_16_bits_continues() -> None:
     opt = train(onepass.AdamW(model.parameters()), range(2))
     model.bfloat16()
     train(opt, [2])
+    for p in model.parameters():
+        assert p.dtype == torch.bfloat16
+        assert opt.state[p]["exp_avg"].dtype == opt.state[p]["exp_avg_sq"].dtype == torch.float32
 
 
 def scheduled(opt: Any, schedule: Any, times: Iterable[int]) -> None:
