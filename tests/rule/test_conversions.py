@@ -1,4 +1,4 @@
-"""16-bit numbers in and out, exhaustively: every pattern that can be read, and float32 numbers around every rounding."""
+"""Conversions of 16-bit floats, exhaustively: reads of every bit pattern, and float32 numbers around every rounding."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def every_pattern(dtype: torch.dtype) -> Tensor:
 
 
 def every_rounding() -> Tensor:
-    """float32 numbers with every sign, exponent and upper mantissa, below which the bits lie on either side of a tie.
+    """float32 numbers of every sign, exponent and upper mantissa, with lower bits on both sides of a tie.
 
-    A tie is at bit 15 for bfloat16 and at bit 12 for float16, or further up where that is subnormal.
+    A tie is at bit 15 for bfloat16 and at bit 12 for float16, higher where float16 is subnormal.
     """
     upper = torch.arange(-(2**15), 2**15, dtype=torch.int32) << 16
     ties = torch.tensor([0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF], dtype=torch.int32)
@@ -30,7 +30,7 @@ def every_rounding() -> Tensor:
 
 
 def check_reading(backend: str, dtype: torch.dtype) -> None:
-    """Through the gradient into a float32 buffer, and through a parameter that is left as it is."""
+    """Reads every pattern as a gradient, into a float32 buffer, and as a parameter that the step does not change."""
     patterns = every_pattern(dtype)
     p = torch.zeros_like(patterns)
     opt = onepass.SGD([p], lr=0.0, momentum=0.5, backend=backend)
@@ -46,14 +46,14 @@ def check_reading(backend: str, dtype: torch.dtype) -> None:
 
 
 def check_writing(backend: str, dtype: torch.dtype) -> None:
-    """p = 0 - buffer, rounded to the nearest and at a tie to the even one."""
+    """p = 0 - buffer, rounded to nearest, ties to even."""
     numbers = every_rounding()
     p = torch.zeros(numbers.shape, dtype=dtype)
     opt = onepass.SGD([p], lr=1.0, momentum=1.0, backend=backend)
     opt.state[p]["momentum_buffer"] = numbers.clone()
     p.grad = torch.zeros_like(p)
     opt.step()
-    # 0 - 0 and 0 - -0 are 0, and what a NaN carries is nobody's business.
+    # 0 - 0 and 0 - -0 are 0; payloads of NaN are not compared.
     assert_same_bits(p, (0.0 - numbers).to(dtype), "parameter")
 
 
@@ -65,11 +65,11 @@ def check_all(backend: str) -> None:
 
 @each_backend
 @each_half
-def test_reading(backend: str, dtype: torch.dtype) -> None:
+def test_reads_of_every_16_bit_pattern(backend: str, dtype: torch.dtype) -> None:
     check_reading(backend, dtype)
 
 
 @each_backend
 @each_half
-def test_writing(backend: str, dtype: torch.dtype) -> None:
+def test_writes_round_to_nearest_even(backend: str, dtype: torch.dtype) -> None:
     check_writing(backend, dtype)

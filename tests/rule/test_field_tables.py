@@ -1,4 +1,4 @@
-"""The records that cross languages have the same fields everywhere: hyperparams.py, csrc/rules/, triton_kernels/plan.py."""
+"""Records have the same fields in hyperparams.py, csrc/rules/ and triton_kernels/plan.py."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ def fields_of(header: str, struct: str) -> list[str]:
     return [re.split(r"[ ={]", name.strip())[0] for member in members for name in member.split(",")]
 
 
-def test_the_parser() -> None:
+def test_fields_of() -> None:
     assert fields_of("projection.h", "Affine") == ["d", "k"]
     assert fields_of("projection.h", "RowSums") == ["pg", "pp", "gg", "pu"]
 
 
-def test_hyper() -> None:
+def test_hyper_fields() -> None:
     assert sorted(fields_of("hyper.h", "Hyper")) == sorted({f.name for f in fields(Hyper)} - {"device_hyper"})
 
 
-def test_device_hyper() -> None:
-    """C++ has Hyper's constant fields and whether the device counts at all; Python has the identities of tensors."""
+def test_device_hyper_fields() -> None:
+    """C++ also has Hyper's constant fields and whether the device counts steps; Python has the identities of tensors."""
     numbers = [f.name for f in fields(DeviceHyper) if not f.compare]
     assert list(plan.DEVICE_HYPER) == numbers
     own = {f.name for f in fields(DeviceHyper)} - {"identities"}
     assert sorted(fields_of("hyper.h", "DeviceHyper")) == sorted(own | {"fixed", "on_device"})
 
 
-def test_scalars() -> None:
-    """The table of a bucket has the fields of every rule, without the flags that only spare comparisons."""
+def test_scalars_fields() -> None:
+    """A bucket's table has the fields of every rule, without the flags that only save comparisons."""
     rules = {*fields_of("adam.h", "Adam"), *fields_of("sgd.h", "Momentum"), *fields_of("sgd.h", "Sgd")}
     wanted = {name for name in rules if not name.startswith("has_")} | {*fields_of("projection.h", "Projection")}
     assert set(plan.SCALARS) == wanted | {"project_momentum", "skipped"}
     assert len(set(plan.SCALARS)) == len(plan.SCALARS)
 
 
-def test_row_statistics() -> None:
+def test_row_statistics_fields() -> None:
     assert (*fields_of("projection.h", "RowSums"), "c", "deferred") == plan.ROW_STATS

@@ -1,4 +1,4 @@
-"""The gate of AdamP and SGDP: which view passes, also where numbers are missing, zero or extreme."""
+"""The gate of AdamP and SGDP: channel, layer or none, also for NaN, Inf, zeros and extreme numbers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_every_gate_under_every_prediction(
 @each_backend
 @each_projected
 @each_gate
-def test_verdict(backend: str, record: Record, gate: str) -> None:
-    """The numbers of last_step() are those of the step that was taken."""
+def test_last_step_has_cosine_and_norms(backend: str, record: Record, gate: str) -> None:
+    """last_step() has the cosine and norms before the step, and is empty after a step without gradients."""
     p = values((12, 40), torch.float32, 1)
     opt = optimizer_of(record, p, backend)
     assert opt.last_step() == {}
@@ -57,7 +57,7 @@ def test_verdict(backend: str, record: Record, gate: str) -> None:
 @pytest.mark.parametrize("shape", [(40, 9), (5, 1000), (3, 40000)])
 @pytest.mark.parametrize("view", ["channel", "layer"])
 def test_near_the_threshold(backend: str, record: Record, shape: tuple[int, int], view: str) -> None:
-    """Sums are good enough that a cosine 1e-5 below the threshold passes and one above does not."""
+    """Sums are so accurate that a cosine 1e-5 below the threshold passes and one 1e-5 above does not."""
     p = values(shape, torch.float32, 1)
     p.grad = gradient("none" if view == "channel" else "layer", p, 2) + 0.01 * p
     if view == "channel":
@@ -77,7 +77,7 @@ def test_near_the_threshold(backend: str, record: Record, shape: tuple[int, int]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("rows", [1, 300])
 def test_rows_of_one_element(backend: str, record: Record, dtype: torch.dtype, rows: int) -> None:
-    """Their cosine is exactly 1, so that delta=1 lets no row pass, and any larger delta all of them."""
+    """Their cosine is exactly 1: no row passes delta=1, every row passes the next larger delta."""
     for seed in range(1 if rows > 1 else 20):
         p, g = values((rows, 1), dtype, seed), values((rows, 1), dtype, 50 + seed)
         for delta, gate in ((1.0, "none"), (math.nextafter(1.0, 2.0), "channel")):
@@ -86,15 +86,15 @@ def test_rows_of_one_element(backend: str, record: Record, dtype: torch.dtype, r
             q.grad = g
             opt.step()
             assert opt.last_step()[q].cosine == 1.0
-            # 300 rows pass as a layer if they are near enough to orthogonal as a whole.
+            # 300 rows may still pass as a layer.
             assert opt.last_step()[q].gate == gate or (rows > 1 and gate == "none")
 
 
 @each_backend
 @each_projected
 @pytest.mark.parametrize("shape", [(6,), (), (1,)])
-def test_fewer_than_two_dimensions(backend: str, record: Record, shape: tuple[int, ...]) -> None:
-    """No projection, no verdict, the whole decay, however orthogonal the gradient is."""
+def test_vectors_and_scalars_are_not_projected(backend: str, record: Record, shape: tuple[int, ...]) -> None:
+    """No projection, no verdict, and the full decay, even with an orthogonal gradient."""
     p = values(shape, torch.float32, 1)
     opt = optimizer_of(record, p, backend, delta=1e9)
     p.grad = torch.zeros_like(p)
@@ -107,7 +107,7 @@ def test_fewer_than_two_dimensions(backend: str, record: Record, shape: tuple[in
 
 @each_backend
 @each_projected
-def test_strict_threshold(backend: str, record: Record) -> None:
+def test_threshold_is_strict(backend: str, record: Record) -> None:
     """cos < delta/sqrt(D): a cosine of 0 does not pass a delta of 0."""
     p = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
     opt = optimizer_of(record, p, backend, delta=0.0)
@@ -118,8 +118,8 @@ def test_strict_threshold(backend: str, record: Record) -> None:
 
 @each_backend
 @each_projected
-def test_one_row_decides_for_all(backend: str, record: Record) -> None:
-    """The gate is a maximum: 99 rows that pass do not outvote one that does not."""
+def test_largest_cosine_decides_the_gate(backend: str, record: Record) -> None:
+    """One row that fails the threshold closes the gate for 99 that pass."""
     p = values((100, 50), torch.float32, 1)
     p.grad = gradient("channel", p, 2)
     p.grad[57] += 10 * p[57]
@@ -135,8 +135,8 @@ def test_one_row_decides_for_all(backend: str, record: Record) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["gradient", "parameter"])
 @pytest.mark.parametrize("counter", [0, 3])
-def test_no_number(backend: str, record: Record, bad: float, where: str, counter: int) -> None:
-    """A NaN or Inf anywhere closes the gate; what it does not touch steps as ever."""
+def test_nonfinite_numbers_close_the_gate(backend: str, record: Record, bad: float, where: str, counter: int) -> None:
+    """A NaN or Inf anywhere closes the gate; all other elements take their usual step."""
     p = values((30, 20), torch.float32, 1)
     p.grad = gradient("channel", p, 2)
     (p.grad if where == "gradient" else p)[7, 3] = bad
@@ -158,7 +158,7 @@ def test_no_number(backend: str, record: Record, bad: float, where: str, counter
 @pytest.mark.parametrize("eps", [0.0, 1e-8])
 @pytest.mark.parametrize("shape", [(5, 20), (1, 1), (1, 30), (30, 1)])
 def test_zero_gradient(backend: str, record: Record, eps: float, shape: tuple[int, int]) -> None:
-    """cos is 0, so the tensor counts as projected and decays by wd_ratio*wd."""
+    """The cosine is 0, so the tensor is projected and decays by wd_ratio*wd."""
     p = values(shape, torch.float32, 1)
     start = p.double()
     opt = optimizer_of(record, p, backend, eps=eps)
@@ -175,7 +175,7 @@ def test_zero_gradient(backend: str, record: Record, eps: float, shape: tuple[in
 @pytest.mark.parametrize("eps", [0.0, 1e-8])
 @pytest.mark.parametrize("counter", [0, 3])
 def test_zero_parameter(backend: str, record: Record, eps: float, counter: int) -> None:
-    """Nothing to project off: c is 0, 0/0 := 0."""
+    """A row of zeros has c = 0 (0/0 := 0)."""
     p = torch.zeros(6, 10)
     p[3] = 1.0
     p.grad = values(p.shape, torch.float32, 2)
@@ -189,8 +189,8 @@ def test_zero_parameter(backend: str, record: Record, eps: float, counter: int) 
 @each_backend
 @each_projected
 @pytest.mark.parametrize(("p_scale", "g_scale"), [(1e-2, 1e3), (1e3, 1e-2)])
-def test_eps_is_the_least_norm(backend: str, record: Record, p_scale: float, g_scale: float) -> None:
-    """With eps above one of the norms the cosine is small; it enters |p| in the projection too."""
+def test_eps_bounds_norms_from_below(backend: str, record: Record, p_scale: float, g_scale: float) -> None:
+    """An eps above a norm makes the cosine small; the projection adds it to |p|."""
     p = p_scale * values((4, 9), torch.float32, 1)
     opt = optimizer_of(record, p, backend, eps=10.0)
     p.grad = g_scale / p_scale * p
@@ -213,7 +213,7 @@ def test_unrecoverable_steps(
     lr: float | None,
     wd: float | None,
 ) -> None:
-    """Tiny p, huge lr, decay of the order of 1: p cannot be had back from p', and still it is right."""
+    """Tiny p, huge lr, decay near 1: p cannot be recovered from p', and the step is still accurate."""
     p = scale * values((12, 40), torch.float32, 1)
     changed = {} if lr is None else {"lr": lr, "weight_decay": wd}
     opt = optimizer_of(record, p, backend, decay=decay, **changed)
@@ -225,8 +225,8 @@ def test_unrecoverable_steps(
 @each_backend
 @pytest.mark.parametrize("lr_wd", [0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0])
 @each_gate
-def test_decay_around_the_recoverable(backend: str, lr_wd: float, gate: str) -> None:
-    """|1 - d| on both sides of 1/2, and 0 itself, where nothing of p is left."""
+def test_decay_around_the_recovery_limit(backend: str, lr_wd: float, gate: str) -> None:
+    """|1 - d| on both sides of 1/2, and 0, where p' does not depend on p."""
     record = RECORDS["AdamP"]
     p = values((12, 40), torch.float32, 1)
     opt = optimizer_of(record, p, backend, lr=0.1, weight_decay=10 * lr_wd, wd_ratio=1.0)

@@ -1,4 +1,4 @@
-"""Shapes, strides, hyper-parameters and gradients that nobody thought of: compiled backends against the reference."""
+"""Random shapes, strides, hyper-parameters and gradients (Hypothesis): compiled backends against the reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from records import DTYPES, RECORDS, each_compiled
 from side_by_side import SideBySide
 from tensors import Layout, gradient, values
 
-# Of all arguments but backend and capturable. No delta at which a gradient of ours could sit on the threshold: a row of one element has a cosine of exactly 1.
+# All arguments but backend and capturable. No delta has a generated gradient on its threshold: a row of one element has a cosine of exactly 1.
 ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "lr": st.sampled_from([0.0, 1e-4, 1e-2, 0.3]),
     "weight_decay": st.sampled_from([0.0, 1e-5, 0.1, 0.7, 3.0]),
@@ -42,7 +42,7 @@ KINDS = st.sampled_from(["random", "channel", "layer", "none", "zero"])
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[str, dict[str, Any], dict[str, Any], int]:
-    """An optimizer, its arguments, tensors and their layouts, and how many steps."""
+    """An optimizer, its arguments, tensors with layouts, and the number of steps."""
     name = draw(st.sampled_from(list(RECORDS)))
     taken = RECORDS[name].make([torch.zeros(1)], lr=0.1, backend="reference").defaults
     arguments = {key: draw(ARGUMENTS[key]) for key in taken if key in ARGUMENTS}
@@ -75,7 +75,7 @@ def _gradient(kind: str, p: Tensor, seed: int) -> Tensor:
 @each_compiled
 @settings(max_examples=400)
 @given(runs(), st.data())
-def test_steps(backend: str, run: tuple[str, dict[str, Any], dict[str, Any], int], data: st.DataObject) -> None:
+def test_random_steps(backend: str, run: tuple[str, dict[str, Any], dict[str, Any], int], data: st.DataObject) -> None:
     name, arguments, tensors, steps = run
     both = SideBySide(RECORDS[name], arguments, backend=backend, **tensors)
     for step in range(steps):

@@ -24,7 +24,7 @@ def _pair(backend: str, record: Record, arguments: Arguments, oracle: Oracle, dt
 
 
 def _assert_close(ours: Any, theirs: Any, record: Record, tolerance: float) -> None:
-    """The same numbers, in the same places; what is no number may be NaN here and Inf there."""
+    """Finite elements agree within `tolerance`; NaN and Inf count as equal."""
 
     def close(a: Tensor, b: Tensor) -> None:
         a, b = (torch.where(t.isfinite(), t, math.nan) for t in (a, b))
@@ -34,7 +34,7 @@ def _assert_close(ours: Any, theirs: Any, record: Record, tolerance: float) -> N
         close(p.detach(), q.detach())
         for key in record.moments:
             moment = theirs.state[q].get(key)
-            # What the adamp package leaves in a buffer without momentum has no effect.
+            # The adamp package's buffer has no effect without momentum.
             if moment is not None and ours.param_groups[0].get("momentum") != 0:
                 close(ours.state[p][key], moment)
 
@@ -44,10 +44,10 @@ def _assert_close(ours: Any, theirs: Any, record: Record, tolerance: float) -> N
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=["float64", "float32"]
 )
-def test_agreement(
+def test_matches_the_oracle(
     backend: str, record: Record, arguments: Arguments, oracle: Oracle, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """From the same gradients, of normal size: an update is then as well conditioned as its gradient."""
+    """Both get the same gradients, of normal size, so that an update is as well conditioned as its gradient."""
     ours, theirs = _pair(backend, record, arguments, oracle, dtype)
     train_both(ours, theirs, range(STEPS), sign_of(arguments, oracle))
     _assert_close(ours, theirs, record, tolerance)
@@ -58,10 +58,10 @@ def test_agreement(
 @each_backend
 @each_oracle
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_gradients_that_are_no_numbers(
+def test_nonfinite_gradients_match_the_oracle(
     backend: str, record: Record, arguments: Arguments, oracle: Oracle, bad: float
 ) -> None:
-    """NaN and Inf do here what they do there, at once and in the steps that follow."""
+    """NaN and Inf act as in the oracle, at that step and at the next."""
     ours, theirs = _pair(backend, record, arguments, oracle, torch.float64)
     sign = sign_of(arguments, oracle)
     train_both(ours, theirs, range(2), sign)
@@ -81,8 +81,8 @@ def test_gradients_that_are_no_numbers(
 
 
 @each_projected
-def test_every_gate_is_taken(record: Record) -> None:
-    """What makes the comparisons above mean something for the projected optimizers."""
+def test_training_run_takes_every_gate(record: Record) -> None:
+    """The comparisons above cover projected and unprojected steps."""
     opt = record.make(parameters(), backend="reference", **record.typical)
     seen = set()
     for time in range(STEPS):
@@ -91,7 +91,7 @@ def test_every_gate_is_taken(record: Record) -> None:
     assert seen == set(KINDS)
 
 
-def test_the_oracles_that_are_tested() -> None:
+def test_list_of_oracles() -> None:
     assert {(record.name, oracle.name) for record in RECORDS.values() for oracle in record.oracles} == {
         ("Adam", "torch"), ("AdamW", "torch"), ("SGD", "torch"), ("AdamP", "adamp"), ("AdamP", "timm"),
         ("SGDP", "adamp"), ("SGDP", "timm"),
@@ -99,8 +99,8 @@ def test_the_oracles_that_are_tested() -> None:
 
 
 @pytest.mark.parametrize("name", ["AdamP", "SGDP"])
-def test_the_arguments_of_the_factory_of_timm(name: str) -> None:
-    """In the variant "as_timm" and in the bench they are what timm's source says, and timm's class is its oracle."""
+def test_arguments_of_timm_factory(name: str) -> None:
+    """The variant "as_timm" and the bench have the arguments of timm's source, and timm's class is the oracle."""
     sys.path.append(str(BENCH))
     import timm_alone
 

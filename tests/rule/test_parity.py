@@ -1,6 +1,6 @@
-"""The compiled backends against the reference: every optimizer, variant, dtype, layout and a list of ugly sizes.
+"""The compiled backends against the reference: every optimizer, variant, dtype, layout and sizes around those of vectors and items.
 
-Rules without a sum over rows give the reference's bits, projected tensors its numbers within rounding; see side_by_side.py.
+Rules without row sums give the reference's bits, projected tensors agree within rounding; see side_by_side.py.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def test_large_strided_tensors(backend: str, layout: str, record: Record) -> Non
 def test_operands_of_different_layouts(
     backend: str, dtype: torch.dtype, other: str, layout: str, record: Record
 ) -> None:
-    """Gradients laid out unlike the parameters, moments unlike both."""
+    """Gradients in another layout than the parameters, moments in a third."""
     starts = _starts([(), (17,), (5, 17), (3, 7, 3, 3), (40, 1025)], dtype)
     p, g, m = LAYOUTS[layout], LAYOUTS[other], LAYOUTS["padded"]
     both = SideBySide(record, record.typical, starts, backend, p, gradient_layout=g, moment_layout=m)
@@ -101,7 +101,7 @@ def test_operands_of_different_layouts(
 @each_projected
 @pytest.mark.parametrize("gate", ["none", "channel"])
 @pytest.mark.parametrize("counter", [0, 3])
-def test_one_row_of_a_million(backend: str, record: Record, gate: str, counter: int) -> None:
+def test_row_of_a_million_elements(backend: str, record: Record, gate: str, counter: int) -> None:
     starts = [values((1, 1_000_003), torch.float32, 5)]
     both = SideBySide(record, record.typical, starts, backend, threads=3)
     both.opt.state[both.params[0]]["gate_counter"] = torch.tensor(counter, dtype=torch.uint8)
@@ -111,9 +111,9 @@ def test_one_row_of_a_million(backend: str, record: Record, gate: str, counter: 
 
 
 @each_compiled
-@each_variant_in([torch.float32, torch.float64], PROJECTED)  # in 16 bits nothing is predicted
+@each_variant_in([torch.float32, torch.float64], PROJECTED)  # 16-bit tensors do not speculate
 def test_wrong_and_right_predictions(backend: str, dtype: torch.dtype, record: Record, arguments: Arguments) -> None:
-    """Every pair of a predicted and a true gate, in short rows, held rows and rows that are cut into pieces."""
+    """Every pair of a predicted and a true gate, in short rows, cached rows and rows that are cut into pieces."""
     shapes = [(6, 33), (32, 1025), (2, 33000)]
     for counter in (0, 3):
         for gate in GATES:
@@ -128,7 +128,7 @@ def test_wrong_and_right_predictions(backend: str, dtype: torch.dtype, record: R
 @each_optimizer
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12], ids="{:g}".format)
 def test_magnitudes(backend: str, record: Record, scale: float) -> None:
-    """Numbers far from 1 whose squares float32 still holds."""
+    """Numbers far from 1 whose squares fit into float32."""
     starts = [scale * start for start in _starts([(9,), (6, 33), (3, 7, 3, 3)], torch.float32)]
     both = SideBySide(record, record.typical, starts, backend)
     for seed in range(3):

@@ -1,7 +1,7 @@
-"""What timm's test suite and that of pytorch_optimizer ask of an optimizer: small problems are solved.
+"""The small problems of the test suites of timm and pytorch_optimizer: every optimizer solves them.
 
-Both try it on functions with a known minimum and on a small classification; what else they ask (closures, gradients that are
-None, sparse and complex ones, flags of torch's, state that was cleared, the same numbers again) other files here test.
+Both minimize functions with a known minimum and train a small classifier. Other files test what else they check: closures,
+gradients that are None, sparse or complex, torch's flags, cleared state, reproducibility.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Function = Callable[[Tensor], Tensor]
 
 
 def rosenbrock(at: Tensor) -> Tensor:
-    """A bent valley; its minimum is 0 at (1, 1)."""
+    """A curved valley with minimum 0 at (1, 1)."""
     x, y = at
     return (1 - x) ** 2 + 100 * (y - x**2) ** 2
 
 
 def beale(at: Tensor) -> Tensor:
-    """Flat between steep walls; its minimum is 0 at (3, 0.5)."""
+    """Flat between steep walls, with minimum 0 at (3, 0.5)."""
     x, y = at
     return (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
 
 
-# The function, a start, the minimum, and the rates of the Adam and of the SGD family.
+# Function, start, minimum, and learning rates of the Adam and the SGD family.
 VALLEYS: dict[str, tuple[Function, tuple[float, float], tuple[float, float], float, float]] = {
     "rosenbrock": (rosenbrock, (1.5, 1.5), (1.0, 1.0), 0.05, 1e-3),
     "beale": (beale, (1.5, 0.75), (3.0, 0.5), 0.1, 5e-3),
@@ -59,8 +59,8 @@ def _descend(record: Record, function: Function, opt: Any, steps: int) -> Any:
 
 @each_optimizer
 @pytest.mark.parametrize("valley", VALLEYS)
-def test_down_a_valley(record: Record, valley: str) -> None:
-    """To its minimum; and up the same valley turned over, with maximize, in the same bits."""
+def test_minimizes_a_function(record: Record, valley: str) -> None:
+    """Reaches the minimum; maximize on the negated function gives the same bits."""
     function, start, minimum, *rates = VALLEYS[valley]
     arguments = {**_arguments(record, *rates), "weight_decay": 0.0}
     steps = 800
@@ -73,7 +73,7 @@ def test_down_a_valley(record: Record, valley: str) -> None:
 
 
 def _blobs() -> tuple[Tensor, Tensor]:
-    """Two clouds of 64 points in 8 dimensions, which one plane parts."""
+    """Two linearly separable clouds of 64 points in 8 dimensions."""
     draws = torch.randn(128, 8, generator=torch.Generator().manual_seed(3))
     labels = (torch.arange(128) % 2).float()
     return draws + 2.5 * (labels[:, None] - 0.5) * torch.linspace(0.5, 1.5, 8), labels
@@ -82,7 +82,7 @@ def _blobs() -> tuple[Tensor, Tensor]:
 def _classify(
     record: Record, dtype: torch.dtype, arguments: dict[str, Any], steps: int
 ) -> tuple[Any, list[float], Tensor]:
-    """Trains a network of two layers, the first one scale-invariant; biases and norms are in a group without decay."""
+    """Trains two layers, the first one scale-invariant; biases and norms are in a group without decay."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         model = nn.Sequential(nn.Linear(8, 6, bias=False), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 1)).to(dtype)
@@ -104,8 +104,8 @@ def _classify(
 
 @each_optimizer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_classification(record: Record, dtype: torch.dtype) -> None:
-    """Learned, and learned again with the same bits."""
+def test_trains_a_classifier(record: Record, dtype: torch.dtype) -> None:
+    """The loss falls, and a second run gives the same bits."""
     arguments = {**_arguments(record, 0.02, 0.05), "weight_decay": 1e-3}
     opt, losses, right = _classify(record, dtype, arguments, 60)
     assert losses[0] > 0.5 and losses[-1] < 0.1 and right > 0.97, (losses[0], losses[-1], right)

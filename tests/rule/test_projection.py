@@ -1,4 +1,4 @@
-"""What AdamP and SGDP project, and the predictor that lets them do it in one pass."""
+"""The projection of AdamP and SGDP, fixed gates, and speculation on the gate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tensors import gradient, rows_of, scaled_cosine, values
 each_gate = pytest.mark.parametrize("gate", GATES)
 
 
-# ------------------------------------------------------------------ what is projected
+# ------------------------------------------------------------------ the projection
 
 
 @each_backend
@@ -55,8 +55,8 @@ def test_project_momentum_projects_the_buffer(backend: str) -> None:
 
 @each_backend
 @each_projected
-def test_channel_is_dim_0_whatever_the_strides(backend: str, record: Record) -> None:
-    """Rows are those of the shape. A transposed weight whose columns would pass and whose rows do not."""
+def test_rows_follow_dim_0_not_strides(backend: str, record: Record) -> None:
+    """A transposed weight whose columns, but not rows, are orthogonal to their gradients takes the gate layer."""
     p = values((8, 8), torch.float32, 1)
     columns = gradient("channel", p.T.contiguous(), 2).T
     aligned = columns + 0  # orthogonal column by column, not row by row
@@ -71,7 +71,7 @@ def test_channel_is_dim_0_whatever_the_strides(backend: str, record: Record) -> 
 
 # ------------------------------------------------------------------ projection="channel", "layer" and "none"
 
-# Rows held, cut into pieces, and of a few elements.
+# Cached rows, rows cut into pieces, and rows of a few elements.
 SHAPES = [(12, 40), (2, 40_000), (70, 3)]
 
 
@@ -79,8 +79,8 @@ SHAPES = [(12, 40), (2, 40_000), (70, 3)]
 @each_projected
 @pytest.mark.parametrize("fixed", GATES)
 @pytest.mark.parametrize("gate", GATES)
-def test_a_fixed_projection(backend: str, record: Record, fixed: str, gate: str) -> None:
-    """Whatever the cosine would decide and whatever was predicted, and nothing is ever predicted wrong."""
+def test_fixed_gate(backend: str, record: Record, fixed: str, gate: str) -> None:
+    """A fixed gate overrides cosine and prediction, and is never corrected."""
     for shape, counter, decay in zip(SHAPES, (0, 3, 2), ("decoupled", "proximal", "decoupled"), strict=True):
         p = values(shape, torch.float32, 1)
         p.grad = gradient(gate, p, 2)
@@ -93,8 +93,8 @@ def test_a_fixed_projection(backend: str, record: Record, fixed: str, gate: str)
 @each_backend
 @each_projected
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_fixed_projection_in_other_dtypes(backend: str, record: Record, dtype: torch.dtype) -> None:
-    """The bits of an optimizer that finds the same gate by its cosine."""
+def test_fixed_gate_in_other_dtypes(backend: str, record: Record, dtype: torch.dtype) -> None:
+    """Same bits as an optimizer whose cosine decides for the same gate."""
     for fixed in GATES:
         p, q = (values((12, 40), dtype, 1) for _ in range(2))
         p.grad, q.grad = gradient(fixed, p, 2), gradient(fixed, q, 2)
@@ -107,7 +107,7 @@ def test_a_fixed_projection_in_other_dtypes(backend: str, record: Record, dtype:
 
 
 @each_backend
-def test_the_projection_is_of_its_group(backend: str) -> None:
+def test_projection_is_per_group(backend: str) -> None:
     params = [values((12, 40), torch.float32, i) for i in range(4)]
     groups = [
         {"params": [p], "projection": x} for p, x in zip(params, ("layer", "auto", "none", "channel"), strict=True)
@@ -127,8 +127,8 @@ def test_the_projection_is_of_its_group(backend: str) -> None:
 
 @each_backend
 @pytest.mark.parametrize("decay", [0.0, 30.0])
-def test_a_buffer_is_projected_under_a_fixed_gate(backend: str, decay: float) -> None:
-    """Also where p cannot be recovered, so that the row is deferred."""
+def test_fixed_gate_projects_the_buffer(backend: str, decay: float) -> None:
+    """Also where p cannot be recovered and the row is deferred."""
     for fixed in GATES:
         p, q = (values((12, 40), torch.float32, 1) for _ in range(2))
         ours = optimizer_of(RECORDS["SGDP"], p, backend, projection=fixed, project_momentum=True, weight_decay=decay)
@@ -144,13 +144,13 @@ def test_a_buffer_is_projected_under_a_fixed_gate(backend: str, decay: float) ->
             torch.testing.assert_close(ours.state[p]["momentum"], model.state[q]["momentum"], rtol=1e-5, atol=1e-5)
 
 
-# ------------------------------------------------------------------ the predictor
+# ------------------------------------------------------------------ speculation
 
 
 @each_compiled
 @each_projected
-def test_counter_and_correction(backend: str, record: Record) -> None:
-    """Saturates at 0 and 3, goes up at "channel" only, and predicts "channel" from 2."""
+def test_gate_counter_and_correction(backend: str, record: Record) -> None:
+    """The counter saturates at 0 and 3, rises at "channel" only, and predicts "channel" from 2."""
     p = values((12, 40), torch.float32, 1)
     opt = optimizer_of(record, p, backend)
     taken = [
@@ -183,7 +183,7 @@ def test_counter_and_correction(backend: str, record: Record) -> None:
 @each_backend
 @each_projected
 @each_gate
-def test_two_visits_do_not_depend_on_the_predictor(backend: str, record: Record, gate: str) -> None:
+def test_gate_counter_has_no_effect_without_speculation(backend: str, record: Record, gate: str) -> None:
     results = []
     for counter in range(4):
         p = values((33, 1025), torch.float32, 1)
@@ -201,8 +201,8 @@ def test_two_visits_do_not_depend_on_the_predictor(backend: str, record: Record,
 @each_compiled
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @each_projected
-def test_16_bit_is_never_corrected(backend: str, record: Record, dtype: torch.dtype) -> None:
-    """A 16-bit p' has too few digits for the correction, so the gate is decided first."""
+def test_16_bit_tensors_are_never_corrected(backend: str, record: Record, dtype: torch.dtype) -> None:
+    """A 16-bit p' is too inaccurate for the correction, so the gate is decided first."""
     for gate, counter in itertools.product(GATES, (0, 3)):
         p = values((12, 40), dtype, 1)
         opt = optimizer_of(record, p, backend)
@@ -215,8 +215,8 @@ def test_16_bit_is_never_corrected(backend: str, record: Record, dtype: torch.dt
 @each_compiled
 @each_projected
 @each_gate
-def test_a_decay_that_leaves_nothing_of_the_weight(backend: str, record: Record, gate: str) -> None:
-    """p cannot be recovered from p' = -s*u, so such rows are deferred while the gate is not known."""
+def test_decay_of_one(backend: str, record: Record, gate: str) -> None:
+    """p cannot be recovered from p' = -s*u, so rows are deferred until the gate is known."""
     lr = 0.5 if record.name == "AdamP" else 0.1  # SGDP divides the decay by 1 - momentum, 0.2
     for counter in (0, 3):
         p = values((12, 40), torch.float32, 1)
@@ -228,8 +228,8 @@ def test_a_decay_that_leaves_nothing_of_the_weight(backend: str, record: Record,
 
 @each_compiled
 @each_projected
-def test_right_prediction_of_none_gives_the_bits_of_the_reference(backend: str, record: Record) -> None:
-    """Without projection no sum enters the step."""
+def test_right_prediction_of_none_gives_reference_bits(backend: str, record: Record) -> None:
+    """No row sum enters an unprojected step."""
     p, q = (values((12, 40), torch.float32, 1) for _ in range(2))
     opt, reference = optimizer_of(record, p, backend), optimizer_of(record, q, "reference")
     for seed in range(3):

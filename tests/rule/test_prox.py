@@ -1,4 +1,4 @@
-"""Proximal decay beside the decoupled one: when they agree, and where only one of them may go."""
+"""Proximal and decoupled decay: where they agree, and that only the proximal one never changes a sign."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def _decayed(name: str, p: Tensor, backend: str, **arguments: Any) -> Tensor:
 @each_dtype
 @each_proximal
 @pytest.mark.parametrize("weight_decay", DECAYS, ids="{:g}".format)
-def test_never_overshoots_zero(
+def test_proximal_decay_keeps_the_sign(
     backend: str, dtype: torch.dtype, name: str, arguments: dict[str, Any], weight_decay: float
 ) -> None:
-    """Whatever the decay, every weight keeps its side of zero and none grows."""
+    """For any decay, no weight changes its sign or grows."""
     p = values((9, 60), dtype, 1)
     q = _decayed(name, p, backend, lr=1.0, weight_decay=weight_decay, **arguments).double()
     assert q.isfinite().all()
@@ -51,8 +51,8 @@ def test_never_overshoots_zero(
 
 @each_backend
 @pytest.mark.parametrize("weight_decay", DECAYS, ids="{:g}".format)
-def test_prox_of_the_update(backend: str, weight_decay: float) -> None:
-    """With an update too: the sign is that of p - s*u, which decay may shrink but not turn."""
+def test_proximal_decay_of_an_updated_weight(backend: str, weight_decay: float) -> None:
+    """The decay shrinks p - s*u and keeps its sign."""
     p, g = values((500,), torch.float32, 1), values((500,), torch.float32, 2)
     stepped, shrunk = p.clone(), p.clone()
     for q, wd in ((stepped, 0.0), (shrunk, weight_decay)):
@@ -60,7 +60,7 @@ def test_prox_of_the_update(backend: str, weight_decay: float) -> None:
         q.grad = g
         opt.step()
     want = stepped.double() / (1 + 0.3 * weight_decay)
-    # Where p and the update cancel, or all but nothing is left, the rounding of the terms themselves remains.
+    # Where p and the update cancel, or almost nothing is left, the rounding errors of the terms remain.
     assert float(((shrunk.double() - want).abs() / (p.double().abs() + 0.3)).max()) < 4 * 2.0**-24
 
 
@@ -68,7 +68,7 @@ def test_prox_of_the_update(backend: str, weight_decay: float) -> None:
 @pytest.mark.parametrize("name", ["AdamW", "AdamP"])
 @pytest.mark.parametrize(("lr_wd", "sign"), [(0.5, 1), (0.999, 1), (1.001, -1), (1.5, -1), (2.5, -1)])
 def test_decoupled_decay_flips_the_sign(backend: str, name: str, lr_wd: float, sign: int) -> None:
-    """For lr*wd > 1 it overshoots: this is what the proximal form is for."""
+    """For lr*wd > 1 it overshoots zero, which the proximal decay never does."""
     p = values((9, 60), torch.float32, 1)
     more = {"wd_ratio": 1.0} if name == "AdamP" else {}
     q = _decayed(name, p, backend, lr=0.1, weight_decay=10 * lr_wd, **more)
@@ -77,8 +77,8 @@ def test_decoupled_decay_flips_the_sign(backend: str, name: str, lr_wd: float, s
 
 
 @each_backend
-def test_not_aliases(backend: str) -> None:
-    """AdamW is AdamProx to first order: apart after 50 steps at lr*wd = 0.01, and the more alike the smaller wd is."""
+def test_adamw_and_adamprox_differ(backend: str) -> None:
+    """AdamW equals AdamProx to first order: they differ after 50 steps at lr*wd = 0.01, and less for a smaller wd."""
     distance = {}
     for wd in (1e-3, 1e-2):
         ends = []
@@ -95,7 +95,7 @@ def test_not_aliases(backend: str) -> None:
 
 
 def _minimum(objective: Callable[[Decimal], Decimal], low: Decimal, high: Decimal) -> Decimal:
-    """Where a convex function is smallest between two points, by golden sections, to some 25 digits."""
+    """Minimizer of a convex function between two points, by golden-section search, to some 25 digits."""
     ratio = (Decimal(5).sqrt() - 1) / 2
     for _ in range(160):
         a, b = high - ratio * (high - low), low + ratio * (high - low)
@@ -126,8 +126,8 @@ def _prox_step(p: float, m: float, v: float, t: int, lr: float, eta: float, grou
 @each_backend
 @pytest.mark.parametrize("decouple_lr", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.3, 30.0])
-def test_adamproxl2_is_the_prox_of_its_definition(backend: str, decouple_lr: bool, weight_decay: float) -> None:
-    """The first steps, where the bias corrections are large, with an lr that a schedule changes."""
+def test_adamproxl2_matches_the_definition_of_the_prox(backend: str, decouple_lr: bool, weight_decay: float) -> None:
+    """The first steps, with large bias corrections and an lr that a schedule changes."""
     p = values((4,), torch.float64, 1)
     opt = RECORDS["AdamProxL2"].make([p], lr=0.2, weight_decay=weight_decay, decouple_lr=decouple_lr, backend=backend)
     for t, lr in enumerate((0.2, 0.2, 0.05, 0.4), start=1):
@@ -144,7 +144,7 @@ def test_adamproxl2_is_the_prox_of_its_definition(backend: str, decouple_lr: boo
 
 @each_backend
 def test_adamproxl2_shrinks_by_the_metric(backend: str) -> None:
-    """Elementwise 1/(1 + lr*wd/D): coordinates with large gradients are decayed less, at the first step as at the next."""
+    """Elementwise 1/(1 + lr*wd/D): coordinates with large gradients decay less, at every step."""
     p, g = torch.tensor([3.0, 3.0], dtype=torch.float64), torch.tensor([1.0, 100.0], dtype=torch.float64)
     opt = RECORDS["AdamProxL2"].make([p], lr=1.0, eps=0.0, weight_decay=1.0, backend=backend)
     for _ in range(3):
@@ -157,7 +157,7 @@ def test_adamproxl2_shrinks_by_the_metric(backend: str) -> None:
 @each_backend
 @pytest.mark.parametrize("gate", ["none", "channel", "layer"])
 def test_projected_proximal_decay(backend: str, gate: str) -> None:
-    """AdamP(decay="proximal"): the projected step, then divided by 1 + lr*wd*ratio."""
+    """AdamP(decay="proximal") takes the projected step, then divides by 1 + lr*wd*ratio."""
     p = values((12, 40), torch.float64, 1)
     plain, proximal = p.clone(), p.clone()
     for q, wd in ((plain, 0.0), (proximal, 3.0)):

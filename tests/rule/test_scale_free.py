@@ -1,6 +1,6 @@
-"""Scale-freeness: at eps=0 the iterates do not change when every coordinate's gradients get a factor of their own.
+"""Scale-freeness: at eps=0 a constant factor on each coordinate's gradients does not change the iterates.
 
-With powers of two as factors every operation of a scale-free rule scales exactly, so the bits are the same.
+With powers of two as factors every operation of a scale-free rule scales exactly, so even the bits are the same.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def test_scale_free_by_ten(backend: str, name: str) -> None:
 @each_backend
 @pytest.mark.parametrize(("name", "weight_decay"), [("Adam", 0.3), ("AdamProxL2", 1.0)])
 def test_not_scale_free(backend: str, name: str, weight_decay: float) -> None:
-    """What shows that the tests above can fail."""
+    """l2 decay and AdamProxL2's decay depend on the scale: the tests above can fail."""
     rest = (backend, torch.float32)
     one = _trajectory(name, *rest, torch.ones(SIZE), weight_decay=weight_decay)[-1]
     other = _trajectory(name, *rest, _powers_of_two(), weight_decay=weight_decay)[-1]
@@ -74,8 +74,8 @@ def test_adam_without_decay_is_scale_free(backend: str, dtype: torch.dtype) -> N
 @each_backend
 @each_dtype
 @pytest.mark.parametrize("name", [name for name in RECORDS if name.startswith("Adam")])
-def test_no_gradient_ever_and_no_eps(backend: str, dtype: torch.dtype, name: str) -> None:
-    """0/0 := 0: with eps=0 a coordinate whose v is 0 takes no step, and there is no NaN; its neighbours go on."""
+def test_zero_gradients_without_eps(backend: str, dtype: torch.dtype, name: str) -> None:
+    """0/0 := 0: with eps=0 a coordinate with v = 0 keeps its value, without NaN; the others step."""
     p = values((SIZE,), dtype, 1)
     start = p.clone()
     opt = RECORDS[name].make([p], lr=0.1, eps=0.0, weight_decay=0, backend=backend)
@@ -90,8 +90,8 @@ def test_no_gradient_ever_and_no_eps(backend: str, dtype: torch.dtype, name: str
 
 @each_backend
 @pytest.mark.parametrize("name", ["AdamW", "AdamProx", "AdamProxL2", "AdamP"])
-def test_decay_goes_on_without_a_gradient(backend: str, name: str) -> None:
-    """What has no gradient still decays; AdamProxL2's decay lives in Adam's metric, where nothing is known of it."""
+def test_decay_with_zero_gradients(backend: str, name: str) -> None:
+    """A zero gradient still decays p, except in AdamProxL2, whose metric is undefined at v = 0."""
     p = values((SIZE,), torch.float32, 1)
     start = p.clone()
     opt = RECORDS[name].make([p], lr=1e-2, eps=0.0, weight_decay=10.0, backend=backend)

@@ -1,7 +1,7 @@
-"""What torch's own test suite asks of an optimizer, over the arguments and schedules that torch tests its own with.
+"""The checks of torch's own optimizer tests, with torch's arguments and schedules.
 
-They come from `torch.testing._internal.common_optimizers`, which torch installs. What it asks of hooks around a step, of
-gradients that are None, of copies, of groups and of checkpoints between classes, other files here test on every backend.
+They come from `torch.testing._internal.common_optimizers`, which torch installs. Other files test hooks around a step,
+gradients that are None, copies, groups and checkpoints between classes, on every backend.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from compare import assert_same_bits, assert_same_state
 from drive import parameters, parameters_of, through_a_file, train
 from records import RECORDS, Record, each_optimizer
 
-# The class of torch whose inputs a class of ours gets, and what it adds to them.
+# For each class: torch's class whose inputs it gets, and further inputs.
 RELATIVES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "Adam": ("Adam", []),
     "AdamW": ("AdamW", []),
@@ -32,7 +32,7 @@ RELATIVES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "SGD": ("SGD", []),
     "SGDP": ("SGD", [{"momentum": 0.9, "project_momentum": True}, {"decay": "proximal", "weight_decay": 0.1}]),
 }
-# What torch refuses since its foreach implementation cannot do it.
+# Errors that torch raises only because of its foreach implementation.
 ACCEPTED = {
     "lr as Tensor doesn't work with foreach & not capturable",
     "betas must be either both floats or both Tensors",
@@ -51,7 +51,7 @@ class Entry:
 
 @pytest.fixture(scope="module")
 def entries() -> dict[str, Entry]:
-    """By the name of our class. To import torch's module changes settings of the whole process, which are put back."""
+    """By name of our class. Importing torch's module changes process-wide settings, which this fixture restores."""
     with (
         mock.patch.dict(os.environ),
         warnings.catch_warnings(),
@@ -64,7 +64,7 @@ def entries() -> dict[str, Entry]:
 
 
 def _entry(info: Any, own: list[dict[str, Any]]) -> Entry:
-    # Those for CUDA have tensors in more places; on a CPU they do without capturable.
+    # Inputs for CUDA have tensors in more places; on a CPU they work without capturable.
     given = {i.desc: i.kwargs for i in info.optim_inputs_func(device="cuda")}
     inputs = [
         (desc, {key: value for key, value in kwargs.items() if key not in ("amsgrad", "capturable")})
@@ -75,7 +75,7 @@ def _entry(info: Any, own: list[dict[str, Any]]) -> Entry:
 
 
 def _copied(kwargs: dict[str, Any], dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """Arguments with tensors of their own, of `dtype`."""
+    """Arguments with copies of their tensors, of `dtype`."""
 
     def own(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -86,7 +86,7 @@ def _copied(kwargs: dict[str, Any], dtype: torch.dtype | None = None) -> dict[st
 
 
 def _made(record: Record, params: Any, kwargs: dict[str, Any] | None = None) -> Any:
-    """With torch's learning rate where the class, as that of the adamp package, has none."""
+    """With torch's default lr where the class, like the adamp package's, has none."""
     return record.make(params, **{**({"lr": 1e-3} if record.name == "SGDP" else {}), **_copied(kwargs or {})})
 
 
@@ -98,7 +98,7 @@ def _model(dtype: torch.dtype) -> nn.Module:
 
 
 def _loss(model: nn.Module, time: int) -> Tensor:
-    """That of one of three batches."""
+    """The loss of one of three batches."""
     weight = next(model.parameters())
     x = torch.arange(12.0, dtype=weight.dtype).reshape(4, 3).sin() + time % 3
     return (model(x) - x.cos()[:, :2]).square().mean()
@@ -109,8 +109,8 @@ def test_every_class_has_an_entry() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, (relative, _) in RELATIVES.items() if name == relative])
-def test_the_numbers_of_torch(name: str, entries: dict[str, Entry]) -> None:
-    """Of its loop over the parameters; one of them has no gradient for a while."""
+def test_matches_torch_for_loop(name: str, entries: dict[str, Entry]) -> None:
+    """Results of torch's for-loop implementation; one parameter has no gradient at two steps."""
     assert len(entries[name].inputs) >= 8
     for desc, kwargs in entries[name].inputs:
         models = [_model(torch.float64) for _ in range(2)]
@@ -135,8 +135,8 @@ def test_the_numbers_of_torch(name: str, entries: dict[str, Entry]) -> None:
 
 @each_optimizer
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate:UserWarning")
-def test_what_torch_refuses(record: Record, entries: dict[str, Entry]) -> None:
-    """With an exception of the same kind; what is accepted here is what the numbers in it say."""
+def test_errors_of_torch(record: Record, entries: dict[str, Entry]) -> None:
+    """onepass raises the same exception; arguments in ACCEPTED act as their numbers."""
     accepted = set()
     for error in entries[record.name].errors:
         given = error.optimizer_error_input
@@ -150,7 +150,7 @@ def test_what_torch_refuses(record: Record, entries: dict[str, Entry]) -> None:
             pair = (_made(record, parameters(), kwargs) for kwargs in (given.kwargs, plain))
             assert_same_state(*(train(opt, range(3)) for opt in pair))
             continue
-        # torch only warns of a parameter that is in a group twice, before it is refused here.
+        # torch only warns of a duplicate parameter in a group, onepass raises.
         kind = ValueError if error.error_type is UserWarning else error.error_type
         with pytest.raises(kind) as raised:
             _made(record, params, given.kwargs)
@@ -159,8 +159,8 @@ def test_what_torch_refuses(record: Record, entries: dict[str, Entry]) -> None:
 
 
 @each_optimizer
-def test_in_the_right_direction(record: Record, entries: dict[str, Entry]) -> None:
-    """Each of torch's inputs with one of its lists of schedulers, in groups of two rates, on tensors with and without gaps."""
+def test_loss_changes_in_the_right_direction(record: Record, entries: dict[str, Entry]) -> None:
+    """Each of torch's inputs with one of its lists of schedulers, in groups of two lrs, on tensors with and without gaps."""
     entry = entries[record.name]
     for case, (desc, kwargs) in enumerate(entry.inputs):
         schedules = entry.schedules[case % len(entry.schedules)]
@@ -188,8 +188,8 @@ def test_in_the_right_direction(record: Record, entries: dict[str, Entry]) -> No
 
 
 @each_optimizer
-def test_a_resumed_run_of_each_input(record: Record, entries: dict[str, Entry]) -> None:
-    """From a state dict that has been through a file; the one loaded is not written to and gives itself again."""
+def test_resume_with_each_input(record: Record, entries: dict[str, Entry]) -> None:
+    """From a saved state dict, which loading does not change and which the loaded optimizer saves again."""
     for desc, kwargs in entries[record.name].inputs:
         model = _model(torch.float32)
         opt = _made(record, model.named_parameters(), kwargs)
@@ -211,8 +211,8 @@ def test_a_resumed_run_of_each_input(record: Record, entries: dict[str, Entry]) 
 
 
 @each_optimizer
-def test_an_older_state_dict(record: Record) -> None:
-    """One without the keys that torch and this package added to groups over time, and with steps that are numbers."""
+def test_older_state_dict(record: Record) -> None:
+    """Without the group keys that torch and this package added over time, and with integer steps."""
     opt = train(record.make(parameters(), **record.typical), range(3))
     saved = copy.deepcopy(opt.state_dict())
     for group in saved["param_groups"]:
@@ -234,8 +234,8 @@ def _hooks_in(opt: Any) -> list[int]:
 
 
 @each_optimizer
-def test_hooks_of_state_dicts(record: Record) -> None:
-    """Called in order, before and after; what one returns goes on; none is left of our own; removed ones are silent."""
+def test_state_dict_hooks(record: Record) -> None:
+    """Hooks run in order; a returned dict replaces the argument; onepass leaves none of its own; removed hooks do not run."""
     opt, seen = train(record.make(parameters(), **record.typical), [0]), []
     before = _hooks_in(opt)
 
@@ -273,8 +273,8 @@ def test_hooks_of_state_dicts(record: Record) -> None:
 
 
 @each_optimizer
-def test_gradients_of_zero(record: Record) -> None:
-    """Without decay they move nothing, in no bit, and are a step all the same."""
+def test_zero_gradients(record: Record) -> None:
+    """Without decay they change no bit of p, and count as a step."""
     shapes = [(6, 20), (13,), (), (1, 9)]
     opt = record.make(parameters(shapes=shapes), **{**record.typical, "weight_decay": 0})
     for _ in range(3):
@@ -289,8 +289,8 @@ def test_gradients_of_zero(record: Record) -> None:
 
 @each_optimizer
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
-def test_another_default_dtype(record: Record, dtype: torch.dtype) -> None:
-    """It changes neither what a step writes nor what a load reads."""
+def test_default_dtype_has_no_effect(record: Record, dtype: torch.dtype) -> None:
+    """It affects neither a step nor a load."""
 
     def run() -> Any:
         opt = train(record.make(params[0], **record.typical), range(2))
@@ -314,8 +314,8 @@ def test_another_default_dtype(record: Record, dtype: torch.dtype) -> None:
 
 
 @each_optimizer
-def test_printed(record: Record) -> None:
-    """The class, and of each group all arguments but the parameters."""
+def test_repr(record: Record) -> None:
+    """The class, and all arguments of each group but the parameters."""
     opt = record.make([{"params": [torch.ones(1)]}, {"params": [torch.ones(2)], "lr": 0.125}], **record.typical)
     text = repr(train(opt, [0]))
     assert text.startswith(f"{record.name} (") and "Parameter Group 1" in text and "tensor" not in text
@@ -325,12 +325,12 @@ def test_printed(record: Record) -> None:
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
-def test_a_subclass_hears_hooks_as_one_of_torch(name: str) -> None:
-    """One that overrides `step`, and one that does not."""
+def test_subclass_runs_hooks_as_in_torch(name: str) -> None:
+    """A subclass that overrides `step`, and one that does not."""
     for overrides in (True, False):
         counts = []
         for base in (getattr(torch.optim, name), RECORDS[name].make):
-            base(parameters(), lr=0.1)  # torch wraps the `step` of a class when the first of it is made
+            base(parameters(), lr=0.1)  # torch wraps `step` when the first instance of a class is made
             seen: list[Any] = []
             methods = {"step": lambda self, closure=None: super(type(self), self).step(closure)} if overrides else {}
             opt = type("Own", (base,), methods)(parameters(), lr=0.1)

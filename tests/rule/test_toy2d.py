@@ -1,4 +1,4 @@
-"""The two-dimensional problem of the AdamP paper, whose minimum is a direction: what is projected shows in |w|.
+"""The two-dimensional problem of the AdamP paper, whose minimum is a direction: |w| shows what the projection removes.
 
 f(w) = (1 - cos(w, w*))^2 from a w0 of norm 1 that points 0.001 rad away from -w*, 499 steps of lr 0.01.
 """
@@ -24,7 +24,7 @@ def _loss(w: Tensor) -> Tensor:
 
 
 def _run(make: Any, backend: str | None, **arguments: Any) -> tuple[float, float]:
-    """Norm of the weight and loss at the end. No backend: an optimizer that is not ours."""
+    """Final norm of the weight, and loss. backend=None: an optimizer of another package."""
     if backend is not None:
         arguments["backend"] = backend
     angle = 0.001
@@ -40,12 +40,12 @@ def _run(make: Any, backend: str | None, **arguments: Any) -> tuple[float, float
 @each_backend
 @pytest.mark.parametrize("make", [onepass.SGD, onepass.SGDP], ids=["SGD", "SGDP"])
 def test_gradient_descent(backend: str, make: Any) -> None:
-    """Without momentum there is nothing radial in the update, projected or not."""
+    """Without momentum the update has no radial part, projected or not."""
     assert _run(make, backend)[0] == pytest.approx(1.019763, abs=2e-6)
 
 
 @each_backend
-def test_momentum_lets_the_norm_grow(backend: str) -> None:
+def test_momentum_increases_the_norm(backend: str) -> None:
     assert _run(onepass.SGD, backend, momentum=0.9)[0] == pytest.approx(2.932619, abs=2e-6)
 
 
@@ -58,14 +58,14 @@ def test_sgdp_of_the_paper(backend: str) -> None:
 
 @each_backend
 def test_sgdp_of_the_adamp_package(backend: str) -> None:
-    """A buffer that is projected too ends elsewhere, so the two cannot be taken for each other."""
+    """Projection of the buffer too gives another norm, which distinguishes the two variants."""
     norm, _ = _run(onepass.SGDP, backend, momentum=0.9, project_momentum=True)
     assert norm == pytest.approx(1.173, abs=1e-3)
 
 
 @each_backend
 @pytest.mark.parametrize("name", ["AdamP", "SGDP"])
-def test_same_path_as_the_adamp_package(backend: str, name: str) -> None:
+def test_matches_the_adamp_package(backend: str, name: str) -> None:
     ours = {"project_momentum": True} if name == "SGDP" else {}
     momentum = {"momentum": 0.9} if name == "SGDP" else {}
     got = _run(getattr(onepass, name), backend, **momentum, **ours)

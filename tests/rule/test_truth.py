@@ -19,15 +19,15 @@ SHAPES = [(), (1,), (555,), (1, 40), (30, 17), (7, 5, 3, 3)]
 # Measured: at most 2.4 for the moments and 3.8 for the parameter, in any dtype, variant and backend.
 MOMENT_UNITS = 3
 PARAMETER_UNITS = 4
-# A float64 parameter that was corrected: the coefficients k1 - r*k0 and r of the correction are float64 too, so that the
-# roundings of r, r*k0 and the difference, up to a unit of k*u each, come on top (in float32 they vanish). Measured: 5.2.
+# A corrected float64 parameter: the coefficients k1 - r*k0 and r of the correction are float64 too, which adds the
+# roundings of r, r*k0 and the difference, up to a unit of k*u each (negligible in float32). Measured: 5.2.
 CORRECTED_FLOAT64_UNITS = PARAMETER_UNITS + 3
-# So it is for AdamProxL2 in float64: its coefficient lr*wd/s is the result of three roundings. Measured: 4.3.
+# AdamProxL2 in float64: its coefficient lr*wd/s has three roundings. Measured: 4.3.
 PROX_L2_FLOAT64_UNITS = PARAMETER_UNITS + 3
 
 
 def _start(record: Record, arguments: Arguments, dtype: torch.dtype, backend: str) -> tuple[Any, list[Tensor]]:
-    """An optimizer in the middle of training: moments and step counts at hand-made values."""
+    """An optimizer as in mid-training: given moments and step counts."""
     params = [values(shape, dtype, seed, scale=0.5) for seed, shape in enumerate(SHAPES)]
     opt = record.make(params, backend=backend, **arguments)
     work = torch.float64 if dtype == torch.float64 else torch.float32
@@ -81,7 +81,7 @@ def test_one_step(backend: str, dtype: torch.dtype, record: Record, arguments: A
 
 
 def terms_of(x: Any, g: Any, group: dict[str, Any]) -> Any:
-    """A bound of what enters a moment beside the moment itself: gradient, l2 decay, projection."""
+    """A bound of the terms that a step adds to a moment: gradient, l2 decay, projection."""
     terms = np.abs(g) + np.abs(x) * (1 + float(group["weight_decay"]))
     return np.maximum(terms, terms**2)
 
@@ -99,7 +99,7 @@ def _check_moments(record: Record, own: Any, state: Any, terms: Any, name: str) 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @each_variant
 def test_16_bit_rounds_once(backend: str, dtype: torch.dtype, record: Record, arguments: Arguments) -> None:
-    """A 16-bit step is the float32 step of the same numbers and one rounding; the moments are the same bits."""
+    """A 16-bit step is the float32 step of the same numbers and one rounding; the moments have the same bits."""
     opt16, narrow = _start(record, arguments, dtype, backend)
     opt32, full = _start(record, arguments, torch.float32, backend)
     _give_gradients(narrow, "none")
@@ -110,7 +110,7 @@ def test_16_bit_rounds_once(backend: str, dtype: torch.dtype, record: Record, ar
     opt32.step()
     for p, q in zip(narrow, full, strict=True):
         if p in opt16.last_step() and opt16.last_step()[p].gate != "none":
-            # The sums over rows may be taken in another order where p is not a float32.
+            # Row sums may have another order where p is not float32.
             assert_within(p, q, q.abs() + 0.1, 8, "16-bit parameter")
         else:
             assert_same_bits(p, q.to(dtype), "16-bit parameter")
@@ -121,7 +121,7 @@ def test_16_bit_rounds_once(backend: str, dtype: torch.dtype, record: Record, ar
 
 @each_backend
 @pytest.mark.parametrize("name", ["AdamW", "AdamProx", "AdamP", "SGDP"])
-def test_tiny_decay_is_honoured(backend: str, name: str) -> None:
+def test_tiny_decay_has_no_bias(backend: str, name: str) -> None:
     """1 - 1e-5 rounded to float32 is a decay 0.14% too large; p - (d*p + k*u) has no such bias."""
     steps, q = 400, 1e-5
     rest = {"lr": 1.0, "weight_decay": q, "backend": backend}
@@ -140,8 +140,8 @@ def test_tiny_decay_is_honoured(backend: str, name: str) -> None:
 
 @each_backend
 @each_optimizer
-def test_long_run_stays_near_the_truth(backend: str, record: Record) -> None:
-    """Errors of single steps do not add up to more than a random walk: float64, 200 steps."""
+def test_rounding_errors_over_many_steps(backend: str, record: Record) -> None:
+    """The errors of single steps add up to no more than a random walk: float64, 200 steps."""
     p = values((12, 10), torch.float64, 1)
     opt = record.make([p], backend=backend, **record.typical)
     x, state = truth.wide(p), {"step": 0}
@@ -154,6 +154,6 @@ def test_long_run_stays_near_the_truth(backend: str, record: Record) -> None:
     assert_within(p, x, np.abs(x) + 1, 200, "after 200 steps")
 
 
-def test_units_are_those_of_the_dtypes() -> None:
+def test_units_match_finfo() -> None:
     for dtype, unit in UNIT.items():
         assert unit == torch.finfo(dtype).eps / 2

@@ -43,20 +43,22 @@ def of_the_rule(backend: str) -> Iterator[partial[None]]:
         yield partial(test_truth.test_16_bit_rounds_once, backend, torch.bfloat16, record, record.typical)
     sgd = RECORDS["SGD"]
     for arguments in sgd.variants.values():
-        yield partial(test_oracles.test_agreement, backend, sgd, arguments, sgd.oracles[0], torch.float64, 1e-12)
-    yield partial(test_truth.test_tiny_decay_is_honoured, backend, "AdamW")
-    yield partial(test_scale_free.test_no_gradient_ever_and_no_eps, backend, torch.float32, "AdamW")
-    yield partial(test_prox.test_never_overshoots_zero, backend, torch.float32, "AdamProx", {}, 3.0)
+        yield partial(
+            test_oracles.test_matches_the_oracle, backend, sgd, arguments, sgd.oracles[0], torch.float64, 1e-12
+        )
+    yield partial(test_truth.test_tiny_decay_has_no_bias, backend, "AdamW")
+    yield partial(test_scale_free.test_zero_gradients_without_eps, backend, torch.float32, "AdamW")
+    yield partial(test_prox.test_proximal_decay_keeps_the_sign, backend, torch.float32, "AdamProx", {}, 3.0)
     for record in map(RECORDS.__getitem__, PROJECTED):
         for where in ("gradient", "parameter"):
-            yield partial(test_gate.test_no_number, backend, record, math.nan, where, 3)
-        yield partial(test_gate.test_strict_threshold, backend, record)
-        yield partial(test_gate.test_one_row_decides_for_all, backend, record)
+            yield partial(test_gate.test_nonfinite_numbers_close_the_gate, backend, record, math.nan, where, 3)
+        yield partial(test_gate.test_threshold_is_strict, backend, record)
+        yield partial(test_gate.test_largest_cosine_decides_the_gate, backend, record)
         yield partial(test_gate.test_near_the_threshold, backend, record, (40, 9), "layer")
         for scales in ((1e-2, 1e3), (1e3, 1e-2)):
-            yield partial(test_gate.test_eps_is_the_least_norm, backend, record, *scales)
+            yield partial(test_gate.test_eps_bounds_norms_from_below, backend, record, *scales)
         yield partial(test_gate.test_zero_parameter, backend, record, 0.0, 0)
-        yield partial(test_gate.test_fewer_than_two_dimensions, backend, record, (6,))
+        yield partial(test_gate.test_vectors_and_scalars_are_not_projected, backend, record, (6,))
     yield partial(test_projection.test_project_momentum_projects_the_buffer, backend)
 
 
@@ -67,13 +69,13 @@ def of_the_kernels(backend: str) -> Iterator[partial[None]]:
         for layout in ("contiguous", "gapped_transposed"):
             yield partial(test_parity.test_layouts, backend, torch.float32, layout, record)
     for record in map(RECORDS.__getitem__, PROJECTED):
-        yield partial(test_projection.test_counter_and_correction, backend, record)
-        yield partial(test_projection.test_16_bit_is_never_corrected, backend, record, torch.bfloat16)
+        yield partial(test_projection.test_gate_counter_and_correction, backend, record)
+        yield partial(test_projection.test_16_bit_tensors_are_never_corrected, backend, record, torch.bfloat16)
     for dtype in (torch.float32, torch.float16):
         yield partial(test_parity.test_large_tensors, backend, dtype, adamp)
     yield partial(test_parity.test_wrong_and_right_predictions, backend, torch.float32, adamp, adamp.typical)
     for lr_wd in (0.7, 1.0):
-        yield partial(test_gate.test_decay_around_the_recoverable, backend, lr_wd, "channel")
+        yield partial(test_gate.test_decay_around_the_recovery_limit, backend, lr_wd, "channel")
     yield partial(test_replaced.test_gradients, backend, adam, test_replaced._elsewhere)
     yield from of_exchanges(backend)
     yield from of_scaled_gradients(backend)
@@ -129,10 +131,10 @@ def cuda() -> Iterator[partial[None]]:
             yield partial(test_rows_on_chip.test_a_piece_that_is_left_alone, gate, counter)
         yield partial(test_rows_on_chip.test_a_nan_is_not_swallowed_by_a_step_of_nothing, adamp, counter)
     yield partial(test_rows_on_chip.test_a_correction_leaves_the_other_rows_alone)
-    yield partial(test_projection.test_counter_and_correction, backend, adamp)
+    yield partial(test_projection.test_gate_counter_and_correction, backend, adamp)
     yield partial(test_projection.test_project_momentum_projects_the_buffer, backend)
     for where in ("gradient", "parameter"):
-        yield partial(test_gate.test_no_number, backend, adamp, math.nan, where, 3)
+        yield partial(test_gate.test_nonfinite_numbers_close_the_gate, backend, adamp, math.nan, where, 3)
     yield partial(test_parity.test_variants, backend, torch.bfloat16, adamp, adamp.variants["quick_maximize"])
     yield partial(test_parity.test_operands_of_different_layouts, backend, torch.float32, "transposed", "gapped", adamp)
     yield partial(test_semantics.test_dtypes_mix_within_a_group, backend, adamw)
@@ -157,9 +159,9 @@ def cuda() -> Iterator[partial[None]]:
 def of_the_triton_rule(backend: str) -> Iterator[partial[None]]:
     """Of prediction and correction, what the rule in Triton says; a quick part of `of_the_kernels`."""
     for record in map(RECORDS.__getitem__, PROJECTED):
-        yield partial(test_projection.test_counter_and_correction, backend, record)
+        yield partial(test_projection.test_gate_counter_and_correction, backend, record)
     for gate in ("none", "channel"):
-        yield partial(test_gate.test_decay_around_the_recoverable, backend, 1.0, gate)
+        yield partial(test_gate.test_decay_around_the_recovery_limit, backend, 1.0, gate)
 
 
 def failure(test: partial[None]) -> str | None:
