@@ -21,7 +21,7 @@ from paths import ROOT, SUPPORT, TESTS
 CHOSEN = {
     "support/sanitized_cases.py": "emulated and no_access",
     "rule/test_parity.py": "emulated and (test_large_tensors or test_layouts) and (AdamP or SGD) and (float32 or bfloat16)",
-    "step/test_rows_on_chip.py": "just_fit and AdamP or left_alone or swallowed",
+    "step/test_rows_on_chip.py": "just_fit and AdamP or deferred_piece or nan_survives",
     "plan/test_launches.py": "new_gradients and 1500 or step_counts and 40-9 or momentum_of_sgd or row_cache",
     "step/test_capturable.py": "many_tensors and 300 or groups",
     "step/test_captures.py": "test_replays and float32 and (AdamP or SGD) or between_replays",

@@ -1,4 +1,4 @@
-"""Beside autograd: real gradients of real models, and tensors that are more than memory and strides."""
+"""Interaction with autograd: gradients of models, version counters, lazily negated gradients, inference tensors."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tensors import values
 
 @each_backend
 @each_optimizer
-def test_a_model_learns(backend: str, record: Record) -> None:
-    """A convolution in channels_last, a norm, a transposed weight: the loss goes down."""
+def test_model_trains(backend: str, record: Record) -> None:
+    """A convolution in channels_last, a norm, a transposed weight: the loss falls, and the layouts stay."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Conv2d(1, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 10)
@@ -44,8 +44,8 @@ def test_a_model_learns(backend: str, record: Record) -> None:
 
 @each_backend
 @each_optimizer
-def test_a_second_backward_through_changed_weights_is_refused(backend: str, record: Record) -> None:
-    """autograd knows by a tensor's version that a step has written to it."""
+def test_backward_through_stepped_weights_raises(backend: str, record: Record) -> None:
+    """autograd detects the step's writes by the version of the tensor."""
     w = values((4, 6), torch.float32, 1).requires_grad_()
     opt = record.make([w], backend=backend, **record.typical)
     for _ in range(2):
@@ -58,8 +58,8 @@ def test_a_second_backward_through_changed_weights_is_refused(backend: str, reco
 
 @each_backend
 @each_optimizer
-def test_versions(backend: str, record: Record) -> None:
-    """autograd knows by its version that a tensor was written to: just those that a step has stepped, and no gradient."""
+def test_versions_of_written_tensors(backend: str, record: Record) -> None:
+    """A step raises the versions of the tensors that it steps, by which autograd detects writes, and of no other tensor."""
     base = values((8, 6), torch.float32, 1)
     stepped = [values((4, 6), torch.float32, 2), values((3,), torch.bfloat16, 3), base[2:6]]
     left = [values((4, 6), torch.float32, 4), values((0, 6), torch.float32, 5)]
@@ -69,7 +69,7 @@ def test_versions(backend: str, record: Record) -> None:
         return [t._version for t in tensors]
 
     def moved(call: Callable[[], Any]) -> list[bool]:
-        """Of each that has a gradient, whether `call` has raised its version; of no other tensor."""
+        """Whether `call` raises the version of each stepped tensor; it must raise no other version."""
         before, others = versions(stepped), versions(left)
         gradients = [p.grad for p in stepped]
         kept = [(versions([g])[0], g.clone()) for g in gradients]
@@ -97,8 +97,8 @@ def test_versions(backend: str, record: Record) -> None:
 
 @each_backend
 @each_optimizer
-def test_backward_again_through_what_was_not_written(backend: str, record: Record) -> None:
-    """Through a weight without a gradient, after a step of others; through all, after a clipping or a refused step."""
+def test_backward_through_unwritten_weights(backend: str, record: Record) -> None:
+    """Through a weight without a gradient, after a step of others; through all, after a clipping or a rejected step."""
     w, frozen = (values((4, 6), torch.float32, i).requires_grad_() for i in range(2))
     opt = record.make([w, frozen], backend=backend, **record.typical)
     for _ in range(2):
@@ -121,11 +121,11 @@ def test_backward_again_through_what_was_not_written(backend: str, record: Recor
 @each_backend
 @each_optimizer
 def test_gradients_are_freed(backend: str, record: Record) -> None:
-    """As soon as they are replaced, after every kind of step: a plain, a clipped, a skipped and a refused one."""
+    """Nothing keeps a replaced gradient alive after a plain, a clipped, a skipped or a rejected step."""
     groups = [{"params": parameters()}, {"params": [values((4, 6), torch.float32, 1)]}]
     opt = record.make(groups, backend=backend, **record.typical)
 
-    def held_after(call: Callable[[], Any]) -> int:
+    def alive_after(call: Callable[[], Any]) -> int:
         feed(opt, 0)
         call()
         kept = [weakref.ref(p.grad) for p in parameters_of(opt)]
@@ -150,13 +150,13 @@ def test_gradients_are_freed(backend: str, record: Record) -> None:
             opt.step()
 
     calls = [opt.step, clip, clip_and_step, skip, refuse, opt.step, skip, refuse, clip]
-    assert [(call.__name__, held_after(call)) for call in calls] == [(call.__name__, 0) for call in calls]
+    assert [(call.__name__, alive_after(call)) for call in calls] == [(call.__name__, 0) for call in calls]
 
 
 @each_backend
 @each_optimizer
-def test_gradients_that_are_negated_lazily(backend: str, record: Record) -> None:
-    """torch keeps the sign of z.conj().imag as a bit of the tensor; its memory holds the opposite."""
+def test_lazily_negated_gradients(backend: str, record: Record) -> None:
+    """torch stores the sign of z.conj().imag as a flag of the tensor; its memory has the opposite sign."""
     p, q = (values((6, 8), torch.float32, 1) for _ in range(2))
     opt, other = (record.make([t], backend=backend, **record.typical) for t in (p, q))
     for time in range(2):
@@ -171,8 +171,8 @@ def test_gradients_that_are_negated_lazily(backend: str, record: Record) -> None
 
 @each_backend
 @each_optimizer
-def test_gradients_that_have_a_graph(backend: str, record: Record) -> None:
-    """backward(create_graph=True) leaves gradients that require gradients themselves."""
+def test_gradients_with_a_graph(backend: str, record: Record) -> None:
+    """backward(create_graph=True) leaves gradients that require gradients."""
     ends = []
     for create_graph in (False, True):
         w = values((4, 6), torch.float32, 1).requires_grad_()
@@ -188,7 +188,7 @@ def test_gradients_that_have_a_graph(backend: str, record: Record) -> None:
 @each_backend
 @each_optimizer
 def test_inference_mode(backend: str, record: Record) -> None:
-    """As in torch.optim, also on tensors that were made there."""
+    """As in torch.optim, also on inference tensors."""
     with torch.inference_mode():
         p = values((6, 8), torch.float32, 1)
         ours = record.make([p], backend=backend, **record.typical)
@@ -205,8 +205,8 @@ def test_inference_mode(backend: str, record: Record) -> None:
 
 @each_backend
 @each_optimizer
-def test_a_first_step_in_inference_mode(backend: str, record: Record) -> None:
-    """The state that it makes can be written to outside of it, and the steps are those of a run without."""
+def test_first_step_in_inference_mode(backend: str, record: Record) -> None:
+    """State made in inference mode can be written outside of it, with the bits of a run without."""
     opt, other = (record.make(parameters(), backend=backend, **record.typical) for _ in range(2))
     with torch.inference_mode():
         train(opt, [0])
@@ -217,8 +217,8 @@ def test_a_first_step_in_inference_mode(backend: str, record: Record) -> None:
 
 
 @each_backend
-def test_a_parameter_of_inference_mode_is_refused(backend: str) -> None:
-    """torch refuses to write to one outside of it, on some backends only after others were stepped."""
+def test_inference_parameter_is_rejected(backend: str) -> None:
+    """torch raises on writes to it outside of inference mode, on some backends only after other parameters were stepped."""
     with torch.inference_mode():
         q = torch.ones(3)
     p = torch.ones(3)

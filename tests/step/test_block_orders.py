@@ -1,4 +1,4 @@
-"""The CUDA kernels give the same bits in whatever order blocks, warps and threads run, and however many there are."""
+"""The CUDA kernels give the same bits for any order and number of blocks, warps and threads."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from side_by_side import SideBySide
 from tensors import LARGE_SHAPES, LAYOUTS, SMALL_SHAPES, Gradients, Guarded, values
 
 IN_ORDER = Device(0)
-# More blocks than items, one block for all, and numbers that share no divisor with anything.
+# More blocks than items, one block for all, and prime numbers of multiprocessors and blocks.
 OTHERS = [Device(1), Device(2, 1, 1), Device(3, 7), Device(0, 7, 1), Device(4, 1, 3), Device(5, 1000)]
 
 
-# What a lane, a team of lanes, a warp and a block take; held rows, several to an item of a block, pieces, vectors, and
-# strided ones.
+# Rows for a lane, a subgroup, a warp and a block; cached rows, several to an item of a block, pieces, vectors, and
+# strided tensors.
 SHAPES = [(9, 3), (40, 17), (5, 200), (8, 8), (300, 40), (17, 1500), (7, 2500), (3, 40_000), (20_001,), (7,), (5, 5)]
 STRIDED = [((12, 40), "transposed"), ((2, 9000), "gapped"), ((30, 7, 3, 3), "channels_last"), ((50,), "gapped")]
 
@@ -35,13 +35,13 @@ def parameters(dtype: torch.dtype) -> list[Tensor]:
 
 
 def gradients(dtype: torch.dtype, steps: int) -> list[list[Tensor]]:
-    """For every step those of all parameters, through every gate."""
+    """Gradients of all parameters at every step, through every gate."""
     params = parameters(dtype)
     return [[gradient_at(p, time + i) for i, p in enumerate(params)] for time in range(steps)]
 
 
 def written(record: Record, arguments: Arguments, given: Sequence[Sequence[Tensor]]) -> tuple[Any, ...]:
-    """All that some steps leave: parameters, moments, gate counters, and what the gates saw."""
+    """A digest of parameters and state after some steps, and the verdict of each step."""
     opt = record.make(parameters(given[0][0].dtype), backend="emulated", **arguments)
     seen = []
     for each in given:
@@ -64,7 +64,7 @@ def assert_same_everywhere(record: Record, arguments: Arguments, dtype: torch.dt
 
 @each_dtype
 @each_optimizer
-def test_same_bits(dtype: torch.dtype, record: Record) -> None:
+def test_same_bits_in_any_order(dtype: torch.dtype, record: Record) -> None:
     assert_same_everywhere(record, record.typical, dtype, OTHERS)
 
 
@@ -79,8 +79,8 @@ def test_same_bits_of_variants(name: str, variant: str) -> None:
 
 @each_dtype
 @pytest.mark.parametrize("name", ["AdamP", "SGDP"])
-def test_the_numbers_of_the_reference(dtype: torch.dtype, name: str) -> None:
-    """What is the same in every order could still be wrong in all."""
+def test_any_order_matches_the_reference(dtype: torch.dtype, name: str) -> None:
+    """Bits that are equal in every order could still be wrong in all."""
     for seed in (1, 2):
         with on(Device(seed, 3)):
             starts = [values(shape, dtype, i, scale=0.7) for i, shape in enumerate(SMALL_SHAPES + LARGE_SHAPES)]
@@ -90,8 +90,7 @@ def test_the_numbers_of_the_reference(dtype: torch.dtype, name: str) -> None:
                 both.step(given)
 
 
-def test_the_devices_differ() -> None:
-    """In how many blocks they run."""
+def test_devices_differ_in_grid_size() -> None:
     given = gradients(torch.float32, 1)
     grids = set()
     for device in (IN_ORDER, *OTHERS):

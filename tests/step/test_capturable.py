@@ -1,6 +1,6 @@
-"""capturable=True: step counts and hyper-parameters on the device, read there at every step.
+"""capturable=True: step counts and hyper-parameters are on the device, which reads them at every step.
 
-The device is the CPU here, so tensors on the CPU count as tensors on the device; see emulated_backend.py.
+The emulated device is the CPU, so CPU tensors count as device tensors; see emulated_backend.py.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tensors import values
 
 @each_dtype
 @each_variant
-def test_the_same_step(dtype: torch.dtype, record: Record, arguments: Arguments) -> None:
-    """The bits of a step that is not capturable: the device works out its scalars as the host does."""
+def test_same_bits_as_not_capturable(dtype: torch.dtype, record: Record, arguments: Arguments) -> None:
+    """The bits of a step that is not capturable: the device computes the host's scalars."""
     opt = train(make(record, dtype, **arguments), range(4))
     for given in (arguments, on_device(with_betas(record, arguments))):
         assert_same_state(train(make(record, dtype, capturable=True, **given), range(4)), opt)
@@ -35,7 +35,7 @@ def test_the_same_step(dtype: torch.dtype, record: Record, arguments: Arguments)
 
 @each_variant
 def test_float32_hyper_parameters(record: Record, arguments: Arguments) -> None:
-    """A float32 tensor means the number that it holds."""
+    """A float32 tensor acts as its number."""
     given = on_device(with_betas(record, arguments), torch.float32)
     numbers = {name: float(value) if isinstance(value, Tensor) else value for name, value in given.items()}
     if "betas" in given:
@@ -57,7 +57,7 @@ def test_step_counts_are_on_the_device(record: Record) -> None:
 
 
 @each_optimizer
-def test_prepare_is_launched_first(record: Record) -> None:
+def test_device_scalars_is_launched_first(record: Record) -> None:
     opt = train(make(record, capturable=True, **record.typical), range(2))
     feed(opt, 2)
     for _ in range(2):
@@ -67,8 +67,8 @@ def test_prepare_is_launched_first(record: Record) -> None:
 
 @pytest.mark.parametrize("count", [10, 300, 1500])
 def test_many_tensors(count: int) -> None:
-    """Every tensor has its own count and scalars: more tensors than the one block of `prepare` has threads, and more than
-    gradients come by value. Some have none now and then."""
+    """Every tensor has its own count and scalars: more tensors than the one block of `device_scalars` has threads, and than
+    gradients are passed by value. Each has no gradient at one step."""
     with on(Device(0, multiprocessors=1, blocks=1)):
         _step_many_tensors(count)
 
@@ -92,7 +92,7 @@ def _step_many_tensors(count: int) -> None:
     assert {float(own["step"]) for own in made[0].state.values()} == {2.0}
 
 
-def test_groups_with_and_without() -> None:
+def test_capturable_and_other_groups() -> None:
     """In one plan, over every dtype."""
     made = []
     for second in (True, False):
@@ -103,7 +103,7 @@ def test_groups_with_and_without() -> None:
 
 @each_optimizer
 def test_negated_gradients(record: Record) -> None:
-    """Complex autograd leaves gradients that are to be negated when they are read."""
+    """Complex autograd leaves gradients that readers have to negate."""
     opt, other = (make(record, capturable=capturable, **record.typical) for capturable in (True, False))
     for time in range(2):
         for each in (opt, other):
@@ -118,7 +118,7 @@ def test_negated_gradients(record: Record) -> None:
 
 @each_variant
 def test_changes_in_place(record: Record, arguments: Arguments) -> None:
-    """Take effect at the next step, without a new plan."""
+    """New numbers in the tensors take effect at the next step, without a new plan."""
     given = with_betas(record, arguments)
     opt = make(record, capturable=True, **on_device(given))
     other = make(record, **given)
@@ -133,8 +133,8 @@ def test_changes_in_place(record: Record, arguments: Arguments) -> None:
     assert len(plans) == 1
 
 
-def test_a_number_in_the_place_of_a_tensor() -> None:
-    """And the other way round: what the group holds now counts."""
+def test_lr_changes_between_number_and_tensor() -> None:
+    """In both directions: a step uses the current value of the group."""
     record = RECORDS["AdamW"]
     opt, other = make(record, capturable=True, lr=0.1), make(record, lr=0.1)
     for time, lr in enumerate(
@@ -146,8 +146,8 @@ def test_a_number_in_the_place_of_a_tensor() -> None:
     assert_same_state(opt, other)
 
 
-def test_initial_lr_does_not_move_with_lr() -> None:
-    """decouple_lr divides by what lr was at first, not by the tensor that is being changed."""
+def test_initial_lr_does_not_change_with_lr() -> None:
+    """decouple_lr divides by the first value of lr, not by its tensor, which changes."""
     opt = make(RECORDS["AdamW"], capturable=True, lr=torch.tensor(0.5), weight_decay=0.25, decouple_lr=True)
     train(opt, [0])
     opt.param_groups[0]["lr"].fill_(0.125)
@@ -158,12 +158,12 @@ def test_initial_lr_does_not_move_with_lr() -> None:
     assert_same_state(train(opt, [1]), train(other, [1]))
 
 
-# ------------------------------------------------------------------ refused
+# ------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @each_optimizer
-def test_only_where_there_are_graphs(backend: str, record: Record) -> None:
+def test_rejected_without_graphs(backend: str, record: Record) -> None:
     opt = record.make(parameters(), backend=backend, capturable=True, **record.typical)
     feed(opt, 0)
     before = Snapshot(opt)
@@ -179,6 +179,6 @@ def test_only_where_there_are_graphs(backend: str, record: Record) -> None:
 
 
 @pytest.mark.parametrize("name", ["lr", "weight_decay"])
-def test_a_tensor_of_several_numbers(name: str) -> None:
+def test_tensor_of_several_numbers_is_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must hold one number, got a tensor of shape \\(2,\\)"):
         make(RECORDS["AdamW"], capturable=True, **{name: torch.tensor([0.1, 0.2])})

@@ -1,4 +1,4 @@
-"""Schedulers write into a tensor lr, and a captured step replays with it."""
+"""torch's schedulers write into a tensor lr, and a captured step replays with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def no_capture() -> Iterator[None]:
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("decouple", [False, True])
 def test_schedulers_drive_a_captured_step(scheduler: str, decouple: bool) -> None:
-    """They write into a tensor lr; a captured step sees it. The same as numbers give, but for their rounding."""
+    """Same results as with an lr that is a number, up to rounding."""
     given = dict(weight_decay=0.25, decouple_lr=decouple)
     record = RECORDS["AdamP"]
     opt = make(record, capturable=True, lr=torch.tensor(0.125, dtype=torch.float64), **given)

@@ -1,4 +1,4 @@
-"""A captured step replays with the step counts and hyper-parameters of the day. tests/gpu has the real graphs."""
+"""A captured step replays with the current step counts and hyper-parameters. tests/gpu replays CUDA graphs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def no_capture() -> Iterator[None]:
     emulated.reset()
 
 
-# ------------------------------------------------------------------ captured
+# ------------------------------------------------------------------ capture and replay
 
 
 @each_dtype
 @each_variant
 def test_replays(dtype: torch.dtype, record: Record, arguments: Arguments) -> None:
-    """A captured step replayed, with other gradients, step counts and hyper-parameters each time, is so many steps."""
+    """Replays, each with other gradients, step counts and hyper-parameters, equal as many steps."""
     given = with_betas(record, arguments)
     opt, other = make(record, dtype, capturable=True, **on_device(given)), make(record, dtype, **given)
     for each in (opt, other):
@@ -50,7 +50,7 @@ def test_replays(dtype: torch.dtype, record: Record, arguments: Arguments) -> No
         assert repr(list(opt.last_step().values())) == repr(list(other.last_step().values()))
 
 
-def test_a_replay_launches_what_was_captured() -> None:
+def test_replay_launches_the_captured_kernels() -> None:
     opt = train(make(RECORDS["AdamP"], capturable=True, lr=0.1), range(3))
     feed(opt, 3)
     opt.step()
@@ -63,7 +63,7 @@ def test_a_replay_launches_what_was_captured() -> None:
 
 
 @each_optimizer
-def test_capture_of_what_is_not_capturable(record: Record) -> None:
+def test_capture_needs_capturable(record: Record) -> None:
     opt = train(make(record, **record.typical), range(2))
     before = Snapshot(opt)
     emulated.set_capturing(True)
@@ -79,7 +79,7 @@ def test_capture_of_what_is_not_capturable(record: Record) -> None:
     assert_same_state(train(opt, [2]), other)
 
 
-def test_the_group_that_is_not_capturable_is_named() -> None:
+def test_error_names_the_group_that_is_not_capturable() -> None:
     groups = [{"params": [torch.ones(3)], "capturable": c} for c in (True, True, False)]
     opt = onepass.AdamW(groups, backend="emulated")
     for p in parameters_of(opt):
@@ -88,15 +88,15 @@ def test_the_group_that_is_not_capturable_is_named() -> None:
     emulated.set_capturing(True)
     with pytest.raises(RuntimeError, match="param group 2 has capturable=False"):
         opt.step()
-    parameters_of(opt)[2].grad = None  # a group that is not stepped may be anything
+    parameters_of(opt)[2].grad = None  # a group without gradients is not stepped
     opt.step()
 
 
-# ------------------------------------------------------------------ graphs and steps in between
+# ------------------------------------------------------------------ eager steps between replays
 
 
 def many(count: int) -> tuple[Any, Any, Callable[[Any, float], list[Tensor]]]:
-    """A capturable optimizer and one that is not, and a way to give all parameters new gradient tensors."""
+    """A capturable optimizer, one that is not, and a function that gives all parameters new gradient tensors."""
     made = [
         onepass.AdamW(
             [values((3,), torch.float32, i) for i in range(count)], lr=0.1, backend="emulated", capturable=capturable
@@ -123,8 +123,8 @@ each_count = pytest.mark.parametrize("count", [10, 1500])
 
 
 @each_count
-def test_steps_between_replays(count: int) -> None:
-    """A graph has its own gradients, other steps have theirs, whichever came last."""
+def test_eager_steps_between_replays(count: int) -> None:
+    """A graph reads the gradients of its capture, an eager step the current ones, in any order."""
     opt, other, give = many(count)
     kept = [both(opt, other, give, 1.0), give(opt, -1.0)]
     capture(opt)
@@ -144,8 +144,8 @@ def test_steps_between_replays(count: int) -> None:
 
 
 @each_count
-def test_a_graph_of_the_gradients_of_the_last_step(count: int) -> None:
-    """A capture of the gradients that the step before had, then steps on others, then a replay."""
+def test_capture_with_the_gradients_of_the_last_step(count: int) -> None:
+    """A capture with the gradients of the step before, a step with others, then a replay."""
     opt, other, give = many(count)
     both(opt, other, give, 1.0)
     captured = [p.grad for p in parameters_of(opt)]  # the memory that the graph reads
@@ -161,8 +161,8 @@ def test_a_graph_of_the_gradients_of_the_last_step(count: int) -> None:
     assert len(captured) == len(later) == count
 
 
-def test_the_memory_of_every_capture_is_kept() -> None:
-    """A graph points into its plan's memory, also after a new group has brought a new plan, which is captured too."""
+def test_memory_of_every_captured_plan_is_kept() -> None:
+    """A graph points into its plan's memory, also after a new group has led to another plan, which is captured too."""
     opt = train(make(RECORDS["AdamW"], capturable=True, lr=0.1), range(2))
     capture(opt)
     first = opt._execution.backends[0].memory
@@ -175,8 +175,8 @@ def test_the_memory_of_every_capture_is_kept() -> None:
 
 
 @each_count
-def test_a_capture_that_is_not_replayed(count: int) -> None:
-    """Not, or not yet: what it is to bring to the plan is not there."""
+def test_capture_without_replay(count: int) -> None:
+    """Uploads of the captured step have not reached the plan, and later steps do not rely on them."""
     opt, other, give = many(count)
     kept = [both(opt, other, give, 1.0), give(opt, -1.0)]
     capture(opt)
@@ -190,8 +190,8 @@ def test_a_capture_that_is_not_replayed(count: int) -> None:
     assert len(kept) == 3
 
 
-def test_a_first_buffer_is_first_once() -> None:
-    """The first gradient enters SGD's buffer undampened; so it does at one step, wherever a capture falls."""
+def test_first_gradient_is_undampened_once() -> None:
+    """The first gradient enters SGD's buffer undampened, at one step only, whichever step is captured."""
     record = RECORDS["SGD"]
     given = dict(lr=0.1, momentum=0.5, dampening=0.5)
     opt, other = make(record, capturable=True, **given), make(record, **given)

@@ -1,4 +1,4 @@
-"""`clip_grad_norm_`: what torch's does to the gradients, done by the step, which reads them anyway."""
+"""`clip_grad_norm_`: torch's clip coefficient, applied by the step as it reads the gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from records import BACKENDS, Record, each_backend, each_dtype, each_optimizer
 from tensors import LAYOUTS, Guarded, values
 
 SHAPES: list[tuple[int, ...]] = [(40, 30), (7,), (), (0, 4), (5, 3, 3, 3)]
-LONG = [*SHAPES, (3, 40_000)]  # rows that no backend holds on chip
+LONG = [*SHAPES, (3, 40_000)]  # rows too long for any row cache
 
 
 def make(record: Record, backend: str = "cpu", dtype: torch.dtype = torch.float32, **changed: Any) -> Any:
@@ -41,7 +41,7 @@ def gradients_of(opt: Any) -> list[Tensor]:
 
 
 def norm_of(gradients: list[Tensor]) -> float:
-    """In more digits than any backend has."""
+    """In more digits than any backend computes."""
     return math.sqrt(math.fsum(x * x for g in gradients for x in g.double().flatten().tolist()))
 
 
@@ -52,7 +52,7 @@ def norm_of(gradients: list[Tensor]) -> float:
 @each_backend
 @each_optimizer
 def test_same_as_scaled_gradients(record: Record, backend: str, dtype: torch.dtype) -> None:
-    """The step returns the bits of a step on gradients that were multiplied by torch's coefficient."""
+    """The bits of a step on gradients that were multiplied by torch's coefficient."""
     ours, plain = make(record, backend, dtype), make(record, backend, dtype)
     for time in range(4):
         feed(ours, time)
@@ -63,7 +63,7 @@ def test_same_as_scaled_gradients(record: Record, backend: str, dtype: torch.dty
         coefficient = float(torch.clamp(limit / (total_norm + 1e-6), max=1.0))
         assert 0.29 < coefficient < 0.31
         ours.step()
-        # A gradient of 16 bits has no room for the product.
+        # A 16-bit gradient would round the product.
         sign = -1.0 if ours.param_groups[0]["maximize"] else 1.0
         plain.param_groups[0]["maximize"] = False
         _step_scaled(plain, sign * coefficient)
@@ -72,7 +72,7 @@ def test_same_as_scaled_gradients(record: Record, backend: str, dtype: torch.dty
 
 
 def _step_scaled(opt: Any, factor: float) -> None:
-    """A step with the factor where `maximize` has its sign, in float64 until it is used."""
+    """A step with the factor, and the sign of `maximize`, in a float64 grad_scale."""
     opt.grad_scale = torch.tensor(1 / factor, dtype=torch.float64)
     opt.step()
     del opt.grad_scale
@@ -86,7 +86,7 @@ def test_same_as_torch(record: Record, backend: str) -> None:
         feed(ours, time)
         for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
             q.grad = p.grad.clone()
-        for limit in (1.5, 0.7):  # the second clips what the first has left
+        for limit in (1.5, 0.7):  # the second clips the result of the first
             got = ours.clip_grad_norm_(limit)
             want = torch.nn.utils.clip_grad_norm_(parameters_of(theirs), limit)
             torch.testing.assert_close(got, want)
@@ -107,7 +107,7 @@ def test_gradients_are_not_written(backend: str) -> None:
 
 
 @each_backend
-def test_small_norms_are_left_alone(backend: str) -> None:
+def test_norm_below_the_limit_changes_nothing(backend: str) -> None:
     clipped, plain = adamp(backend=backend), adamp(backend=backend)
     clipped.clip_grad_norm_(1e9)
     clipped.step()
@@ -140,7 +140,7 @@ def test_norm_of_any_layout(backend: str, layout: Any) -> None:
 @each_backend
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_norm_of_tiny_and_huge_gradients(backend: str, size: float) -> None:
-    """Whose squares are no float32."""
+    """Their squares overflow or underflow float32."""
     opt = adamp(backend=backend)
     for g in gradients_of(opt):
         g.mul_(size)
@@ -157,14 +157,14 @@ def test_norm_is_over_all_groups(backend: str) -> None:
     for p in (first, second, third):
         p.grad = torch.ones_like(p)
     assert float(opt.clip_grad_norm_(1.0)) == pytest.approx(math.sqrt(1200 + 500 + 36), rel=1e-14)
-    # A gradient that was there for one norm is not in the next.
+    # A removed gradient is not in the next norm.
     opt.zero_grad()
     first.grad = torch.ones_like(first)
     assert float(opt.clip_grad_norm_(1.0)) == pytest.approx(math.sqrt(1200), rel=1e-14)
 
 
 @each_backend
-def test_nothing_to_clip(backend: str) -> None:
+def test_clip_without_gradients(backend: str) -> None:
     opt = adamp(backend=backend)
     opt.zero_grad()
     before = Snapshot(opt)
@@ -173,7 +173,7 @@ def test_nothing_to_clip(backend: str) -> None:
     before.assert_unchanged()
 
 
-def test_any_number_of_threads() -> None:
+def test_norm_for_any_number_of_threads() -> None:
     opt = adamp([*LONG, (300_000,)])
     norms = []
     for threads in (1, 2, 3, 7):
@@ -182,7 +182,7 @@ def test_any_number_of_threads() -> None:
     assert len({float(norm) for norm in norms}) == 1
 
 
-def test_any_order_of_blocks() -> None:
+def test_norm_for_any_order_of_blocks() -> None:
     opt = adamp(LONG, "emulated")
     norms = set()
     for seed in range(5):
@@ -191,7 +191,7 @@ def test_any_order_of_blocks() -> None:
     assert len(norms) == 1
 
 
-# ------------------------------------------------------------------ norms that are no numbers
+# ------------------------------------------------------------------ NaN and Inf
 
 
 @each_backend
@@ -204,10 +204,10 @@ def test_nonfinite_norms_act_as_in_torch(backend: str, bad: float) -> None:
     torch.nn.utils.clip_grad_norm_(parameters_of(theirs), 1.0)
     ours.step()
     theirs.step()
-    assert_same_bits_but_gradients(ours, theirs)
+    assert_same_parameters(ours, theirs)
 
 
-def assert_same_bits_but_gradients(ours: Any, theirs: Any) -> None:
+def assert_same_parameters(ours: Any, theirs: Any) -> None:
     for p, q in zip(parameters_of(ours), parameters_of(theirs), strict=True):
         assert_same_bits(p, q, "parameter")
 
@@ -220,14 +220,14 @@ def test_error_if_nonfinite(backend: str, bad: float) -> None:
     gradients_of(opt)[0][3, 17] = bad
     with pytest.raises(RuntimeError, match=r"the norm of all gradients is (inf|nan).*error_if_nonfinite=False"):
         opt.clip_grad_norm_(1.0, error_if_nonfinite=True)
-    # And it has left nothing behind.
+    # No coefficient is pending.
     gradients_of(opt)[0].copy_(gradients_of(clean)[0])
     opt.step()
     clean.step()
     assert_same_state(opt, clean)
 
 
-# ------------------------------------------------------------------ which gradients
+# ------------------------------------------------------------------ gradients that a coefficient applies to
 
 
 def fresh_gradients(opt: Any) -> None:
@@ -246,7 +246,7 @@ FORGOTTEN = {
 
 
 @pytest.mark.parametrize("happens", FORGOTTEN.values(), ids=FORGOTTEN)
-def test_coefficient_is_for_its_gradients_only(happens: Any) -> None:
+def test_coefficient_does_not_apply_to_later_gradients(happens: Any) -> None:
     opt = adamp()
     opt.clip_grad_norm_(1e-3)
     happens(opt)
@@ -275,9 +275,9 @@ def test_coefficient_is_for_its_gradients_only(happens: Any) -> None:
             r"parameter 5 of group 0, shape \(6, 5\): its gradient was replaced after clip_grad_norm_.*zero_grad",
         ),
     ],
-    ids=["replaced", "written to", "given to one that had none"],
+    ids=["replaced", "written to", "added"],
 )
-def test_refuses_a_change_in_between(change: Any, message: str, again: bool) -> None:
+def test_changed_gradients_are_rejected(change: Any, message: str, again: bool) -> None:
     opt = adamp([*SHAPES, (6, 5)])
     opt.step()
     parameters_of(opt)[5].grad = None
@@ -292,7 +292,7 @@ def test_refuses_a_change_in_between(change: Any, message: str, again: bool) -> 
 
 
 def test_new_gradients_are_clipped_anew() -> None:
-    """As after a step that was left out: torch too clips what is there. A step without clipping would leave it out."""
+    """clip_grad_norm_ clips the current gradients, as torch's does; a step without it raises."""
     opt, plain = adamp(), adamp()
     opt.clip_grad_norm_(1e-3)
     for each in (opt, plain):
@@ -308,7 +308,7 @@ def test_new_gradients_are_clipped_anew() -> None:
 
 
 def test_two_optimizers_of_the_same_parameters() -> None:
-    """Each has its own clipping."""
+    """Each has its own coefficient."""
     one, alone = adamp(), adamp()
     other = onepass.SGD(parameters_of(one))
     one.clip_grad_norm_(1e-3)
@@ -316,12 +316,12 @@ def test_two_optimizers_of_the_same_parameters() -> None:
     alone.clip_grad_norm_(1e-3)
     one.step()
     alone.step()
-    assert_same_bits_but_gradients(one, alone)
+    assert_same_parameters(one, alone)
 
 
 @each_backend
-def test_a_clipped_gradient_is_a_plain_tensor(tmp_path: Path, backend: str) -> None:
-    """It can be saved, and nobody else holds it."""
+def test_clipped_gradients_are_plain_tensors(tmp_path: Path, backend: str) -> None:
+    """It can be saved, and nothing else refers to it."""
     opt = adamp(backend=backend)
     opt.clip_grad_norm_(1e-3)
     torch.save(gradients_of(opt), tmp_path / "gradients.pt")
@@ -338,7 +338,7 @@ def test_a_clipped_gradient_is_a_plain_tensor(tmp_path: Path, backend: str) -> N
         opt.clip_grad_norm_(1e-3)
 
 
-def test_gradients_of_inference_mode() -> None:
+def test_gradients_made_in_inference_mode() -> None:
     opt, plain = adamp(), adamp()
     for p in parameters_of(opt):
         with torch.inference_mode():
@@ -347,10 +347,10 @@ def test_gradients_of_inference_mode() -> None:
     for each in (opt, plain):
         each.clip_grad_norm_(1e-3)
         each.step()
-    assert_same_bits_but_gradients(opt, plain)
+    assert_same_parameters(opt, plain)
 
 
-def test_a_gradient_that_is_gone() -> None:
+def test_gradient_removed_after_clipping() -> None:
     opt, twin = adamp(), adamp()
     opt.clip_grad_norm_(1e-3)
     opt.step()
@@ -366,13 +366,13 @@ def test_a_gradient_that_is_gone() -> None:
     assert_same_bits(parameters_of(opt)[0], parameters_of(twin)[0], "a parameter with a gradient")
 
 
-# ------------------------------------------------------------------ it makes no state
+# ------------------------------------------------------------------ clipping and state
 
 
 @each_backend
 @each_optimizer
-def test_no_state_is_made(record: Record, backend: str) -> None:
-    """Nor is any saved or copied, and a run that is resumed from there has the bits of the unbroken one."""
+def test_clipping_makes_no_state(record: Record, backend: str) -> None:
+    """No state is saved or copied either, and a run resumed from there has the bits of the unbroken one."""
     opt, resumed = make(record, backend), make(record, backend)
     feed(opt, 0)
     for _ in range(2):
@@ -396,8 +396,8 @@ def train_clipped(opt: Any, times: Iterable[int]) -> None:
 
 @each_backend
 @each_optimizer
-def test_gradients_that_come_with_a_clipping(record: Record, backend: str) -> None:
-    """Of parameters that were not stepped yet, beside others that were: the bits of a run that clips by hand."""
+def test_first_gradients_of_some_parameters(record: Record, backend: str) -> None:
+    """Some parameters get their first gradient when others already have state: the bits of a run that scales by hand."""
     ours, plain = make(record, backend), make(record, backend)
     late = slice(0, None, 2)
     for time in range(4):
@@ -419,8 +419,8 @@ def test_gradients_that_come_with_a_clipping(record: Record, backend: str) -> No
 
 @each_backend
 @each_optimizer
-def test_state_that_is_gone_or_partly_there(record: Record, backend: str) -> None:
-    """A clipping takes what is there of the state for what it is, and leaves it so."""
+def test_missing_and_partial_state(record: Record, backend: str) -> None:
+    """A clipping works with any state, and does not change it."""
     ours, plain = make(record, backend), make(record, backend)
     for each in (ours, plain):
         train_clipped(each, range(2))
@@ -438,7 +438,7 @@ def test_state_that_is_gone_or_partly_there(record: Record, backend: str) -> Non
     assert {p: dict(own) for p, own in ours.state.items()} == before
     ours.step()
     plain.step()
-    assert_same_bits_but_gradients(ours, plain)
+    assert_same_parameters(ours, plain)
 
 
 def test_clipping_in_a_closure() -> None:
@@ -470,24 +470,24 @@ def test_clipping_in_a_closure() -> None:
         (torch.tensor(-1.0), ValueError),
     ],
 )
-def test_refused_norms(given: Any, error: type[Exception]) -> None:
+def test_invalid_max_norm(given: Any, error: type[Exception]) -> None:
     opt = adamp()
     with pytest.raises(error, match="max_norm must be"):
         opt.clip_grad_norm_(given)
 
 
 @pytest.mark.parametrize("given", [1, torch.tensor(1.0), math.inf, 0.0])
-def test_accepted_norms(given: Any) -> None:
+def test_valid_max_norm(given: Any) -> None:
     adamp().clip_grad_norm_(given)
 
 
-# ------------------------------------------------------------------ where the device counts
+# ------------------------------------------------------------------ device-counted groups
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("emulated", "triton")])
 @each_optimizer
-def test_counts_move_to_the_device_once(record: Record, backend: str) -> None:
-    """In the middle of a run, with the bits of a run that clips from its start."""
+def test_step_counts_move_to_the_device_once(record: Record, backend: str) -> None:
+    """In mid-run, with the bits of a run that the device counts from its start."""
     opt = train(make(record, backend), range(2))
     plan = opt._execution.backends
     early = make(record, backend)
@@ -506,7 +506,7 @@ def test_counts_move_to_the_device_once(record: Record, backend: str) -> None:
 
 
 @each_optimizer
-def test_launches(record: Record) -> None:
+def test_launches_of_a_clipped_step(record: Record) -> None:
     opt = make(record, "emulated")
     (feed(opt, 0), opt.step(), feed(opt, 1))
     opt.clip_grad_norm_(1.0)

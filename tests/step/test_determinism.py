@@ -14,7 +14,7 @@ from drive import feed, parameters, train
 from fresh_python import in_new_python
 from records import COMPILED, DTYPES, RECORDS, Record, each_compiled, each_optimizer
 
-# Rows that are cut into pieces, rows that are held, many short rows, and enough small tensors to share a work item.
+# Rows that are cut into pieces, cached rows, many short rows, and enough small tensors to share a batch of items.
 SHAPES = [(2, 70_000), (40, 1500), (4000, 9), (40_001,), *[(8, 8)] * 40]
 
 
@@ -23,7 +23,7 @@ def compiled_module() -> Any:
 
 
 def digests(backend: str) -> dict[str, str]:
-    """Of every optimizer and dtype, on tensors small and odd."""
+    """Of every optimizer and dtype, on small tensors of odd sizes."""
     shapes = [(2, 33_001), (40, 1025), (7, 5, 3, 3), (555,), (1, 1), (5000, 3), ()]
     return {
         f"{name} {dtype} {i}": digest(
@@ -38,9 +38,9 @@ def digests(backend: str) -> dict[str, str]:
 
 @each_compiled
 @each_optimizer
-def test_threads(backend: str, record: Record) -> None:
+def test_any_number_of_threads(backend: str, record: Record) -> None:
     seen = set()
-    for threads in (1, 3) if backend == "triton" else (1, 2, 3, 5, 2):  # Triton's kernels know of no threads
+    for threads in (1, 3) if backend == "triton" else (1, 2, 3, 5, 2):  # Triton's kernels use no threads
         opt = record.make(parameters(shapes=SHAPES), backend=backend, **record.typical)
         for time in range(3):
             torch.set_num_threads(1)  # for the gradients: torch's own sums depend on it
@@ -53,7 +53,7 @@ def test_threads(backend: str, record: Record) -> None:
 
 @pytest.fixture(scope="module")
 def by_instruction_set() -> dict[str, dict[str, str]]:
-    """Digests under each, after a check that it converts 16-bit numbers as it ought to."""
+    """Digests under each instruction set, after a check of its 16-bit conversions."""
     code = """
         import json
         import torch
@@ -79,7 +79,7 @@ def test_instruction_sets(by_instruction_set: dict[str, dict[str, str]]) -> None
 
 
 def test_from_run_to_run(by_instruction_set: dict[str, dict[str, str]]) -> None:
-    """This process, with another heap, against the fresh ones."""
+    """This process, with another heap, against a new one."""
     assert digests(COMPILED[0]) == by_instruction_set[compiled_module().isa()]
 
 

@@ -1,4 +1,4 @@
-"""The exchange of statistics between update and decide: the rows of one tensor in two plans, with the bits of one plan."""
+"""The exchange of row statistics between update and decide: rows of a tensor in two plans get the bits of one plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onepass.state import make_state
 from records import BACKENDS, RECORDS, Record, each_projected
 from tensors import gradient, values
 
-# Rows that a lane, a warp, a block and the row cache take, and rows that are cut into pieces; a tensor without a gate among them.
+# Rows for a lane, a warp, a block and the row cache, rows that are cut into pieces; a tensor without a gate among them.
 SHAPES = [(6, 20), (9, 3, 3), (50,), (3, 40_001), (4, 1500)]
 GATES = ["channel", "none", "layer", "channel", "channel", "layer", "none"]  # of the steps
 
@@ -27,7 +27,7 @@ each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def add_up(backends: Sequence[Any]) -> None:
-    """Adds up what is a sum, and takes the largest cosine; a NaN is larger than any number."""
+    """Adds the sums, and takes the largest cosine; a NaN is larger than any number."""
     stats = [backend.stats for backend in backends]
     total = torch.stack(stats).sum(dim=0)
     cosine = base.STATS.index("max_cosine_squared")
@@ -118,7 +118,7 @@ def test_two_plans_give_the_bits_of_one(backend: str, record: Record, dtype: tor
 
 @each_backend
 @pytest.mark.parametrize("arguments", [{"nesterov": True}, {"speculate": False}, {"decay": "proximal"}], ids=str)
-def test_options(backend: str, arguments: dict[str, Any]) -> None:
+def test_options_in_two_plans(backend: str, arguments: dict[str, Any]) -> None:
     record = RECORDS["AdamP"]
     opt = start(record, backend, torch.float32, arguments)
     halves = Halves(opt, backend)
@@ -131,8 +131,8 @@ def test_options(backend: str, arguments: dict[str, Any]) -> None:
 
 
 @each_backend
-def test_one_row_closes_the_gate_of_both(backend: str) -> None:
-    """The gate of the half that has no such row too; and a NaN does the same."""
+def test_one_row_closes_the_gate_of_both_plans(backend: str) -> None:
+    """Also of the half that has no such row; so does a NaN."""
     for wrong in (1.0, float("nan")):
         opt = start(RECORDS["AdamP"], backend, torch.float32, {})
         halves = Halves(opt, backend)
@@ -146,8 +146,8 @@ def test_one_row_closes_the_gate_of_both(backend: str) -> None:
 
 
 @each_backend
-def test_fields(backend: str) -> None:
-    """What is exchanged is what the names say."""
+def test_exchanged_fields(backend: str) -> None:
+    """Each exchanged column has the numbers of its name in STATS."""
     opt = start(RECORDS["AdamP"], backend, torch.float64, {})
     halves = Halves(opt, backend)
     for number, p in enumerate(opt.param_groups[0]["params"]):

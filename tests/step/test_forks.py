@@ -1,7 +1,7 @@
-"""A child that is forked from a process whose steps have used several threads, which the child does not have.
+"""Steps in a child forked from a process whose steps have used several threads, which the child does not have.
 
-A parallel region in the child would wait for them forever, torch's own too: the child here calls no operation of torch on
-a large tensor itself.
+A parallel region in the child, torch's too, would wait for them forever: the child itself calls no operation of torch on
+a large tensor.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def feed(opt: Any, time: int) -> list[Tensor]:
 
 @each_optimizer
 @pytest.mark.usefixtures("several_threads")
-def test_a_child_steps_after_its_parent(record: Record) -> None:
-    """With the bits of the parent's next step, and with its threads as they were for whatever else it does."""
+def test_child_steps_after_its_parent(record: Record) -> None:
+    """With the bits of the parent's next step; the child's number of threads is the same afterwards."""
     opt = make(record, "cpu", LARGE)
     opt.step()
     assert torch.get_num_threads() == 3
@@ -96,8 +96,8 @@ def test_a_child_steps_after_its_parent(record: Record) -> None:
 
 
 @each_optimizer
-def test_a_process_that_is_no_child_keeps_its_threads(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All through a step: that they are the same again afterwards is not enough."""
+def test_unforked_process_keeps_its_threads(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step sets the number of threads in a child only."""
     opt, asked, set_num_threads = make(record, "cpu", LARGE), [], torch.set_num_threads
 
     def note(threads: int) -> None:
@@ -111,7 +111,7 @@ def test_a_process_that_is_no_child_keeps_its_threads(record: Record, monkeypatc
 
 
 @pytest.mark.usefixtures("several_threads")
-def test_a_step_of_a_child_that_raises_leaves_its_threads() -> None:
+def test_child_restores_its_threads_after_an_error() -> None:
     opt = make(RECORDS["AdamW"], "cpu", LARGE)
     opt.step()
     opt.param_groups[0]["lr"] = -1.0
@@ -126,14 +126,14 @@ def test_a_step_of_a_child_that_raises_leaves_its_threads() -> None:
 
 @each_backend
 @pytest.mark.usefixtures("several_threads")
-def test_a_child_goes_its_whole_way(backend: str) -> None:
+def test_child_clips_loads_and_steps(backend: str) -> None:
     """Clips, makes state in its first step, loads a state dict and steps again, on every backend."""
     record = RECORDS["AdamP"]
     shape = LARGE if backend in ("cpu", "reference") else (40, 300)
     arguments: Arguments = dict(speculate=False)
     used = make(RECORDS["AdamW"], "cpu", LARGE)
     used.step()
-    torch.zeros(LARGE).add_(1)  # torch has used its threads too
+    torch.zeros(LARGE).add_(1)  # torch uses its threads too
     saved = make(record, backend, shape, **arguments)
     saved.step()
     state_dict, gradient = saved.state_dict(), feed(saved, 1)[0]

@@ -1,4 +1,4 @@
-"""torch.amp.GradScaler: unscaling is part of the step, and a step whose gradients overflowed does not take place."""
+"""torch.amp.GradScaler: the step unscales gradients, and is skipped if they overflowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from emulated_backend import emulated, plan_of
 from records import BACKENDS, RECORDS, Record, each_backend, each_optimizer
 
 SCALE = 2.0**12
-# Those whose steps are counted where the gradients are.
+# Backends that count steps on the device.
 each_device = pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("reference", "cpu")])
 
 
@@ -34,15 +34,15 @@ def scaler_of(scale: float = SCALE) -> torch.amp.GradScaler:
 
 @contextlib.contextmanager
 def only_the_device_knows() -> Iterator[None]:
-    """Which steps are skipped, as on a GPU. The tensors of these tests are the host's, which would know too."""
+    """Only the device knows which steps are skipped, as on a GPU: here the host could read its own tensors."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onepass.scaling.Scaling, "known_to_skip", False)
         yield
 
 
 def feed_scaled(opt: Any, time: int, scaler: torch.amp.GradScaler, overflow: bool = False) -> None:
-    """Gradients as a backward pass from the scaled loss leaves them."""
-    scaler.scale(torch.zeros(()))  # makes the scale
+    """Gradients of a scaled loss, as a backward pass leaves them."""
+    scaler.scale(torch.zeros(()))  # initializes the scale
     feed(opt, time, scaler.get_scale())
     if overflow:
         parameters_of(opt)[0].grad[1, 2] = math.inf
@@ -62,14 +62,14 @@ def train_scaled(opt: Any, times: Iterable[int], scaler: torch.amp.GradScaler | 
 
 @each_backend
 @each_optimizer
-def test_same_bits_as_without(record: Record, backend: str) -> None:
-    """The scale is a power of two, as scalers have it: not a bit differs from a run without."""
+def test_same_bits_as_unscaled(record: Record, backend: str) -> None:
+    """The scale is a power of two, as in scalers: the bits are those of a run without."""
     scaled = train_scaled(make(record, backend), range(5))
     plain = train(make(record, backend), range(5))
     for p, q in zip(parameters_of(scaled), parameters_of(plain), strict=True):
         q.grad = p.grad
     if scaled._execution.counts_on_device:
-        plain._execution.counts_on_device = True  # its counts lie elsewhere, and that is all
+        plain._execution.counts_on_device = True  # only its counts are elsewhere
     assert_same_state(scaled, plain)
 
 
@@ -109,9 +109,9 @@ def test_clipping_without_unscaling(backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
-def test_beside_torch(name: str) -> None:
-    """A model in mixed precision, with losses that overflow now and then. torch's optimizer is given the gradients of ours:
-    from weights that differ in rounding autocast would make gradients that differ in the third digit."""
+def test_matches_torch(name: str) -> None:
+    """A model in mixed precision, with losses that sometimes overflow. torch's optimizer gets the gradients of ours: with
+    weights that differ in rounding, autocast would give gradients that differ in the third digit."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
     params, copies = list(model.parameters()), list(copy.deepcopy(model).parameters())
@@ -141,7 +141,7 @@ def test_beside_torch(name: str) -> None:
 @each_backend
 @each_optimizer
 def test_gradients_are_left_scaled(record: Record, backend: str) -> None:
-    """To unscale them is part of the step: nothing has passed over their memory."""
+    """The step unscales what it reads, and does not write to gradients."""
     opt, scaler = make(record, backend), scaler_of()
     feed_scaled(opt, 0, scaler)
     before = [p.grad.clone() for p in parameters_of(opt)]
@@ -151,13 +151,13 @@ def test_gradients_are_left_scaled(record: Record, backend: str) -> None:
 
 
 class OwnScaler(torch.amp.GradScaler):
-    """Of FSDP's kind: it has a step of its own, and leaves it to torch's."""
+    """Like FSDP's: its `step` calls torch's."""
 
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         return super().step(optimizer, *args, **kwargs)
 
 
-def test_a_scaler_of_another_class() -> None:
+def test_subclass_of_grad_scaler() -> None:
     opt, plain = make(RECORDS["AdamP"]), make(RECORDS["AdamP"])
     scaler = OwnScaler("cpu", init_scale=SCALE)
     train_scaled(opt, range(3), scaler)
@@ -197,15 +197,15 @@ OVERFLOWS = {"first two": {0, 1}, "later": {2, 4}}
     ("record", "changed"),
     [
         *[pytest.param(record, {}, id=record.name) for record in RECORDS.values()],
-        # Whose buffer starts from the first gradient, undampened.
+        # Its buffer starts with the first gradient, undampened.
         pytest.param(RECORDS["SGD"], dict(momentum=0.6, dampening=0.4), id="SGD-dampening"),
         pytest.param(RECORDS["AdamP"], dict(speculate=False), id="AdamP-two_visits"),
     ],
 )
-def test_a_run_with_overflows(
+def test_run_with_overflows(
     record: Record, changed: dict[str, Any], backend: str, clips: bool, overflows: set[int]
 ) -> None:
-    """Has the bits of a run that never saw those gradients."""
+    """The bits of a run without the overflowed gradients."""
     opt, plain, scaler = make(record, backend, **changed), make(record, backend, **changed), scaler_of(2.0**20)
     for time in range(5):
         overflow = time in overflows
@@ -240,8 +240,8 @@ CHANGES = {
 @pytest.mark.parametrize("knows", ["host", "device"])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @each_backend
-def test_overflow_and_then_a_change(backend: str, change: Any, knows: str) -> None:
-    """The first step does not take place, and the second is bound anew: its buffers are the first ones, undampened."""
+def test_change_after_an_overflow(backend: str, change: Any, knows: str) -> None:
+    """The first steps are skipped, and the next one binds anew: its gradients enter the buffers undampened."""
     arguments = dict(lr=0.05, momentum=0.6, dampening=0.4)
     opt, plain, scaler = (
         make(RECORDS["SGD"], backend, **arguments),
@@ -256,7 +256,7 @@ def test_overflow_and_then_a_change(backend: str, change: Any, knows: str) -> No
     old = opt._execution.backends
     changed = change(opt)
     opt = changed if isinstance(changed, onepass.SGD) else opt
-    opt._execution.layout = []  # or the backend "cpu" would not be bound anew after `memory`
+    opt._execution.layout = []  # else the backend "cpu" would not be bound anew after `memory`
     train_scaled(opt, range(3), scaler)
     assert opt._execution.backends is not old
     train(plain, range(3))
@@ -265,8 +265,8 @@ def test_overflow_and_then_a_change(backend: str, change: Any, knows: str) -> No
 
 
 @each_backend
-def test_a_buffer_that_replaces_a_new_one(backend: str) -> None:
-    """It has steps behind it: it is neither left out of a checkpoint nor stepped undampened."""
+def test_buffer_set_after_an_overflow(backend: str) -> None:
+    """It counts as stepped: a checkpoint has it, and the next gradient is dampened."""
     arguments = dict(lr=0.05, momentum=0.6, dampening=0.4)
     opt, plain = make(RECORDS["SGD"], backend, **arguments), make(RECORDS["SGD"], backend, **arguments)
     opt.grad_scale, opt.found_inf = torch.tensor(1.0), torch.tensor(1.0)
@@ -286,7 +286,7 @@ def test_a_buffer_that_replaces_a_new_one(backend: str) -> None:
 @pytest.mark.parametrize("knows", ["host", "device"])
 @each_backend
 def test_buffers_are_dampened_after_their_first_step(backend: str, knows: str) -> None:
-    """Also when they are bound anew, or saved, where only the device knows that the step was taken."""
+    """Also when they are bound anew or saved while only the device knows that the step was taken."""
     arguments = dict(lr=0.05, momentum=0.6, dampening=0.4)
     opt, plain = make(RECORDS["SGD"], backend, **arguments), make(RECORDS["SGD"], backend, **arguments)
     with only_the_device_knows() if knows == "device" else contextlib.nullcontext():
@@ -301,8 +301,8 @@ def test_buffers_are_dampened_after_their_first_step(backend: str, knows: str) -
 
 
 @each_backend
-def test_first_buffers_of_parameters_that_come_and_go(backend: str) -> None:
-    """A first step that is clipped only, one of the other parameter, then of both: each buffer starts undampened."""
+def test_first_buffers_when_gradients_come_and_go(backend: str) -> None:
+    """First gradients that are only clipped, steps of one parameter each, then of both: each buffer starts undampened."""
 
     def trained(clips_first: bool) -> list[Tensor]:
         params = [torch.ones(3), torch.ones(3)]
@@ -323,7 +323,7 @@ def test_first_buffers_of_parameters_that_come_and_go(backend: str) -> None:
 
 @pytest.mark.parametrize("happens", ["clipping", "overflow"])
 @each_backend
-def test_what_was_not_stepped_is_not_saved(backend: str, happens: str) -> None:
+def test_unstepped_state_is_not_saved(backend: str, happens: str) -> None:
     record = RECORDS["SGD"]
     opt, plain = [make(record, backend, lr=0.1, momentum=0.9, dampening=0.5) for _ in range(2)]
     feed_scaled(opt, 0, scaler := scaler_of(), overflow=happens == "overflow")
@@ -343,8 +343,8 @@ def test_what_was_not_stepped_is_not_saved(backend: str, happens: str) -> None:
 
 
 @each_backend
-def test_overflow_and_then_a_checkpoint(backend: str) -> None:
-    """What was made for the step that was not taken is replaced by the checkpoint's, which is no first buffer."""
+def test_checkpoint_after_an_overflow(backend: str) -> None:
+    """The buffers of the checkpoint are no first ones, although the optimizer has only skipped a step."""
     arguments = dict(lr=0.05, momentum=0.6, dampening=0.4)
     trained = train(make(RECORDS["SGD"], backend, **arguments), range(2))
     opt = make(RECORDS["SGD"], backend, **arguments)
@@ -360,12 +360,12 @@ def test_overflow_and_then_a_checkpoint(backend: str) -> None:
     assert_same_state(opt, trained)
 
 
-# ------------------------------------------------------------------ counts on the device
+# ------------------------------------------------------------------ device-counted groups
 
 
 @each_device
 @each_optimizer
-def test_from_the_middle_of_a_run(record: Record, backend: str) -> None:
+def test_scaler_in_mid_run(record: Record, backend: str) -> None:
     opt = train_scaled(train(make(record, backend), range(3)), range(3, 6))
     plain = train(make(record, backend), range(6))
     for p, q in zip(parameters_of(opt), parameters_of(plain), strict=True):
@@ -384,7 +384,7 @@ COPIES = {
 @pytest.mark.parametrize("copy_of", COPIES.values(), ids=COPIES)
 @each_device
 @each_optimizer
-def test_copies_go_on(record: Record, backend: str, copy_of: Any) -> None:
+def test_copies_continue(record: Record, backend: str, copy_of: Any) -> None:
     opt = train_scaled(make(record, backend), range(3))
     for p in parameters_of(opt):
         p.grad = None
@@ -396,7 +396,7 @@ def test_copies_go_on(record: Record, backend: str, copy_of: Any) -> None:
 
 @each_backend
 @each_optimizer
-def test_checkpoints_go_on(record: Record, backend: str) -> None:
+def test_resume_from_a_checkpoint(record: Record, backend: str) -> None:
     opt = train_scaled(make(record, backend), range(3))
     twin = make(record, backend)
     with torch.no_grad():
@@ -409,14 +409,14 @@ def test_checkpoints_go_on(record: Record, backend: str) -> None:
 
 
 @each_optimizer
-def test_launches(record: Record) -> None:
-    """A launch more than without: the one that works out scalars and counts."""
+def test_launches_of_a_scaled_step(record: Record) -> None:
+    """One launch more than without a scaler: the one that computes scalars and counts."""
     opt = train_scaled(make(record, "emulated"), range(2))
     assert plan_of(opt).launches == ["device_scalars"] + (["update", "correct"] if record.projected else ["step"])
 
 
 def test_lr_changes_under_a_scaler() -> None:
-    """The group is not capturable: its numbers are the host's, and are sent when they have changed."""
+    """The group is not capturable: the host uploads its hyper-parameters when they have changed."""
     opt, plain = make(RECORDS["AdamP"], "emulated"), make(RECORDS["AdamP"], "emulated")
     for time in range(4):
         for each in (opt, plain):
@@ -427,7 +427,7 @@ def test_lr_changes_under_a_scaler() -> None:
         assert_same_bits(p, q, "parameter")
 
 
-def test_a_step_that_was_not_made_for_capture_is_refused_under_a_scaler_too() -> None:
+def test_capture_under_a_scaler_needs_capturable() -> None:
     opt = train_scaled(make(RECORDS["AdamP"], "emulated"), range(2))
     feed(opt, 2)
     emulated.set_capturing(True)
@@ -438,8 +438,7 @@ def test_a_step_that_was_not_made_for_capture_is_refused_under_a_scaler_too() ->
         emulated.set_capturing(False)
 
 
-def test_a_captured_step_replays_with_what_was_found() -> None:
-    """found_inf and grad_scale are read at every replay."""
+def test_replay_reads_found_inf_and_grad_scale() -> None:
     opt, plain = (
         make(RECORDS["AdamP"], "emulated", capturable=True),
         make(RECORDS["AdamP"], "emulated", capturable=True),
@@ -466,8 +465,8 @@ def test_a_captured_step_replays_with_what_was_found() -> None:
         assert_same_bits(p, q, "parameter")
 
 
-def test_scales_of_other_kinds() -> None:
-    """Of one element, of another dtype; of no dtype that could be read."""
+def test_scale_of_another_shape_or_dtype() -> None:
+    """A float64 scale of one element, and a found_inf of integers."""
     opt, plain = make(RECORDS["AdamW"], "emulated"), make(RECORDS["AdamW"], "emulated")
     opt.grad_scale, opt.found_inf = torch.tensor([8.0], dtype=torch.float64), torch.tensor([0])
     feed(opt, 0, 8.0)
@@ -478,8 +477,8 @@ def test_scales_of_other_kinds() -> None:
 
 
 @pytest.mark.parametrize("place", range(3), ids=["clip", "grad_scale", "found_inf"])
-def test_the_kernels_take_a_scale_of_floats_only(place: int) -> None:
-    """Python checks what users give; this is what the compiled module says to a mistake of Python's."""
+def test_compiled_module_rejects_an_integer_scale(place: int) -> None:
+    """Python checks the scales of users; the compiled module checks those that Python passes."""
     p = torch.ones(3)
     p.grad = torch.ones(3)
     opt = onepass.AdamW([p], backend="emulated")

@@ -1,4 +1,4 @@
-"""Many param groups: what is done for each does not grow with their number. Counted, not timed."""
+"""Many param groups: the work for each does not grow with their number. Counted, not timed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def groups(n: int = GROUPS, **options: Any) -> list[dict[str, Any]]:
 
 
 class Watched(list):
-    """Groups, or parameters of a group, and how often they were gone through."""
+    """Groups, or parameters of a group, with the number of iterations over them."""
 
     times = 0
 
@@ -49,7 +49,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, name: str, work: Callable[[], Any])
 
 @each_optimizer
 def test_each_parameter_is_checked_once(monkeypatch: pytest.MonkeyPatch, record: Record) -> None:
-    """By the constructor, and when its group is added. `overlaps` is called for every parameter that passes."""
+    """By the constructor, or when its group is added. `overlaps` is called for every parameter that passes."""
     made: list[Any] = []
     at_start = counted(monkeypatch, "overlaps", lambda: made.append(record.make(groups(), lr=0.1)))
     assert at_start == GROUPS
@@ -59,7 +59,7 @@ def test_each_parameter_is_checked_once(monkeypatch: pytest.MonkeyPatch, record:
 
 
 @pytest.mark.parametrize("name", ["AdamW", "AdamP"])
-def test_adding_a_group_does_not_go_through_the_others(name: str) -> None:
+def test_add_param_group_does_not_iterate_over_others(name: str) -> None:
     """Nor does torch's own check that no parameter is in two groups."""
     opt = RECORDS[name].make(groups(), lr=0.1)
     for group in opt.param_groups:
@@ -72,7 +72,7 @@ def test_adding_a_group_does_not_go_through_the_others(name: str) -> None:
 
 
 @each_optimizer
-def test_groups_that_are_added_are_groups_that_were_given(record: Record) -> None:
+def test_added_groups_equal_given_groups(record: Record) -> None:
     given = [{"params": [p]} for p in parameters()]
     at_once = record.make(given, **record.typical)
     one_by_one = record.make([{"params": parameters()[:1]}], **record.typical)
@@ -82,7 +82,7 @@ def test_groups_that_are_added_are_groups_that_were_given(record: Record) -> Non
     assert one_by_one.state_dict()["param_groups"] == at_once.state_dict()["param_groups"]
 
 
-# ------------------------------------------------------------------ a parameter of two groups
+# ------------------------------------------------------------------ a parameter in two groups
 
 
 def _unpickled(opt: Any) -> Any:
@@ -93,7 +93,7 @@ def _unpickled(opt: Any) -> Any:
 
 @pytest.mark.parametrize("at", [0, 5, GROUPS - 1])
 @pytest.mark.parametrize("through", [lambda opt: opt, _unpickled], ids=["as made", "restored"])
-def test_a_parameter_of_an_earlier_group(at: int, through: Any) -> None:
+def test_parameter_of_an_earlier_group(at: int, through: Any) -> None:
     opt = through(onepass.AdamW(groups()))
     p = opt.param_groups[at]["params"][0]
     for number in (GROUPS, GROUPS + 1):
@@ -103,8 +103,8 @@ def test_a_parameter_of_an_earlier_group(at: int, through: Any) -> None:
         opt.add_param_group(*groups(1))
 
 
-def test_a_parameter_that_was_in_a_group() -> None:
-    """Groups may be taken out by hand."""
+def test_parameter_of_a_removed_group() -> None:
+    """Users may remove groups by hand."""
     opt = onepass.AdamW(groups())
     gone = opt.param_groups.pop(3)
     opt.add_param_group({"params": gone["params"]})
@@ -113,8 +113,8 @@ def test_a_parameter_that_was_in_a_group() -> None:
         opt.add_param_group({"params": gone["params"]})
 
 
-def test_a_parameter_that_was_put_in_by_hand() -> None:
-    """Found by the next step, before it writes."""
+def test_parameter_added_by_hand() -> None:
+    """The next step raises before it writes."""
     opt = onepass.AdamW(groups())
     p = nn.Parameter(torch.ones(3))
     opt.param_groups[2]["params"].append(p)
@@ -124,7 +124,7 @@ def test_a_parameter_that_was_put_in_by_hand() -> None:
     assert all(torch.equal(q, torch.ones_like(q)) for q in parameters_of(opt))
 
 
-# ------------------------------------------------------------------ what torch refuses
+# ------------------------------------------------------------------ errors of torch
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_parameter_that_was_put_in_by_hand() -> None:
         (False, [], TypeError, "must be a dict"),
     ],
 )
-def test_what_torch_refuses(named: bool, wrong: Any, kind: type[Exception], words: str) -> None:
+def test_errors_of_torch(named: bool, wrong: Any, kind: type[Exception], words: str) -> None:
     params = [
         {"params": [(str(i), group["params"][0])] if named else group["params"]} for i, group in enumerate(groups())
     ]

@@ -1,4 +1,4 @@
-"""What torch hangs on `step` and `zero_grad`: hooks of an optimizer and of all, the profiler's names, schedulers' checks."""
+"""torch's additions to `step` and `zero_grad`: own and global hooks, the profiler's names, schedulers' checks."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def made(record: Record) -> Any:
 
 
 @each_optimizer
-def test_order_and_arguments(record: Record) -> None:
-    """An optimizer's own hooks between those of all optimizers; what a pre-hook returns replaces the arguments."""
+def test_hook_order_and_arguments(record: Record) -> None:
+    """An optimizer's own hooks run between the global ones; a pre-hook's return value replaces the arguments."""
     opt, seen = made(record), []
     loss = torch.tensor(3.0)
 
@@ -33,7 +33,7 @@ def test_order_and_arguments(record: Record) -> None:
 
     opt.register_step_pre_hook(with_closure)
     own = opt.register_step_post_hook(lambda *_: seen.append("own post"))
-    everyones = [
+    global_hooks = [
         register_optimizer_step_pre_hook(lambda *_: seen.append("pre")),
         register_optimizer_step_post_hook(lambda *_: seen.append("post")),
     ]
@@ -41,7 +41,7 @@ def test_order_and_arguments(record: Record) -> None:
         feed(opt, 0)
         assert opt.step() is loss
     finally:
-        for handle in everyones:
+        for handle in global_hooks:
             handle.remove()
     assert seen == ["pre", "own pre", "own post", "post"]
     own.remove()
@@ -57,10 +57,10 @@ def test_order_and_arguments(record: Record) -> None:
         lambda opt: register_optimizer_step_pre_hook,
         lambda opt: register_optimizer_step_post_hook,
     ],
-    ids=["pre", "post", "everyone's pre", "everyone's post"],
+    ids=["pre", "post", "global pre", "global post"],
 )
-def test_a_hook_alone(register: Any) -> None:
-    """It is called where it is the only one, from when it is registered until it is removed."""
+def test_single_hook(register: Any) -> None:
+    """The only hook is called from its registration until its removal."""
     opt, seen = train(made(RECORDS["AdamW"]), [0]), []
     handle = register(opt)(lambda *_: seen.append(opt))
     try:
@@ -72,8 +72,8 @@ def test_a_hook_alone(register: Any) -> None:
 
 
 @each_optimizer
-def test_a_pre_hook_may_change_gradients_and_groups(record: Record) -> None:
-    """The step sees what the hook left."""
+def test_pre_hook_may_change_gradients_and_groups(record: Record) -> None:
+    """The step uses the values that the hook has set."""
     opt, other = made(record), made(record)
 
     def change(opt: Any, *_: Any) -> None:
@@ -88,7 +88,7 @@ def test_a_pre_hook_may_change_gradients_and_groups(record: Record) -> None:
 
 @each_optimizer
 def test_profiler(record: Record) -> None:
-    """A step and a zero_grad stand in the profile under the names that torch gives its own."""
+    """The profile names a step and a zero_grad as torch's own."""
     opt = train(made(record), [0])
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         opt.step()
@@ -100,7 +100,7 @@ def test_profiler(record: Record) -> None:
 
 @each_optimizer
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["copy", "pickle"])
-def test_copies_step_alone(record: Record, again: Any) -> None:
+def test_copies_step_independently(record: Record, again: Any) -> None:
     """A copy has its own parameters, state and plan."""
     opt = train(made(record), range(2))
     other = again(opt)
@@ -111,8 +111,8 @@ def test_copies_step_alone(record: Record, again: Any) -> None:
     assert {id(p) for p in other.last_step()} <= {id(p) for p in other.param_groups[0]["params"]}
 
 
-def test_a_scheduler_knows_whether_a_step_was_taken() -> None:
-    """It wraps `step` on the instance and warns of a schedule that runs ahead."""
+def test_scheduler_detects_a_missing_step() -> None:
+    """It wraps `step` on the instance, and warns if it is stepped before the optimizer."""
     ahead, in_order = made(RECORDS["AdamW"]), made(RECORDS["AdamW"])
     schedules = [torch.optim.lr_scheduler.StepLR(opt, 1) for opt in (ahead, in_order)]
     with pytest.warns(UserWarning, match="before `optimizer.step"):
@@ -123,6 +123,6 @@ def test_a_scheduler_knows_whether_a_step_was_taken() -> None:
         schedules[1].step()
 
 
-def test_step_keeps_its_documentation() -> None:
+def test_step_keeps_its_name_and_docstring() -> None:
     step = RECORDS["AdamP"].make.step
     assert step.__name__ == "step" and "Performs one step" in step.__doc__

@@ -1,4 +1,4 @@
-"""The optimizer in the backward pass: the bits of the ordinary step, with no two gradients alive at once."""
+"""Steps in the backward pass: the bits of ordinary steps, with no two gradients alive at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ordinary(make: Any, steps: int = 5) -> torch.nn.Module:
 
 @pytest.mark.parametrize("backend", [*INSTALLED, "emulated"])
 @each_optimizer
-def test_same_bits(backend: str, record: Record) -> None:
+def test_same_bits_as_ordinary_steps(backend: str, record: Record) -> None:
     def make(params: Any) -> Any:
         return record.make(params, backend=backend, **record.typical)
 
@@ -45,7 +45,7 @@ def test_same_bits(backend: str, record: Record) -> None:
 
 
 @each_optimizer
-def test_gradients_go_one_by_one(record: Record) -> None:
+def test_one_gradient_at_a_time(record: Record) -> None:
     """When a parameter is stepped, no other has a gradient."""
     model, alive = toy.net(), []
     optimizers = step_in_backward(model.parameters(), lambda params: record.make(params, **record.typical))
@@ -74,7 +74,7 @@ def test_tied_weights() -> None:
 
 
 def test_schedulers_and_checkpoints() -> None:
-    """Each parameter's optimizer has its own schedule and state dict; a run goes on from them bit for bit."""
+    """Each parameter's optimizer has its own schedule and state dict; a run resumes from them bit for bit."""
 
     def made() -> tuple[Any, Any, Any]:
         model = toy.net()

@@ -1,4 +1,4 @@
-"""What the step tells of itself: the same on every backend, of that step alone, and for nothing."""
+"""last_step(): gate statistics, the same on every backend, of one step only, and at no cost until they are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TENSORS = ("gate", "cosine", "p_norm", "g_norm", "corrected")
 
 
 def feed(opt: Any, gates: tuple[str, ...], seed: int = 0) -> None:
-    """Gradients that make the matrices take these gates."""
+    """Sets gradients with which the matrices take these gates."""
     for i, p in enumerate(params_of(opt)):
         p.grad = gradient(gates[i], p, seed + i) if p.dim() > 1 else values(p.shape, p.dtype, seed + i)
 
@@ -39,7 +39,7 @@ def params_of(opt: Any) -> list[Tensor]:
 
 
 def make(record: Record, backend: str, dtype: torch.dtype = torch.float32) -> Any:
-    """Of two groups."""
+    """An optimizer of two groups."""
     params = [values(shape, dtype, i) for i, shape in enumerate(SHAPES)]
     groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.2}]
     return record.make(groups, **{**record.typical, "backend": backend})
@@ -52,18 +52,18 @@ def stepped(record: Record, backend: str, dtype: torch.dtype = torch.float32) ->
     return opt
 
 
-# ------------------------------------------------------------------ what it tells
+# ------------------------------------------------------------------ gate statistics
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @each_backend
 @each_projected
-def test_the_reference_tells_the_same(record: Record, backend: str, dtype: torch.dtype) -> None:
+def test_matches_the_reference(record: Record, backend: str, dtype: torch.dtype) -> None:
     last, want = stepped(record, backend, dtype).last_step(), stepped(record, "reference", dtype).last_step()
     assert [onepass.GATES[code] for code in last.gate] == [GATES[i] for i in PROJECTED]
     torch.testing.assert_close(last.gate, want.gate, rtol=0, atol=0)
     for name in ("cosine", "p_norm", "g_norm"):
-        # Sums of float32 over short runs; the cosines of the gate channel are what is left of their rounding.
+        # Sums of float32 over short runs; where the gate is channel, the cosines are their rounding errors.
         torch.testing.assert_close(getattr(last, name), getattr(want, name), rtol=1e-5, atol=1e-4, msg=name)
     assert [t.dtype for t in (last.gate, last.cosine, last.corrected)] == [torch.int32, torch.float64, torch.bool]
 
@@ -87,8 +87,8 @@ def test_tensors_and_mapping_agree(record: Record, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", COMPILED)
 @each_projected
-def test_a_wrong_prediction_is_corrected(record: Record, backend: str) -> None:
-    """The first step expects none; one that is like those before it finds what it expects."""
+def test_wrong_prediction_is_corrected(record: Record, backend: str) -> None:
+    """The first step predicts none; after three steps of the gate channel the prediction is right."""
     opt = stepped(record, backend)
     assert opt.last_step().corrected.tolist() == [GATES[i] != "none" for i in PROJECTED]
     for seed in (10, 20, 30):
@@ -100,7 +100,7 @@ def test_a_wrong_prediction_is_corrected(record: Record, backend: str) -> None:
 @each_backend
 @each_projected
 def test_without_speculation_nothing_is_corrected(record: Record, backend: str) -> None:
-    """Though a layer that was measured is written late."""
+    """Although `correct` writes the tensors whose gate is layer."""
     opt = make(record, backend)
     for group in opt.param_groups:
         group["speculate"] = False
@@ -111,7 +111,7 @@ def test_without_speculation_nothing_is_corrected(record: Record, backend: str) 
 
 @each_backend
 @each_projected
-def test_what_was_not_stepped_is_not_told_of(record: Record, backend: str) -> None:
+def test_parameters_without_a_gradient_are_left_out(record: Record, backend: str) -> None:
     opt = stepped(record, backend)
     first = params_of(opt)[0]
     first.grad = None
@@ -125,7 +125,7 @@ def test_what_was_not_stepped_is_not_told_of(record: Record, backend: str) -> No
 
 @each_backend
 @each_optimizer
-def test_nothing_to_tell(record: Record, backend: str) -> None:
+def test_empty_before_a_step_and_without_projection(record: Record, backend: str) -> None:
     opt = make(record, backend)
     assert not opt.last_step() and opt.last_step() == {} and opt.last_step().flat() == {}
     last = opt.last_step()
@@ -136,8 +136,8 @@ def test_nothing_to_tell(record: Record, backend: str) -> None:
 
 
 @each_projected
-def test_backends_side_by_side(record: Record) -> None:
-    """Each steps a group; the tensors are of all."""
+def test_groups_on_several_backends(record: Record) -> None:
+    """Each backend steps one group; the statistics cover all groups."""
     params = [values((6, 10), torch.float32, 1) for _ in BACKENDS]
     groups = [{"params": [p], "backend": backend} for p, backend in zip(params, BACKENDS, strict=True)]
     opt = record.make(groups, **record.typical)
@@ -151,11 +151,11 @@ def test_backends_side_by_side(record: Record) -> None:
     assert {verdict.gate for verdict in last.values()} == {"layer"}
 
 
-# ------------------------------------------------------------------ for nothing
+# ------------------------------------------------------------------ cost
 
 
 class Reads:
-    """Counts what makes the host wait for a number of the device."""
+    """Counts the calls that make the host wait for a number of the device."""
 
     NAMES = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__", "__index__", "__array__")
 
@@ -174,7 +174,7 @@ class Reads:
 
 @each_backend
 @each_projected
-def test_nothing_waits_until_it_is_read(record: Record, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_waits_only_when_it_reads(record: Record, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opt = stepped(record, backend)
     reads = Reads(monkeypatch)
     last = opt.last_step()
@@ -190,7 +190,7 @@ def test_nothing_waits_until_it_is_read(record: Record, backend: str, monkeypatc
 
 
 class Written(TorchDispatchMode):
-    """The bytes that torch's operations have written."""
+    """Counts the bytes that torch's operations write."""
 
     bytes = 0
 
@@ -203,8 +203,8 @@ class Written(TorchDispatchMode):
 
 @each_backend
 @each_projected
-def test_no_pass_over_memory(record: Record, backend: str) -> None:
-    """A few numbers for each parameter are copied, of whatever size it is, and no kernel is launched."""
+def test_copies_a_few_numbers_only(record: Record, backend: str) -> None:
+    """A few numbers are copied for a parameter of any size, and no kernel is launched."""
     p = values((512, 64), torch.float32, 1)
     opt = record.make([p], **{**record.typical, "backend": backend})
     p.grad = gradient("channel", p, 2)
@@ -219,8 +219,8 @@ def test_no_pass_over_memory(record: Record, backend: str) -> None:
 
 @each_backend
 @each_projected
-def test_it_is_a_snapshot(record: Record, backend: str) -> None:
-    """Also what is read of it only after another step."""
+def test_last_step_is_a_snapshot(record: Record, backend: str) -> None:
+    """Also the part that is read only after another step."""
     opt = stepped(record, backend)
     last, same = opt.last_step(), opt.last_step()
     kept = {name: getattr(last, name).clone() for name in TENSORS}
@@ -233,11 +233,11 @@ def test_it_is_a_snapshot(record: Record, backend: str) -> None:
     assert list(last.values()) == before
 
 
-# ------------------------------------------------------------------ for a logger
+# ------------------------------------------------------------------ logging
 
 
-def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three of its steps."""
+def test_example_watch_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps of examples/watch_gates.py."""
     examples = ROOT / "examples"
     monkeypatch.syspath_prepend(str(examples))
     monkeypatch.setenv("MPLBACKEND", "Agg")
@@ -250,7 +250,7 @@ def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "gates.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_flat() -> None:
+def test_flat_dict() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
     opt = onepass.AdamP(model.parameters(), lr=0.1, backend="reference")
     model(torch.randn(3, 8)).sum().backward()
@@ -271,7 +271,7 @@ def test_flat() -> None:
 
 
 def named(parameters: Any) -> LastStep:
-    """Of a step that was given parameters in this way; there are two, and a group to each."""
+    """last_step() of an optimizer that was given parameters in this way."""
     opt = onepass.SGDP(parameters, lr=0.1, backend="reference")
     for p in params_of(opt):
         p.grad = torch.ones_like(p)
@@ -279,7 +279,7 @@ def named(parameters: Any) -> LastStep:
     return opt.last_step()
 
 
-def test_names() -> None:
+def test_names_in_flat_dict() -> None:
     a, b = (values((2, 3), torch.float32, seed) for seed in range(2))
     vector = values((3,), torch.float32, 0)
 
@@ -296,7 +296,7 @@ def test_names() -> None:
     assert names(twice) == ["group0.weight", "group1.weight"]
 
 
-def test_a_parameter_that_was_not_projected() -> None:
+def test_lookup_of_an_unprojected_parameter() -> None:
     vector = values((3,), torch.float32, 0)
     last = named([{"params": [values((2, 3), torch.float32, 0), vector]}])
     with pytest.raises(KeyError, match="not projected at the last step"):
@@ -305,8 +305,8 @@ def test_a_parameter_that_was_not_projected() -> None:
 
 @each_backend
 @each_projected
-def test_the_last_step_is_the_last_that_was_taken(record: Record, backend: str) -> None:
-    """Whatever happens until the next one: it is of the parameters and gradients of then."""
+def test_last_step_is_the_last_one_taken(record: Record, backend: str) -> None:
+    """Clippings, skipped and rejected steps, and changes of state or groups keep the parameters and statistics of that step."""
     opt = make(record, backend)
     p, q = params_of(opt)[0], values((4, 6), torch.float32, 1)
     feed(opt, GATES)
@@ -351,9 +351,9 @@ def test_the_last_step_is_the_last_that_was_taken(record: Record, backend: str) 
 
 @pytest.mark.parametrize("backend", [name for name in COMPILED if name != "cpu"])
 @each_projected
-def test_steps_that_only_the_device_knows_of(record: Record, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skipped ones, of other parameters than the steps before, and one before any was taken. To ask the device is to wait,
-    so it is asked only where that makes a difference."""
+def test_steps_that_the_device_skips(record: Record, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skipped steps, also of other parameters than the steps before, and before any was taken. The host waits when it asks
+    the device, so it asks only where that makes a difference."""
     monkeypatch.setattr(onepass.scaling.Scaling, "known_to_skip", False)
     opt = make(record, backend)
     params = params_of(opt)
@@ -391,8 +391,8 @@ def test_steps_that_only_the_device_knows_of(record: Record, backend: str, monke
 
 @pytest.mark.parametrize("backend", [name for name in COMPILED if name != "cpu"])
 @each_projected
-def test_steps_that_nobody_asked_about(record: Record, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last one taken of any three, taken or skipped, of all parameters or of fewer, when it is asked only then."""
+def test_read_after_device_skipped_steps(record: Record, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step taken of any three, taken or skipped, of all parameters or of fewer, read at the end only."""
     monkeypatch.setattr(onepass.scaling.Scaling, "known_to_skip", False)
     kinds = [(skipped, missing) for skipped in (0.0, 1.0) for missing in (None, 0)]
     for steps in itertools.product(kinds, repeat=3):
@@ -412,8 +412,8 @@ def test_steps_that_nobody_asked_about(record: Record, backend: str, monkeypatch
 
 
 @each_projected
-def test_a_copy_has_taken_no_step(record: Record) -> None:
-    """Nor has an optimizer that a state dict was loaded into."""
+def test_copies_have_no_last_step(record: Record) -> None:
+    """Nor has an optimizer that has loaded a state dict."""
     opt, other = stepped(record, "cpu"), make(record, "cpu")
     other.load_state_dict(opt.state_dict())
     assert not other.last_step() and not copy.deepcopy(opt).last_step() and opt.last_step()
@@ -422,7 +422,7 @@ def test_a_copy_has_taken_no_step(record: Record) -> None:
 @each_backend
 @each_projected
 def test_meta_tensors(record: Record, backend: str) -> None:
-    """There is nothing to be seen of them. They are stepped all the same, as torch's optimizers do, clipped too."""
+    """They have no gate statistics, but are stepped and clipped, as by torch's optimizers."""
     p, meta = values((4, 6), torch.float32, 1), torch.empty(4, 6, device="meta")
     opt = record.make([{"params": [meta], "backend": "reference"}], **{**record.typical, "backend": backend})
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""A step needs no memory to speak of beside parameters, gradients and state, and leaks none."""
+"""A step allocates almost no memory beside parameters, gradients and state, and leaks none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from peak import peak
 def _peak_of_steps(name: str, backend: str) -> float:
     """Peak of four steps beyond what is allocated between steps, as a share of the 6 MB of parameters.
 
-    One thread: each has room for a piece of a strided tensor, takes it with the first that it gets, and keeps it.
+    One thread: each allocates a buffer for pieces of strided tensors with its first one, and keeps it.
     """
     torch.set_num_threads(1)
     # Rows, one row, no rows, and a gradient of another layout.
@@ -36,7 +36,7 @@ def test_peak_of_a_step(name: str) -> None:
     assert _peak_of_steps(name, "cpu") <= 0.001
 
 
-def test_the_measurement_sees_temporaries() -> None:
+def test_peak_includes_temporaries() -> None:
     size = 1 << 20
     assert size <= peak(lambda: torch.ones(size, dtype=torch.uint8)) <= 1.05 * size
     assert _peak_of_steps("AdamW", "reference") > 0.1

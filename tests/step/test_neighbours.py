@@ -1,5 +1,5 @@
-"""What belongs to one tensor or one step, tested where its neighbours differ: sign, step count, alignment, first buffer, options
-that change while the same gradient tensors are refilled. Each backend beside the reference.
+"""Properties of one tensor or one step where neighbours differ: sign, step count, alignment, first buffer, options that change
+while the same gradient tensors are refilled. Each backend against the reference.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from records import BACKENDS, COMPILED, RECORDS, Record, each_backend, each_comp
 from tensors import gradient, values
 
 SHAPES = [(6, 20), (13,), (3, 17)]
-# Backends that can count steps on the device, on which capturable=True can be had.
+# Backends that count steps on the device, and so support capturable=True.
 DEVICES = [name for name in BACKENDS if name not in ("reference", "cpu")]
 each_device = pytest.mark.parametrize("backend", DEVICES)
 each_counting = pytest.mark.parametrize(
@@ -30,7 +30,7 @@ each_counting = pytest.mark.parametrize(
 
 
 def pair(record: Record, backend: str, capturable: bool = False, **arguments: Any) -> tuple[Any, Any]:
-    """The optimizer on `backend`, and the same under the reference."""
+    """The optimizer on `backend`, and the same on the reference."""
     starts = [values(shape, torch.float32, seed) for seed, shape in enumerate(SHAPES)]
     ours = record.make([p.clone() for p in starts], backend=backend, capturable=capturable, **arguments)
     return ours, record.make(starts, backend="reference", **arguments)
@@ -41,7 +41,7 @@ def gradient_at(q: Tensor, time: int) -> Tensor:
 
 
 def refill(ours: Any, model: Any, time: int) -> None:
-    """The next gradients, in the tensors that hold the last."""
+    """Writes the next gradients into the tensors of the last."""
     for p, q in zip(parameters_of(ours), parameters_of(model), strict=True):
         q.grad = gradient_at(q, time)
         if p.grad is None:
@@ -50,7 +50,7 @@ def refill(ours: Any, model: Any, time: int) -> None:
 
 
 def step_both(ours: Any, model: Any) -> None:
-    """One step of each, then compared. Bits where there is no gate; then both go on from the same weights."""
+    """Steps both, compares (bits where there is no gate), and copies the reference's weights to the other."""
     ours.step()
     model.step()
     gates, wanted = ours.last_step(), model.last_step()
@@ -92,7 +92,7 @@ OTHER: dict[str, Sequence[Any]] = {
 @each_counting
 @each_optimizer
 def test_options_that_change_between_steps(record: Record, backend: str, capturable: bool) -> None:
-    """Each takes effect at the next step, though gradients and state stay where they are."""
+    """Each takes effect at the next step, although gradients and state keep their addresses."""
     arguments = {**record.typical, "momentum": 0.9} if record.name.startswith("SGD") else record.typical
     ours, model = pair(record, backend, capturable, **arguments)
     refill(ours, model, 0)
@@ -116,7 +116,7 @@ def test_options_that_change_between_steps(record: Record, backend: str, captura
 @each_counting
 @each_optimizer
 def test_two_groups_that_differ_in_one_option(record: Record, backend: str, capturable: bool) -> None:
-    """Launches are for all groups, and are compiled for what any of them needs. Each gate is predicted right and wrong."""
+    """One launch steps all groups, and is compiled for the options of any. Each gate is predicted right and wrong."""
     arguments = {**record.typical, "momentum": 0.9} if record.name.startswith("SGD") else record.typical
     names = inspect.signature(record.make).parameters
     for key in [key for key in OTHER if key in names]:
@@ -136,8 +136,8 @@ def test_two_groups_that_differ_in_one_option(record: Record, backend: str, capt
 
 @each_compiled
 @each_projected
-def test_many_tensors_with_gates_of_their_own(record: Record, backend: str) -> None:
-    """More than one program, block or thread decides on at a time."""
+def test_many_tensors_with_different_gates(record: Record, backend: str) -> None:
+    """More tensors than one program, block or thread decides on at a time."""
     starts = [values((3, 5), torch.float32, seed) for seed in range(40)]
     ours = record.make([p.clone() for p in starts], backend=backend, **record.typical)
     model = record.make(starts, backend="reference", **record.typical)
@@ -150,8 +150,8 @@ def test_many_tensors_with_gates_of_their_own(record: Record, backend: str) -> N
 
 @each_compiled
 @each_optimizer
-def test_nothing_is_made_anew_while_nothing_changes(record: Record, backend: str) -> None:
-    """Plans cost more than steps. The same gradients, refilled."""
+def test_plan_is_reused(record: Record, backend: str) -> None:
+    """Plans cost more than steps. The gradient tensors are refilled."""
     ours, model = pair(record, backend, **record.typical)
     for time in range(4):
         refill(ours, model, time)
@@ -168,8 +168,8 @@ def test_nothing_is_made_anew_while_nothing_changes(record: Record, backend: str
 
 @each_counting
 @each_optimizer
-def test_one_negated_among_others(record: Record, backend: str, capturable: bool) -> None:
-    """From the second step on: complex autograd leaves such gradients. The other tensors share its scalars but the sign."""
+def test_one_lazily_negated_gradient(record: Record, backend: str, capturable: bool) -> None:
+    """From the second step on, as by complex autograd. The other tensors have the same scalars but for the sign."""
     ours, model = pair(record, backend, capturable, **record.typical)
     for time in range(4):
         refill(ours, model, time)
@@ -181,8 +181,8 @@ def test_one_negated_among_others(record: Record, backend: str, capturable: bool
 
 @each_counting
 @each_optimizer
-def test_one_starts_before_the_others(record: Record, backend: str, capturable: bool) -> None:
-    """Step counts, and torch.optim.SGD's first buffer, which is not dampened, are each tensor's own."""
+def test_parameters_start_at_different_steps(record: Record, backend: str, capturable: bool) -> None:
+    """Each tensor has its own step count, and its own first gradient, which torch.optim.SGD does not dampen."""
     arguments = dict(record.typical)
     if record.name in ("SGD", "SGDP"):
         arguments |= {"momentum": 0.9, "dampening": 0.5}
@@ -229,15 +229,15 @@ def test_one_operand_is_not_aligned(record: Record, backend: str, operand: str) 
                 own[key] = placed(own[key], 1)
 
 
-# ------------------------------------------------------------------ numbers at the edge
+# ------------------------------------------------------------------ extreme numbers
 
 
 @each_compiled
 @each_projected
 @pytest.mark.parametrize("speculate", [True, False])
-@pytest.mark.parametrize("length", [300, 40_000, 70_000], ids=["held", "cut", "cut in three"])
+@pytest.mark.parametrize("length", [300, 40_000, 70_000], ids=["cached", "pieces", "three pieces"])
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
-def test_no_number_somewhere_in_a_row(record: Record, backend: str, speculate: bool, length: int, where: str) -> None:
+def test_nan_anywhere_in_a_row(record: Record, backend: str, speculate: bool, length: int, where: str) -> None:
     """A NaN in any piece of any row closes the gate of its tensor, whose other rows would pass."""
     p = values((3, length), torch.float32, 1)
     opt = record.make([p], backend=backend, **{**record.typical, "speculate": speculate})
@@ -270,8 +270,8 @@ def test_large_step_counts_on_the_device(backend: str, count: int) -> None:
 @each_device
 @each_optimizer
 @pytest.mark.parametrize("decouple_lr", [False, True])
-def test_no_learning_rate_on_the_device(backend: str, record: Record, decouple_lr: bool) -> None:
-    """A warm-up from 0: nothing moves, nothing becomes NaN, and the next step is right."""
+def test_zero_lr_on_the_device(backend: str, record: Record, decouple_lr: bool) -> None:
+    """A warm-up from lr = 0: no parameter changes or becomes NaN, and the next step is right."""
     arguments = {**record.typical, "lr": 0.1, "decouple_lr": decouple_lr}
     ours, model = pair(record, backend, capturable=True, **on_device(arguments))
     for q, group in zip((ours, model), (ours.param_groups[0], model.param_groups[0]), strict=True):
@@ -291,8 +291,8 @@ def test_no_learning_rate_on_the_device(backend: str, record: Record, decouple_l
 
 @each_backend
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "AdamProx", "AdamProxL2", "AdamP"])
-def test_an_eps_that_float32_does_not_have(backend: str, name: str) -> None:
-    """It is 0 where the arithmetic is float32: a coordinate that has seen no gradient is left alone, and is not NaN."""
+def test_eps_below_float32(backend: str, name: str) -> None:
+    """It is 0 in float32 arithmetic: a coordinate whose gradients were 0 keeps its value, and is not NaN."""
     p = torch.full((2, 3), 2.0)
     opt = getattr(onepass, name)([p], lr=0.1, eps=1e-60, weight_decay=0.0, backend=backend)
     p.grad = torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 1.0]])
@@ -304,7 +304,7 @@ def test_an_eps_that_float32_does_not_have(backend: str, name: str) -> None:
 @pytest.mark.parametrize("groups", [1, 9])
 @pytest.mark.parametrize("beside", [False, True], ids=["", "beside a capturable group"])
 def test_two_dtypes_in_one_group(backend: str, groups: int, beside: bool) -> None:
-    """Tensors of one group and step count share their scalars, but each narrows them to its own dtype."""
+    """Tensors of one group and step count share their scalars, but each rounds them to its own dtype."""
     if beside and backend not in DEVICES:
         pytest.skip("this backend counts no steps on a device")
 
@@ -322,6 +322,6 @@ def test_two_dtypes_in_one_group(backend: str, groups: int, beside: bool) -> Non
         refill(ours, model, time)
         ours.step()
         model.step()
-        for i in range(groups):  # the device's powers need not be the host's
+        for i in range(groups):  # the device's powers may differ from the host's
             for p, q in zip(ours.param_groups[i]["params"], model.param_groups[i]["params"], strict=True):
                 assert_same_bits(p, q, f"{p.dtype} of group {i} at step {time}")

@@ -1,4 +1,4 @@
-"""Tensors and groups that somebody else has replaced since the last step are seen as they are."""
+"""A step uses tensors and groups that users have replaced since the last one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tensors import LAYOUTS, Guarded, values
 
 
 def _pair(record: Record, backend: str) -> tuple[Any, Any]:
-    """Two optimizers after the same two steps: one to be meddled with, one to compare with."""
+    """Two optimizers after the same two steps: one to change, one to compare with."""
     return tuple(train(record.make(parameters(), backend=backend, **record.typical), range(2)) for _ in range(2))
 
 
@@ -40,8 +40,8 @@ Move = Callable[[Tensor], Tensor]
 @each_backend
 @each_optimizer
 @each_place
-def test_data(backend: str, record: Record, move: Move) -> None:
-    """p.data at a new address, and in a new layout; what was there before is not touched."""
+def test_replaced_data(backend: str, record: Record, move: Move) -> None:
+    """p.data at a new address, and in a new layout; the old data is not written."""
     opt, other = _pair(record, backend)
     old = [p.data for p in parameters_of(opt)]
     for p in parameters_of(opt):
@@ -55,7 +55,7 @@ def test_data(backend: str, record: Record, move: Move) -> None:
 
 @each_backend
 @each_optimizer
-def test_data_with_other_values(backend: str, record: Record) -> None:
+def test_replaced_data_with_other_values(backend: str, record: Record) -> None:
     opt, other = _pair(record, backend)
     for p, q in zip(parameters_of(opt), parameters_of(other), strict=True):
         p.data = 2 * p.data
@@ -67,8 +67,8 @@ def test_data_with_other_values(backend: str, record: Record) -> None:
 @each_backend
 @each_optimizer
 @each_place
-def test_gradients(backend: str, record: Record, move: Move) -> None:
-    """The gradient at a new address at every step; the buffer of the step before is full of NaN by then."""
+def test_replaced_gradients(backend: str, record: Record, move: Move) -> None:
+    """The gradient at a new address at every step, when the buffer of the step before is full of NaN."""
     opt, other = _pair(record, backend)
     for time in range(2, 6):
         old = [p.grad for p in parameters_of(opt)]
@@ -83,7 +83,7 @@ def test_gradients(backend: str, record: Record, move: Move) -> None:
 
 @each_backend
 @each_optimizer
-def test_the_same_gradient_buffer_with_new_numbers(backend: str, record: Record) -> None:
+def test_refilled_gradients(backend: str, record: Record) -> None:
     opt, other = _pair(record, backend)
     for time in range(2, 4):
         buffers = [p.grad for p in parameters_of(opt)]
@@ -98,8 +98,8 @@ def test_the_same_gradient_buffer_with_new_numbers(backend: str, record: Record)
 @each_backend
 @each_optimizer
 @each_place
-def test_moments(backend: str, record: Record, move: Move) -> None:
-    """State tensors that were put in by hand are used and written, those they replaced are not."""
+def test_replaced_moments(backend: str, record: Record, move: Move) -> None:
+    """The step uses and writes state tensors that were put in by hand, and not those that they replaced."""
     opt, other = _pair(record, backend)
     old = []
     for own in opt.state.values():
@@ -113,7 +113,7 @@ def test_moments(backend: str, record: Record, move: Move) -> None:
 
 @each_backend
 @pytest.mark.parametrize("name", ["Adam", "AdamP"])
-def test_step_counts(backend: str, name: str) -> None:
+def test_replaced_step_counts(backend: str, name: str) -> None:
     opt, other = _pair(RECORDS[name], backend)
     for own in opt.state.values():
         own["step"] = torch.tensor(40.0)
@@ -125,8 +125,8 @@ def test_step_counts(backend: str, name: str) -> None:
 
 @each_backend
 @pytest.mark.parametrize("name", ["AdamP", "SGDP"])
-def test_gate_counters(backend: str, name: str) -> None:
-    """The new counter is counted, and no longer the old one, which the kernels must not write any more."""
+def test_replaced_gate_counters(backend: str, name: str) -> None:
+    """The step writes the new counter, and no longer the old one."""
     opt, other = _pair(RECORDS[name], backend)
     old = [own["gate_counter"] for own in opt.state.values() if "gate_counter" in own]
     for own in opt.state.values():
@@ -140,8 +140,8 @@ def test_gate_counters(backend: str, name: str) -> None:
 
 @each_backend
 @each_optimizer
-def test_data_of_state_tensors(backend: str, record: Record) -> None:
-    """What moves an optimizer's state about writes `t.data = t.data.to(device)`."""
+def test_replaced_data_of_state_tensors(backend: str, record: Record) -> None:
+    """Libraries that move an optimizer's state write `t.data = t.data.to(device)`."""
     opt, other = _pair(record, backend)
     old = []
     for own in opt.state.values():
@@ -155,7 +155,7 @@ def test_data_of_state_tensors(backend: str, record: Record) -> None:
 
 @each_backend
 @each_optimizer
-def test_state_that_was_cleared_starts_afresh(backend: str, record: Record) -> None:
+def test_cleared_state_starts_anew(backend: str, record: Record) -> None:
     opt, _ = _pair(record, backend)
     params = [p.detach().clone() for p in parameters_of(opt)]
     opt.state.clear()
@@ -165,7 +165,7 @@ def test_state_that_was_cleared_starts_afresh(backend: str, record: Record) -> N
 
 @each_backend
 @each_optimizer
-def test_state_of_one_parameter_removed(backend: str, record: Record) -> None:
+def test_removed_state_of_one_parameter(backend: str, record: Record) -> None:
     opt, _ = _pair(record, backend)
     p = parameters_of(opt)[2]
     alone = record.make([p.detach().clone()], backend=backend, **record.typical)
@@ -177,8 +177,8 @@ def test_state_of_one_parameter_removed(backend: str, record: Record) -> None:
 
 @each_backend
 @each_optimizer
-def test_a_parameter_becomes_narrower(backend: str, record: Record) -> None:
-    """model.bfloat16() between two steps: the moments are float32 as before and go on."""
+def test_parameter_cast_to_bfloat16(backend: str, record: Record) -> None:
+    """model.bfloat16() between two steps: the moments stay float32 and keep their values."""
     opt, other = _pair(record, backend)
     for each in (opt, other):
         for p in parameters_of(each):
@@ -192,8 +192,8 @@ def test_a_parameter_becomes_narrower(backend: str, record: Record) -> None:
 
 @each_backend
 @each_optimizer
-def test_a_parameter_changes_its_shape(backend: str, record: Record) -> None:
-    """Refused while its moments have the old shape, by name; from scratch once they are gone."""
+def test_parameter_of_another_shape(backend: str, record: Record) -> None:
+    """The step names it and raises while its moments have the old shape; without them it starts anew."""
     opt, _ = _pair(record, backend)
     p = parameters_of(opt)[0]
     p.data = values((3, 10), torch.float32, 7)
@@ -212,7 +212,7 @@ def test_a_parameter_changes_its_shape(backend: str, record: Record) -> None:
 
 @each_backend
 @each_optimizer
-def test_parameters_of_a_group(backend: str, record: Record) -> None:
+def test_edited_parameters_of_a_group(backend: str, record: Record) -> None:
     opt, other = _pair(record, backend)
     extra = values((4, 6), torch.float32, 9)
     alone = record.make([extra.clone()], backend=backend, **record.typical)
@@ -232,7 +232,7 @@ def test_parameters_of_a_group(backend: str, record: Record) -> None:
 
 @each_backend
 @each_optimizer
-def test_groups_come_and_go(backend: str, record: Record) -> None:
+def test_added_and_removed_groups(backend: str, record: Record) -> None:
     opt, other = _pair(record, backend)
     extra = values((4, 6), torch.float32, 9)
     start = extra.clone()
@@ -247,7 +247,7 @@ def test_groups_come_and_go(backend: str, record: Record) -> None:
 
 @each_backend
 @each_optimizer
-def test_another_backend_from_now_on(backend: str, record: Record) -> None:
+def test_changed_backend(backend: str, record: Record) -> None:
     """Every argument may change between steps, this one too."""
     opt, other = _pair(record, backend)
     fresh = record.make(

@@ -1,5 +1,4 @@
-"""Rows at the limits of what the CUDA kernels keep on chip between a row's sums and its write, and rows that they leave
-alone in a tensor whose other rows they step."""
+"""Rows at the limits of the CUDA row cache, and deferred rows in a tensor whose other rows `update` writes."""
 
 from __future__ import annotations
 
@@ -18,29 +17,29 @@ from tensors import LAYOUTS, generator, gradient, values
 DTYPE_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
-def room_for(length: int, dtype: torch.dtype, packed: bool) -> int:
-    """The shared memory, in bytes, that a block has for rows of a plan of such rows."""
+def row_cache_bytes_of(length: int, dtype: torch.dtype, packed: bool) -> int:
+    """The row cache of a block, in bytes, in a plan of such rows."""
     room, _, _ = emulated.launch_layout_of([(DTYPE_NUMBERS[dtype], [2, length], True, packed)])
     return room
 
 
 def limits(dtype: torch.dtype, packed: bool) -> set[int]:
-    """Row lengths about those that fill the room of one warp and of a block; and of a block that has more of it, because
-    its rows need it."""
+    """Row lengths around those that fill the row cache of a warp and of a block; and the larger one of a block whose rows
+    need it."""
     lanes = 16 // dtype.itemsize if packed else 1
     block = emulated.limits["block"]
     slot = 2 * max(dtype.itemsize, 4) * lanes * block
     found = set()
     for threads in (emulated.limits["warp"], block):
-        full = room_for(1, dtype, packed) // slot * threads * lanes
-        wide = room_for(full + 1, dtype, packed) // slot * threads * lanes
+        full = row_cache_bytes_of(1, dtype, packed) // slot * threads * lanes
+        wide = row_cache_bytes_of(full + 1, dtype, packed) // slot * threads * lanes
         for most in {full, wide}:
             found |= {most - lanes - 1, most - lanes, most - lanes + 1, most - 1, most, most + 1}
     return found
 
 
 def step_rows(record: Record, dtype: torch.dtype, layout: str, length: int) -> None:
-    """Predicted right: held if it fits. Guards around the tensor, and so rows that begin between two vectors."""
+    """Predicted right: cached if it fits. Because of the guards around the tensor, rows begin between two vectors."""
     both = SideBySide(record, record.typical, [values((2, length), dtype, length)], "emulated", LAYOUTS[layout])
     set_counter(both.opt, both.params[0], 3)
     set_counter(both.reference, both.models[0], 3)
@@ -50,37 +49,37 @@ def step_rows(record: Record, dtype: torch.dtype, layout: str, length: int) -> N
 @each_dtype
 @each_projected
 @pytest.mark.parametrize("layout", ["contiguous", "gapped"])
-def test_rows_that_just_fit(dtype: torch.dtype, layout: str, record: Record) -> None:
+def test_rows_that_just_fit_the_row_cache(dtype: torch.dtype, layout: str, record: Record) -> None:
     lengths = sorted(limits(dtype, layout == "contiguous"))
     assert lengths[0] > 500 and lengths[-1] > 2 * lengths[0]
     for length in lengths:
         step_rows(record, dtype, layout, length)
 
 
-def test_wide_rows_take_the_room_of_another_block() -> None:
+def test_wide_rows_enlarge_the_row_cache() -> None:
     opt = onepass.AdamP([torch.ones(2, 12_000)], backend="emulated")
     opt.param_groups[0]["params"][0].grad = torch.ones(2, 12_000)
     opt.step()
-    assert plan_of(opt).row_cache_bytes > room_for(1000, torch.float32, True)
+    assert plan_of(opt).row_cache_bytes > row_cache_bytes_of(1000, torch.float32, True)
 
 
 @each_dtype
 @pytest.mark.parametrize("shape", [(1, 1500), (1, 2047), (2, 1024), (1, 2048), (2, 1025)])
-def test_the_largest_tensors_of_a_warp(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+def test_largest_tensors_of_a_warp(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     record = RECORDS["AdamP"]
     both = SideBySide(record, record.typical, [values(shape, dtype, 1)], "emulated")
     for _ in range(2):
         both.step(lambda p: gradient("channel", p, 3))
 
 
-# ------------------------------------------------------------------ rows that are left alone
+# ------------------------------------------------------------------ deferred rows
 
 
 @pytest.mark.parametrize("gate", ["none", "channel"])
 @pytest.mark.parametrize("counter", [0, 3])
-def test_a_piece_that_is_left_alone(gate: str, counter: int) -> None:
-    """Of a row that is cut, the first piece is tiny: by its own sums p could not be had back from its step, by those of the
-    whole row it could."""
+def test_deferred_piece(gate: str, counter: int) -> None:
+    """The first piece of a row is tiny: by its own sums p cannot be recovered from its step, by those of the whole row it
+    can."""
     record = RECORDS["AdamP"]
     p = values((1, 60_000), torch.float32, 1)
     p[:, :15_000] *= 1e-7
@@ -92,8 +91,8 @@ def test_a_piece_that_is_left_alone(gate: str, counter: int) -> None:
     assert check_first_step(opt, record, p) == gate
 
 
-def test_a_correction_leaves_the_other_rows_alone() -> None:
-    """The gate is as predicted, and one row out of 64 was not to be guessed: it alone is read again, and written."""
+def test_correction_writes_deferred_rows_only() -> None:
+    """The prediction is right, and one row out of 64 was deferred: `correct` reads and writes this row only."""
     p = values((64, 1024), torch.float32, 1)
     p[5] *= 1e-7
     opt = onepass.AdamP([p], lr=1e-3, weight_decay=1e-2, backend="emulated")
@@ -103,14 +102,14 @@ def test_a_correction_leaves_the_other_rows_alone() -> None:
     traffic = count(opt)
     (verdict,) = opt.last_step().values()
     assert (verdict.gate, verdict.corrected) == ("none", False)
-    # Written once either way: update leaves it alone.
+    # Each row is written once: `update` does not write the deferred one.
     assert traffic.of("p") == (4 + 4 / 64, 4) and traffic.of("m") == (4 + 4 / 64, 4)
 
 
 @each_optimizer
 @pytest.mark.parametrize("counter", [0, 3])
-def test_a_nan_is_not_swallowed_by_a_step_of_nothing(record: Record, counter: int) -> None:
-    """lr = 0 and no decay: p stays, but where the update is NaN."""
+def test_nan_survives_zero_lr_and_decay(record: Record, counter: int) -> None:
+    """With lr = 0 and no decay p stays, except where the update is NaN."""
     p = values((12, 40), torch.float32, 1)
     start = p.clone()
     opt = optimizer_of(record, p, "emulated", lr=0.0, weight_decay=0.0)

@@ -1,4 +1,4 @@
-"""The schedulers of torch drive every optimizer: a step is taken with what the group holds then."""
+"""torch's learning-rate schedulers with every optimizer: a step uses the current values of its group."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def scheduled(opt: Any, schedule: str) -> Any:
 
 
 def values_of(schedule: str, record: Record) -> list[dict[str, Any]]:
-    """What the scheduler gives an optimizer of torch's own, step by step."""
+    """The values that the scheduler gives an optimizer of torch, step by step."""
     given = {name: value for name, value in record.typical.items() if name in SCHEDULED}
     kind = torch.optim.Adam if record.name.startswith("Adam") else torch.optim.SGD
     opt = kind([torch.nn.Parameter(torch.zeros(1))], **given)
@@ -58,7 +58,7 @@ def check_against_values_set_by_hand(record: Record, backend: str, schedule: str
         advance(scheduler)
 
 
-def test_every_scheduler_of_torch_is_here() -> None:
+def test_every_scheduler_of_torch_is_listed() -> None:
     assert set(SCHEDULERS) == of_torch()
 
 
@@ -79,7 +79,7 @@ def test_cycles(backend: str, record: Record, schedule: str) -> None:
 
 @each_scheduler
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
-def test_as_torch(name: str, schedule: str) -> None:
+def test_matches_torch(name: str, schedule: str) -> None:
     record = RECORDS[name]
     ours = make(record)
     theirs = record.oracles[0].make(parameters(shapes=SHAPES), record.typical)
@@ -95,7 +95,7 @@ def test_as_torch(name: str, schedule: str) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULERS)
 @each_optimizer
 def test_tensor_lr(record: Record, schedule: str) -> None:
-    """Schedulers write into it."""
+    """Schedulers write into the tensor."""
     lr = torch.tensor(record.typical["lr"], dtype=torch.float64)
     opt, twin = make(record, lr=lr), make(record)
     scheduler = scheduled(opt, schedule)
@@ -111,7 +111,7 @@ def test_tensor_lr(record: Record, schedule: str) -> None:
     assert len(seen) > 1
 
 
-# OneCycleLR writes the lr that its cycle starts from into initial_lr: max_lr/div_factor. The others leave it alone.
+# OneCycleLR sets initial_lr to the first lr of its cycle, max_lr/div_factor. The others do not change it.
 INITIAL_LR = {"OneCycleLR": 0.2 / 25}
 
 
@@ -124,7 +124,7 @@ def test_decouple_lr(name: str, schedule: str) -> None:
     initial_lr = INITIAL_LR.get(schedule, lr)
     opt = make(record, weight_decay=0.05, decouple_lr=True)
     twin = make(record, weight_decay=0.05 / initial_lr)
-    twin.param_groups[0]["initial_lr"] = lr  # CyclicLR takes its first step with the one that it finds
+    twin.param_groups[0]["initial_lr"] = lr  # CyclicLR uses an existing initial_lr at its first step
     schedulers = [scheduled(each, schedule) for each in (opt, twin)]
     for time in range(STEPS):
         train_both(opt, twin, [time])
@@ -136,7 +136,7 @@ def test_decouple_lr(name: str, schedule: str) -> None:
 
 @each_scheduler
 @pytest.mark.parametrize("name", ["AdamP", "SGDP"])
-def test_resumed_in_the_middle(name: str, schedule: str) -> None:
+def test_resume_in_mid_schedule(name: str, schedule: str) -> None:
     record = RECORDS[name]
     opt = make(record, decouple_lr=True)
     scheduler = scheduled(opt, schedule)
@@ -158,7 +158,7 @@ def test_resumed_in_the_middle(name: str, schedule: str) -> None:
 @each_backend
 @pytest.mark.parametrize("moving", [False, True], ids=["mean", "moving"])
 def test_averaged_model(backend: str, moving: bool) -> None:
-    """swa_utils: it averages what the optimizer has written."""
+    """swa_utils averages the parameters that the optimizer writes."""
     record = RECORDS["AdamP"]
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.LayerNorm(5))
     opt = record.make(model.parameters(), backend=backend, **record.typical)

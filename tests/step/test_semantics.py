@@ -1,4 +1,4 @@
-"""What torch.optim users rely on: skipped parameters, step counts, groups, closures, schedulers, tensor lr."""
+"""Semantics of torch.optim: skipped parameters, step counts, groups, closures, schedulers, tensor lr."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _arguments() -> list[Any]:
         pytest.param(record, name, id=f"{record.name}-{name}")
         for record in RECORDS.values()
         for name in record.make([torch.zeros(1)], lr=0.1, backend="reference").defaults
-        if name not in ("backend", "capturable")  # the latter has a file of its own
+        if name not in ("backend", "capturable")  # the latter is in test_capturable.py
     ]
 
 
@@ -81,7 +81,7 @@ def test_every_argument_may_change_between_steps(backend: str, record: Record, n
     ids=["list", "array", "tuple_of_tensors"],
 )
 def test_arguments_changed_in_place(backend: str, name: str, value: Any, change: Any, new: Any) -> None:
-    """The object in the group is the same after the change."""
+    """The group's object is the same after the change."""
     opt, other = (
         train(RECORDS["AdamW"].make(parameters(), backend=backend, **{name: copy.deepcopy(value)}), range(2))
         for _ in range(2)
@@ -119,8 +119,8 @@ def test_dtypes_mix_within_a_group(backend: str, record: Record) -> None:
 
 @each_backend
 @each_optimizer
-def test_no_gradient_is_skipped_whole(backend: str, record: Record) -> None:
-    """No decay, no moment, no count: neither before its first gradient nor later."""
+def test_parameter_without_a_gradient_is_skipped(backend: str, record: Record) -> None:
+    """No decay, moment or count, neither before its first gradient nor later."""
     opt = record.make(parameters(), backend=backend, **record.typical)
     skipped = parameters_of(opt)[::2]
     for time in range(2):
@@ -141,7 +141,7 @@ def test_no_gradient_is_skipped_whole(backend: str, record: Record) -> None:
 @each_backend
 @each_optimizer
 def test_every_parameter_counts_its_own_steps(backend: str, record: Record) -> None:
-    """A parameter with a gradient at every second step is as if it were alone and stepped half as often."""
+    """A parameter with a gradient at every second step equals one that is stepped half as often."""
     opt = record.make(parameters(), backend=backend, **record.typical)
     rare = parameters_of(opt)[::2]
     for time in range(6):
@@ -200,7 +200,7 @@ def test_zero_grad(backend: str, record: Record) -> None:
 @each_backend
 @each_optimizer
 def test_lr_as_a_tensor(backend: str, record: Record) -> None:
-    """One that is changed in place too."""
+    """Also when it is changed in place."""
     lr = torch.tensor(0.125)
     opt = record.make(parameters(), backend=backend, **{**record.typical, "lr": lr})
     other = record.make(parameters(), backend=backend, **{**record.typical, "lr": 0.125})
@@ -216,7 +216,7 @@ def test_lr_as_a_tensor(backend: str, record: Record) -> None:
 @each_backend
 @pytest.mark.parametrize("name", ["AdamW", "AdamProx", "AdamProxL2", "AdamP", "SGDP"])
 def test_decouple_lr_under_a_scheduler(backend: str, name: str) -> None:
-    """The decay is (lr/initial_lr)*wd, initial_lr being that of the group, and 0 at lr = 0."""
+    """The decay is (lr/initial_lr)*wd with the group's own initial_lr, and 0 at lr = 0."""
     record = RECORDS[name]
     arguments = {**record.typical, "decouple_lr": True, "weight_decay": 0.06}
     groups = [{"params": parameters(), "lr": 0.1}, {"params": parameters(), "lr": 0.4}]
@@ -250,7 +250,7 @@ def test_named_parameters(backend: str) -> None:
 
 @each_backend
 @each_optimizer
-def test_nothing_to_do(backend: str, record: Record) -> None:
+def test_step_without_gradients(backend: str, record: Record) -> None:
     """An empty group, and no gradient anywhere."""
     opt = record.make([{"params": []}, {"params": parameters()}], backend=backend, **record.typical)
     before = Snapshot(opt)
@@ -261,8 +261,8 @@ def test_nothing_to_do(backend: str, record: Record) -> None:
 
 
 @each_backend
-def test_an_argument_changed_in_place_and_then_replaced(backend: str) -> None:
-    """What was compared last must not change behind the comparison."""
+def test_argument_changed_in_place_and_then_replaced(backend: str) -> None:
+    """The step compares with a copy of the last argument, which must not change with its object."""
     lr = np.array(0.1)
     opt = train(RECORDS["AdamW"].make(parameters(), backend=backend, lr=lr), range(2))
     other = train(RECORDS["AdamW"].make(parameters(), backend=backend, lr=0.1), range(2))

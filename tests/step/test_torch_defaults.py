@@ -1,4 +1,4 @@
-"""Nothing depends on torch's global defaults, which a program may set for the tensors that it makes itself."""
+"""torch's global defaults, which a program may set for its own tensors, affect no step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def default_dtype(dtype: torch.dtype) -> Any:
 
 @contextmanager
 def deterministic() -> Any:
-    """And memory that nobody has written is NaN."""
+    """torch also fills new memory with NaN."""
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -46,8 +46,8 @@ DEFAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 @each_backend
 @each_optimizer
-def test_defaults(backend: str, record: Record) -> None:
-    """A step, a clipped, a scaled and a skipped one, and a checkpoint."""
+def test_global_defaults_have_no_effect(backend: str, record: Record) -> None:
+    """A clipped, a scaled and a skipped step, and a checkpoint."""
     plain = record.make(parameters(), backend=backend, **record.typical)
     others = {name: record.make(parameters(), backend=backend, **record.typical) for name in DEFAULTS}
     one, two = torch.tensor(1.0), torch.tensor(2.0)

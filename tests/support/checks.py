@@ -76,7 +76,7 @@ def of_the_kernels(backend: str) -> Iterator[partial[None]]:
     yield partial(test_parity.test_wrong_and_right_predictions, backend, torch.float32, adamp, adamp.typical)
     for lr_wd in (0.7, 1.0):
         yield partial(test_gate.test_decay_around_the_recovery_limit, backend, lr_wd, "channel")
-    yield partial(test_replaced.test_gradients, backend, adam, test_replaced._elsewhere)
+    yield partial(test_replaced.test_replaced_gradients, backend, adam, test_replaced._elsewhere)
     yield from of_exchanges(backend)
     yield from of_scaled_gradients(backend)
 
@@ -85,7 +85,7 @@ def of_exchanges(backend: str) -> Iterator[partial[None]]:
     """Statistics that are exchanged between plans."""
     for dtype in (torch.float32, torch.bfloat16):
         yield partial(test_exchanges.test_two_plans_give_the_bits_of_one, backend, RECORDS["AdamP"], dtype, "auto")
-    yield partial(test_exchanges.test_options, backend, {"speculate": False})
+    yield partial(test_exchanges.test_options_in_two_plans, backend, {"speculate": False})
 
 
 def of_scaled_gradients(backend: str) -> Iterator[partial[None]]:
@@ -94,12 +94,12 @@ def of_scaled_gradients(backend: str) -> Iterator[partial[None]]:
     yield partial(test_clip.test_norm_is_over_all_groups, backend)
     for record in (RECORDS["AdamP"], RECORDS["SGD"]):
         yield partial(test_clip.test_same_as_scaled_gradients, record, backend, torch.float32)
-        yield partial(test_grad_scaler.test_same_bits_as_without, record, backend)
+        yield partial(test_grad_scaler.test_same_bits_as_unscaled, record, backend)
         yield partial(test_grad_scaler.test_nothing_changes_on_overflow, record, backend)
     for overflows in ({0}, {1, 3}):
         sgd = dict(momentum=0.6, dampening=0.4)
-        yield partial(test_grad_scaler.test_a_run_with_overflows, RECORDS["SGD"], sgd, backend, True, overflows)
-    yield partial(test_clip.test_small_norms_are_left_alone, backend)
+        yield partial(test_grad_scaler.test_run_with_overflows, RECORDS["SGD"], sgd, backend, True, overflows)
+    yield partial(test_clip.test_norm_below_the_limit_changes_nothing, backend)
 
 
 def cuda() -> Iterator[partial[None]]:
@@ -117,8 +117,10 @@ def cuda() -> Iterator[partial[None]]:
             yield partial(test_capturable.test_changes_in_place, record, arguments)
             yield partial(test_capturable.test_float32_hyper_parameters, record, arguments)
     yield partial(test_capturable.test_negated_gradients, adamw)
-    yield partial(test_capturable.test_groups_with_and_without)
-    yield partial(test_capturable.test_the_same_step, torch.float32, sgd, sgd.variants["dampening_maximize"])
+    yield partial(test_capturable.test_capturable_and_other_groups)
+    yield partial(
+        test_capturable.test_same_bits_as_not_capturable, torch.float32, sgd, sgd.variants["dampening_maximize"]
+    )
     yield partial(test_capturable.test_many_tensors, 300)
     yield partial(test_launches.test_some_tensors_without_a_gradient, 10)
     for distinct in (9, 40):
@@ -128,9 +130,9 @@ def cuda() -> Iterator[partial[None]]:
     # Gates, and rows that are left alone.
     for counter in (0, 3):
         for gate in ("none", "channel"):
-            yield partial(test_rows_on_chip.test_a_piece_that_is_left_alone, gate, counter)
-        yield partial(test_rows_on_chip.test_a_nan_is_not_swallowed_by_a_step_of_nothing, adamp, counter)
-    yield partial(test_rows_on_chip.test_a_correction_leaves_the_other_rows_alone)
+            yield partial(test_rows_on_chip.test_deferred_piece, gate, counter)
+        yield partial(test_rows_on_chip.test_nan_survives_zero_lr_and_decay, adamp, counter)
+    yield partial(test_rows_on_chip.test_correction_writes_deferred_rows_only)
     yield partial(test_projection.test_gate_counter_and_correction, backend, adamp)
     yield partial(test_projection.test_project_momentum_projects_the_buffer, backend)
     for where in ("gradient", "parameter"):
@@ -139,13 +141,13 @@ def cuda() -> Iterator[partial[None]]:
     yield partial(test_parity.test_operands_of_different_layouts, backend, torch.float32, "transposed", "gapped", adamp)
     yield partial(test_semantics.test_dtypes_mix_within_a_group, backend, adamw)
     for dtype in (torch.float32, torch.float64):
-        yield partial(test_rows_on_chip.test_rows_that_just_fit, dtype, "contiguous", adamp)
-    yield partial(test_rows_on_chip.test_the_largest_tensors_of_a_warp, torch.float64, (1, 1500))
+        yield partial(test_rows_on_chip.test_rows_that_just_fit_the_row_cache, dtype, "contiguous", adamp)
+    yield partial(test_rows_on_chip.test_largest_tensors_of_a_warp, torch.float64, (1, 1500))
     yield partial(wrong_and_right, adamp, adamp.variants["as_timm"])
     yield from of_scaled_gradients(backend)
     yield from of_exchanges(backend)
     for record in (adamp, sgdp):
-        yield partial(test_block_orders.test_the_numbers_of_the_reference, torch.float32, record.name)
+        yield partial(test_block_orders.test_any_order_matches_the_reference, torch.float32, record.name)
     yield partial(test_block_orders.test_same_bits_of_variants, "AdamP", "two_visits")
     yield partial(test_launches.test_new_gradients, 1500)
     yield partial(test_parity.test_large_tensors, backend, torch.float16, adamp)

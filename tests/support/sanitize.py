@@ -51,7 +51,7 @@ SANITIZERS = {
         {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1"},
         (4, 2),
         # It allows no new threads in a child that was forked beside some.
-        " and not test_a_child_goes_its_whole_way",
+        " and not test_child_clips_loads_and_steps",
         (
             "csrc/cpu/executor.cpp",
             "row_stats_[index] = step.kernels->update(tile)",
