@@ -1,10 +1,10 @@
-"""Ways to break csrc/cuda/, all of them compiled into one module that runs on a CPU (see emulated/), and a program that
-turns on one after the other and runs checks.cuda() against each.
+"""Mutants of csrc/cuda/, all compiled into one module that runs on a CPU (see emulated/), and a program that enables one
+after the other and runs checks.cuda() against each.
 
     ONEPASS_EMULATED=MODULE python tests/support/cuda_mutants.py
 
-reads numbers of mutants, a line each, and answers each with a line of JSON: what noticed it, or null. A broken kernel may
-hang or crash, so each runs in a process of its own.
+reads numbers of mutants, a line each, and answers each with a line of JSON: the failed check, or null. A mutant may hang
+or crash, so each runs in its own process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MUTANTS = [
            "bool holds(int at) const { return @; }"),
     Mutant("the head of a span is dropped", "at >= 0 && at < length", "at >= 1 && at < length",
            "bool holds(int at) const { return @; }"),
-    Mutant("no element is outside", "at >= 0 && at < length", "true", "bool holds(int at) const { return @; }"),
+    Mutant("no element is out of bounds", "at >= 0 && at < length", "true", "bool holds(int at) const { return @; }"),
     Mutant("the first vector is always whole", "at >= 0 && at + lanes <= length", "at + lanes <= length"),
     Mutant("the last vector is always whole", "at >= 0 && at + lanes <= length", "at >= 0"),
     Mutant("no vector for the tail", "(phase + length + lanes - 1) / lanes", "(phase + length) / lanes"),
@@ -36,25 +36,25 @@ MUTANTS = [
     Mutant("every row starts on a vector", "int(reinterpret_cast<uint64_t>(p.data + at) / sizeof(P) % lanes)", "0"),
     Mutant("the strides are those of p", "(1 + operand) * dims + d", "dims + d"),
     Mutant("the sizes are strides", "load(layout + d, of_plan)", "load(layout + dims + d, of_plan)"),
-    Mutant("all dimensions see the whole index", "rest", "element", "element = @;", "memory.cuh"),
+    Mutant("every dimension uses the whole index", "rest", "element", "element = @;", "memory.cuh"),
     # --- item.cuh: operands
-    Mutant("m is v", "t->moment[0]", "t->moment[1]", "reach(m, @)"),
-    Mutant("v is m", "t->moment[1]", "t->moment[0]", "reach(v, @)"),
-    Mutant("g is p", "const_cast<void*>(this->gradient)", "t->p"),
+    Mutant("m uses v's memory", "t->moment[0]", "t->moment[1]", "reach(m, @)"),
+    Mutant("v uses m's memory", "t->moment[1]", "t->moment[0]", "reach(v, @)"),
+    Mutant("g uses p's memory", "const_cast<void*>(this->gradient)", "t->p"),
     Mutant("every item begins at row 0", "item.row * t->length + item.begin", "item.begin"),
     Mutant("every piece begins at element 0", "item.row * t->length + item.begin", "item.row * t->length"),
     Mutant("the last row of an item is dropped", "int(item.rows)", "int(item.rows) - (item.rows > 1)"),
-    Mutant("a piece is a row", "length < t->length", "false"),
+    Mutant("pieces are treated as rows", "length < t->length", "false"),
     Mutant("v is not written", "Rule::moments > 1", "false", "if (@) o.v.write(place, moment[1])"),
-    # --- thread_group.cuh: who adds up what
+    # --- thread_group.cuh: reductions
     Mutant("subgroups of half the width", "width / 2", "width / 4", "int step = @;"),
     Mutant("no join of the lanes", "width < warp_size", "false", "if (@) r = join_lanes(r)"),
-    Mutant("the lanes' maximum is the first's", "max_or_nan(r.max_cosine_squared, __shfl_xor_sync(all_lanes, "
+    Mutant("the maximum is the first lane's", "max_or_nan(r.max_cosine_squared, __shfl_xor_sync(all_lanes, "
            "r.max_cosine_squared, step))", "(__shfl_xor_sync(all_lanes, r.max_cosine_squared, step), r.max_cosine_squared)"),
-    Mutant("the lanes' deferral is the first's", "__any_sync(all_lanes, r.deferred)", "r.deferred"),
+    Mutant("the deferral is the first lane's", "__any_sync(all_lanes, r.deferred)", "r.deferred"),
     Mutant("the maximum drops NaN", "a > b || a != a ? a : b", "a > b ? a : b"),
-    Mutant("statistics of the other warps forgotten", "w < warps", "w < 1", "@; ++w) r.add"),
-    Mutant("sums of the other warps forgotten", "w < warps", "w < 1", "@; ++w) s.add"),
+    Mutant("statistics of the other warps are dropped", "w < warps", "w < 1", "@; ++w) r.add"),
+    Mutant("sums of the other warps are dropped", "w < warps", "w < 1", "@; ++w) s.add"),
     Mutant("shared storage is not cleared", "lane() == 0", "false", "if (@) shared.stats[warp()] = {}"),
     Mutant("every lane adds its statistics", "lane() == 0", "lane() < 2", "if (@) shared.stats[warp()].add(r)"),
     Mutant("no sync before the warps' sums are added", "sync()", "void()", "shared.sums[warp()] = s; @;"),
@@ -68,10 +68,10 @@ MUTANTS = [
     Mutant("the last vector is not visited", "j + n * width < vectors", "j + n * width + 1 < vectors", "if (@) visit"),
     Mutant("the last row has no subgroup", "first + subgroup < o.rows", "first + subgroup + 1 < o.rows"),
     Mutant("idle subgroups redo the first row", "active ? s.vectors() : 0", "s.vectors()"),
-    Mutant("a warp keeps any row", "vectors > most * warp_size", "false"),
+    Mutant("a warp caches rows of any length", "vectors > most * warp_size", "false"),
     Mutant("rows of one vector less", "even ? 0 : 1", "-1"),
     Mutant("cache slots overlap", "2 * block_size", "block_size", "++i, cached += @) { const S u"),
-    Mutant("cache slots are found elsewhere", "2 * block_size", "block_size", "++i, cached += @) { const S old_p"),
+    Mutant("cache slots are read at another stride", "2 * block_size", "block_size", "++i, cached += @) { const S old_p"),
     Mutant("the coefficient of the wrong row", "o.first_row + r", "r"),
     Mutant("the cosine is that of u", "e.g[i]", "u", "e.p[i], @, u"),
     Mutant("the update's moments are not written", "e.write_moments(o, place)", "void()", "cached[block_size] = u; } @;"),
@@ -80,26 +80,26 @@ MUTANTS = [
     Mutant("a deferred row is written", "!step.deferred", "true"),
     Mutant("the buffered momentum is not projected", "policy == WritePolicy::buffered && o.scalars->project_momentum", "false"),
     Mutant("the gradient's scale is not squared", "scale * scale", "scale"),
-    Mutant("the layer has the rows' coefficients", "gate == Gate::layer ? layer : own", "own"),
+    Mutant("a layer uses the rows' coefficients", "gate == Gate::layer ? layer : own", "own"),
     Mutant("correction ignores deferred", "done.deferred || !(done.step == wanted)", "!(done.step == wanted)"),
     Mutant("correction does all rows again", "done.deferred || !(done.step == wanted)", "true"),
     Mutant("correction ignores a deferred piece", "deferred ? Affine{0, 0} : unprojected", "unprojected"),
-    Mutant("correction takes pieces for rows", "o.piece", "false", "const Applied done = @"),
+    Mutant("correction treats pieces as rows", "o.piece", "false", "const Applied done = @"),
     Mutant("correction reads no gradient", "rule.reads_gradient()", "false"),
     Mutant("correction always reads the gradient", "rule.reads_gradient()", "true"),
     Mutant("the corrected buffer is not projected", "scalars.project_momentum && gate != Gate::none", "false"),
     # --- finalizer.cuh: the end of a tensor
-    Mutant("a verdict before the last item", "unsigned(o.t->items)", "unsigned(o.t->items - (o.t->items > 1))"),
-    Mutant("every item gives a verdict", "Group::broadcast(last, shared)", "Group::broadcast(true, shared)"),
+    Mutant("the gate is decided before the last item", "unsigned(o.t->items)", "unsigned(o.t->items - (o.t->items > 1))"),
+    Mutant("every item decides the gate", "Group::broadcast(last, shared)", "Group::broadcast(true, shared)"),
     Mutant("the arrivals are not reset", "last", "false", "if (@) store(arrived"),
-    Mutant("the last stats is forgotten", "i < t.items", "i + 1 < t.items"),
-    Mutant("the pieces of a row are not put together", "o.piece", "false", "if (@ && with_cosines) all.max_cosine_squared"),
-    Mutant("every row has the first row's pieces", "r * pieces + i", "i"),
-    Mutant("only the first row's pieces are put together", "r < t.rows", "r < 1"),
+    Mutant("the last item's statistics are dropped", "i < t.items", "i + 1 < t.items"),
+    Mutant("the pieces of a row are not added up", "o.piece", "false", "if (@ && with_cosines) all.max_cosine_squared"),
+    Mutant("every row adds up the first row's pieces", "r * pieces + i", "i"),
+    Mutant("only the first row's pieces are added up", "r < t.rows", "r < 1"),
     Mutant("the coefficient of pieces is not stored", "lane() == 0", "false", "if (@) store(plan.coefficients"),
     Mutant("the gate counter is not stored", "next_counter(load(counter, of_plan), gate)",
            "load(counter, of_plan)"),
-    Mutant("no coefficient of the layer", "pr.coefficient(all.sums)", "0.0"),
+    Mutant("no coefficient of a layer", "pr.coefficient(all.sums)", "0.0"),
     Mutant("no coefficient of a layer without speculation", "pr.coefficient(known.sums)", "0.0"),
     Mutant("no deferral is corrected", "v.corrected || deferred", "v.corrected"),
     Mutant("no misprediction is corrected", "v.corrected || deferred", "deferred"),
@@ -113,41 +113,41 @@ MUTANTS = [
     Mutant("every kernel steps every dtype", "t->key != plan.key", "false"),
     Mutant("tensors without a gradient are stepped", "!g", "(!g && (g = t->p, false))",
            "if (@) return; const KernelScalars"),
-    Mutant("the gradient by value of another tensor", "unsigned(item.tensor)", "unsigned(item.tensor > 0)",
+    Mutant("another tensor's gradient, passed by value", "unsigned(item.tensor)", "unsigned(item.tensor > 0)",
            "params.gradient[@]"),
-    Mutant("the gradient in memory of another tensor", "unsigned(item.tensor)", "unsigned(item.tensor > 0)",
+    Mutant("another tensor's gradient, in memory", "unsigned(item.tensor)", "unsigned(item.tensor > 0)",
            "plan.gradients + @"),
-    Mutant("the first scalars for all", "params.scalars + t->scalars_index", "params.scalars"),
-    Mutant("the first scalars in memory for all", "int64_t(t->scalars_index) * scalars_bytes", "0", "plan.scalars + @) :"),
-    Mutant("the gate statistics is forgotten", "load(&plan.verdicts[o.tensor].gate, of_stats)", "Gate::none"),
-    Mutant("every row fits", "t.rows_fit", "true"),
+    Mutant("the first scalars for all tensors, by value", "params.scalars + t->scalars_index", "params.scalars"),
+    Mutant("the first scalars for all tensors, in memory", "int64_t(t->scalars_index) * scalars_bytes", "0", "plan.scalars + @) :"),
+    Mutant("the gate of gate_stats is ignored", "load(&plan.verdicts[o.tensor].gate, of_stats)", "Gate::none"),
+    Mutant("every row fits the row cache", "t.rows_fit", "true"),
     Mutant("a piece is never deferred", "load(&plan.row_stats[index].deferred, of_stats)", "false"),
     Mutant("nothing is corrected", "!load(&plan.verdicts[o.tensor].needs_correction, of_stats)", "true"),
     # --- device_scalars.cuh: capturable groups
     Mutant("device_scalars does not count", "load(t.step, of_plan) + 1", "load(t.step, of_plan)"),
-    Mutant("the lr of the capture", "read(group.lr)", "group.fixed.lr"),
-    Mutant("the betas of the capture", "read(group.beta2)", "group.fixed.beta2"),
-    Mutant("the momentum of the capture", "read(group.momentum)", "group.fixed.momentum"),
+    Mutant("lr as of the capture", "read(group.lr)", "group.fixed.lr"),
+    Mutant("betas as of the capture", "read(group.beta2)", "group.fixed.beta2"),
+    Mutant("momentum as of the capture", "read(group.momentum)", "group.fixed.momentum"),
     Mutant("doubles are read as floats", "n.wide", "false"),
     Mutant("floats are read as doubles", "n.wide", "true"),
     Mutant("no initial_lr", "read(group.initial_lr)", "h.lr"),
     Mutant("the device's decay does not enter the gradient", "group.decay == Decay::l2", "false"),
-    Mutant("the device's metric decay is not the paper's", "h.metric_decay = decay_lr * wd",
+    Mutant("the device's metric decay ignores decouple_lr", "h.metric_decay = decay_lr * wd",
            "h.metric_decay = h.lr * wd"),
-    Mutant("the device's decay forgets the momentum", "group.over_one_minus_momentum && wd != 0", "false"),
+    Mutant("the device's decay ignores the momentum", "group.over_one_minus_momentum && wd != 0", "false"),
     Mutant("device_scalars ignores that a gradient is negated", "t.negated", "false", "if (@) h.grad_scale", "device_scalars.cuh"),
-    Mutant("device_scalars knows no first buffer", "t.first_step", "false", "plan.lazy_buffer && @ &&", "device_scalars.cuh"),
-    Mutant("every buffer is the first", "load(plan.first_steps + tensor, of_plan)", "true"),
-    Mutant("the first buffer stays the first", "store(plan.first_steps + tensor, false, of_plan)", "void()"),
+    Mutant("device_scalars ignores first buffers", "t.first_step", "false", "plan.lazy_buffer && @ &&", "device_scalars.cuh"),
+    Mutant("every buffer is a first one", "load(plan.first_steps + tensor, of_plan)", "true"),
+    Mutant("a first buffer stays first", "store(plan.first_steps + tensor, false, of_plan)", "void()"),
     # --- scaled gradients
-    Mutant("an overflow is counted", "skipped(plan.scaling)", "false", "if (@) return; for", "kernels.cuh"),
-    Mutant("an overflow is stepped on", "phase != Phase::square_sum && skipped(plan.scaling)", "false"),
-    Mutant("the clip coefficient is forgotten", "read(plan.scaling.clip)", "1.0"),
+    Mutant("a skipped step is counted", "skipped(plan.scaling)", "false", "if (@) return; for", "kernels.cuh"),
+    Mutant("a step with an overflow is taken", "phase != Phase::square_sum && skipped(plan.scaling)", "false"),
+    Mutant("the clip coefficient is ignored", "read(plan.scaling.clip)", "1.0"),
     Mutant("gradients stay scaled", "read(plan.scaling.grad_scale)", "1.0"),
     Mutant("the norm of the first row", "o.rows", "1", "s.length *= @; constexpr int at_a_time"),
     Mutant("the norm of one thread", "Group::sum(own, width, shared)", "own"),
     Mutant("the norm misses the last tensor", "i < count", "i + 1 < count", "int i = threadIdx.x; @;", "launch.cu"),
-    Mutant("norms of gradients that are gone", "store(numbers + i, 0.0, of_stats)", "void()"),
+    Mutant("the norm includes removed gradients", "store(numbers + i, 0.0, of_stats)", "void()"),
     Mutant("an empty tensor is not counted", "t.g.data ? t.g.data : &no_elements", "t.g.data"),
     Mutant("device_scalars writes one set of scalars", "int64_t(t.scalars_index) * scalars_bytes", "0"),
     Mutant("device_scalars misses the last tensor", "i < plan.all_tensors", "i + 1 < plan.all_tensors",
@@ -156,8 +156,8 @@ MUTANTS = [
            "i += @) { const void* g"),
     Mutant("decide misses the last tensor", "i < plan.all_tensors", "i + 1 < plan.all_tensors",
            "@; i += gridDim.x * block_size) { const DeviceTensor& t"),
-    Mutant("decide looks at the rows of this plan alone", "plan.stats", "nullptr", "if (!@) return decide"),
-    Mutant("decide forgets deferred rows", "int(all.deferred)", "0"),
+    Mutant("decide ignores exchanged statistics", "plan.stats", "nullptr", "if (!@) return decide"),
+    Mutant("decide ignores deferred rows", "int(all.deferred)", "0"),
     Mutant("p is written before an exchange", "t.deferred", "false", "return @ ? WritePolicy::deferred"),
     Mutant("device_scalars counts for every dtype", "plan.tensors[i].key == plan.key", "true"),
     Mutant("device_scalars counts without a gradient", "g", "plan.tensors", "if (@ &&", "kernels.cuh"),
@@ -165,22 +165,22 @@ MUTANTS = [
     Mutant("upload drops the last word", "i < chunk.count", "i + 1 < chunk.count"),
     Mutant("upload begins too early", "at / 8", "shadow.begin / 8", "chunk.to = in<uint64_t>(region) + @;"),
     Mutant("scalars beyond the arguments", "scalars_index_[i] >= max_scalars", "scalars_index_[i] > max_scalars"),
-    Mutant("one set of scalars", "keys_[i] == key", "true"),
+    Mutant("one set of scalars for all tensors", "keys_[i] == key", "true"),
     Mutant("the first buffer is always one", "t.first_step = false", "t.first_step = t.first_step"),
-    Mutant("an address is sent once", "shadow_tensors_.set(i * sizeof d, &d, sizeof d)",
+    Mutant("an address is uploaded once", "shadow_tensors_.set(i * sizeof d, &d, sizeof d)",
            "(shadow_tensors_.bytes[i * sizeof d] ? void() : shadow_tensors_.set(i * sizeof d, &d, sizeof d))"),
     Mutant("no step is counted", "*t.step += 1", "*t.step += 0"),
     Mutant("too many rows fit", "t.length <= longest_row(t, layout_.row_cache_bytes)",
            "t.length <= 2 * longest_row(t, layout_.row_cache_bytes)"),
-    Mutant("no slot for the ends of a row", "threads - 1", "threads", "row_cache_bytes / slot_bytes(t) * @"),
+    Mutant("no cache slot for the ends of a row", "threads - 1", "threads", "row_cache_bytes / slot_bytes(t) * @"),
     Mutant("strided tensors go to warps", "!t.packed || t.elements() > warp_elements", "t.elements() > warp_elements"),
-    Mutant("warps get rows that they cannot keep", "t.length <= elements_cached(t, row_cache_bytes, warp_size)", "true",
+    Mutant("warps get rows that they cannot cache", "t.length <= elements_cached(t, row_cache_bytes, warp_size)", "true",
            "return !t.projected || @;"),
 ]  # fmt: skip
 
 
 def build(folder: Path) -> Path:
-    """The module with all mutants, by its path."""
+    """Builds the module with all mutants; returns its path."""
     import emulated_backend
 
     shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
@@ -190,8 +190,8 @@ def build(folder: Path) -> Path:
 
 
 def outcome(switch: ctypes.c_int, number: int, first: int) -> tuple[int, str] | None:
-    """What notices the mutant, in a child process, and the number of that check; None if nothing does. first: the check to
-    begin with."""
+    """The number and message of a check that fails with the mutant, run in a child process, or None. first: the check to run
+    first."""
     to_read, to_write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -230,7 +230,7 @@ def main() -> None:
     os.dup2(quiet, 1), os.dup2(quiet, 2)
     check = 0
     for line in sys.stdin:
-        # What noticed one mutant mostly notices the next one too, which stands beside it.
+        # The check that fails with one mutant mostly fails with the next one, which changes code nearby.
         noticed = outcome(switch, int(line), check)
         check, said = noticed or (check, None)
         print(json.dumps(said), file=answers, flush=True)

@@ -1,4 +1,4 @@
-"""Ways to break csrc/ but for csrc/cuda/, all compiled into one module whose switch says which one is on.
+"""Mutants of csrc/ except csrc/cuda/, all compiled into one module with a switch that enables one.
 
 For csrc/cuda/ see cuda_mutants.py.
 """
@@ -28,7 +28,7 @@ from paths import ROOT
 
 @dataclass(frozen=True)
 class Mutant:
-    """Somewhere in csrc/ the expression `old` becomes `new`. `at` and `file` tell which one, @ being its place."""
+    """The expression `old` in csrc/ becomes `new`. `at`, with @ in its place, and `file` say which one."""
 
     name: str
     old: str
@@ -39,10 +39,10 @@ class Mutant:
 
 MUTANTS = [
     Mutant("the l2 decay is dropped", "has_l2 ? g + l2 * p : g", "g"),
-    Mutant("u of the last step's m", "m / D", "(m - one_minus_beta1 * g) / R(beta1) / D", "return @;"),
-    Mutant("v of g, not of g^2", "one_minus_beta2 * (g * g)", "one_minus_beta2 * g"),
-    Mutant("no v correction", "1 / std::sqrt(1 - std::pow(h.beta2, t))", "1.0"),
-    Mutant("no m correction", "h.lr / (1 - std::pow(h.beta1, t))", "h.lr"),
+    Mutant("u uses the previous step's m", "m / D", "(m - one_minus_beta1 * g) / R(beta1) / D", "return @;"),
+    Mutant("v averages g, not g^2", "one_minus_beta2 * (g * g)", "one_minus_beta2 * g"),
+    Mutant("no bias correction of v", "1 / std::sqrt(1 - std::pow(h.beta2, t))", "1.0"),
+    Mutant("no bias correction of m", "h.lr / (1 - std::pow(h.beta1, t))", "h.lr"),
     Mutant("0/0 is NaN", "R(std::numeric_limits<S>::infinity())", "R(S(0))"),
     Mutant("the first buffer is dampened", "(first ? 0.0 : h.dampening)", "h.dampening"),
     Mutant("maximize is ignored", "grad_scale * g", "g", "g = @;", "gradient.h"),
@@ -53,51 +53,51 @@ MUTANTS = [
     Mutant("the threshold is not strict", "max_cosine < delta / std::sqrt(row_length)",
            "max_cosine <= delta / std::sqrt(row_length)"),
     Mutant("the maximum drops NaN", "a > b || a != a ? a : b", "a > b ? a : b"),
-    Mutant("no least norm", "x < low ? low : x", "x"),
+    Mutant("eps does not bound norms", "x < low ? low : x", "x"),
     Mutant("the maximum is a sum", "a > b || a != a ? a : b", "a + b"),
-    Mutant("correction forgets what was stepped", "to.k - r * from.k", "to.k"),
+    Mutant("correction ignores the step that was taken", "to.k - r * from.k", "to.k"),
     Mutant("every step is recoverable", "std::fabs(1 - a.d) >= 0.5", "true"),
     Mutant("the counter does not saturate", "counter < 3 ? counter + 1 : 3", "counter + 1"),
-    Mutant("layer counts as channel", "verdict == Gate::channel", "verdict != Gate::none"),
+    Mutant("the gate counter counts layer as channel", "verdict == Gate::channel", "verdict != Gate::none"),
     Mutant("channel is predicted too soon", "counter >= 2", "counter >= 1"),
-    Mutant("the tail of a row is left", "i < end", "false"),
+    Mutant("the tail of a row is skipped", "i < end", "false"),
     Mutant("only the last run is summed", "low_ += __builtin_convertvector(half[0], Double8)",
            "low_ = __builtin_convertvector(half[0], Double8)"),
-    Mutant("no coefficient of the layer", "gate == Gate::layer ? layer : own", "own"),
+    Mutant("no coefficient of a layer", "gate == Gate::layer ? layer : own", "own"),
     Mutant("deferred rows are not restored", "t.policy == WritePolicy::now && row_step.deferred", "false"),
     Mutant("the buffer is not projected", "t.scalars->project_momentum && s.gate != Gate::none", "false"),
     Mutant("the buffered momentum is not projected", "Rule::id == RuleId::momentum && c", "false"),
     Mutant("u is cached for the wrong place", "store_some(cache + i, u, n)", "store_some(cache, u, n)"),
     Mutant("nothing is corrected", "v.corrected || (step.needs_sums && step.deferred)", "false"),
     Mutant("16-bit steps are corrected", "bytes_of(t.dtype) >= 4", "true"),
-    Mutant("the gate of rows alone", "elements", "0.0", "pr.passes(layer_cosine, @)"),
-    Mutant("the rows of one plan alone", "all.rows * length", "length"),
-    Mutant("an exchange is not waited for", "exchanges || predicts(t)", "predicts(t)"),
+    Mutant("the layer gate always passes", "elements", "0.0", "pr.passes(layer_cosine, @)"),
+    Mutant("the layer gate has the elements of one row", "all.rows * length", "length"),
+    Mutant("an exchange does not speculate", "exchanges || predicts(t)", "predicts(t)"),
     Mutant("p is written before an exchange", "step.speculates && !step.predicts", "false"),
-    Mutant("a piece is a row", "item.end < t.length", "false"),
+    Mutant("pieces are treated as rows", "item.end < t.length", "false"),
     Mutant("the last batch is dropped", "b < count", "b + 1 < count", "@; ++b) run_batch(b, scratch_[0])"),
     Mutant("moments are not scattered back", "writes.moments && t.moment[j].data", "false"),
-    Mutant("rows start at the first", "row * t.length + item.begin", "item.begin", file="strided.cpp"),
-    Mutant("whole items only", "row < t.rows", "row + rows_per_item <= t.rows || row == 0"),
-    Mutant("a gradient's address is kept", "view.data = x.data",
+    Mutant("every item begins at row 0", "row * t.length + item.begin", "item.begin", file="strided.cpp"),
+    Mutant("the rest of the rows has no item", "row < t.rows", "row + rows_per_item <= t.rows || row == 0"),
+    Mutant("a gradient's address is read once", "view.data = x.data",
            "view.data = view.data ? view.data : x.data"),
     # --- scaled gradients
     Mutant("gradients are not scaled", "h.grad_scale *= factor", "h.grad_scale *= 1", "@;", "cpu/executor.cpp"),
-    Mutant("half of the norm", "high_ += b * b", "high_ += b - b"),
+    Mutant("half of the elements are not in the norm", "high_ += b * b", "high_ += b - b"),
     Mutant("the norm of the first row", "t.rows * t.length", "t.length", "(0, @, [&](int64_t i, auto n) { sum.add_square",
            "kernels.cpp"),
     Mutant("the norm of the first item", "sum += row_stats_[index].sums.gg",
            "sum += index == items[0] ? row_stats_[index].sums.gg : 0"),
 ]  # fmt: skip
 
-# So that both modules live in one process: another namespace, and with it other types for pybind11.
+# Another namespace, and so other types for pybind11, lets both modules be in one process.
 DEFINES = ["onepass=onepass_mutants", "ONEPASS_ISA=baseline", 'ONEPASS_BUILD_FLAGS=""']
 DEFINES += [f'ONEPASS_VERSION="{onepass.__version__}"']
 FLAGS = ["-std=c++20", "-O1", "-w", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-ffp-contract=off"]
 
 
 def switched(texts: Mapping[str, str], mutants: Sequence[Mutant]) -> dict[str, str]:
-    """The texts with every mutation behind the switch `onepass_mutant`, 0 being none."""
+    """The texts with every mutation behind the switch `onepass_mutant`; 0 is none."""
     texts = dict(texts)
     expressions: dict[tuple[str, str, str], str] = {}
     for number, mutant in enumerate(mutants, 1):
@@ -111,7 +111,7 @@ def switched(texts: Mapping[str, str], mutants: Sequence[Mutant]) -> dict[str, s
 
 
 def switch_on(folder: Path, mutants: Sequence[Mutant], module: Path) -> None:
-    """Puts the mutations into the sources in a folder, csrc/ among them; the switch is defined in `module`."""
+    """Writes the mutations into csrc/ of a folder, and the definition of the switch into `module`."""
     texts = {str(path): path.read_text() for path in (folder / "csrc").rglob("*.*")}
     for path, text in switched(texts, mutants).items():
         Path(path).write_text(text)
@@ -122,7 +122,7 @@ def switch_on(folder: Path, mutants: Sequence[Mutant], module: Path) -> None:
 
 
 def write_sources(folder: Path) -> Path:
-    """csrc/ with every mutation, and without csrc/cuda/, whose sources take another compiler."""
+    """Writes csrc/ with every mutation, without csrc/cuda/, which needs another compiler."""
     sources = folder / "csrc"
     shutil.copytree(ROOT / "csrc", sources, ignore=shutil.ignore_patterns("cuda"))
     switch_on(folder, MUTANTS, sources / "module.cpp")
@@ -130,7 +130,7 @@ def write_sources(folder: Path) -> Path:
 
 
 def build(folder: Path) -> Any:
-    """The module with all mutants. Its sources are compiled for one instruction set and with little optimization."""
+    """Builds the module with all mutants, for one instruction set and with little optimization."""
     sources = write_sources(folder)
     cxx = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or "g++"]
     includes = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
