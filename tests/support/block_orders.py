@@ -11,7 +11,7 @@ from emulated_backend import emulated
 
 @dataclass(frozen=True)
 class Device:
-    """seed: of the orders; 0 is one after the other. blocks: that a multiprocessor takes at once."""
+    """seed: of the order of blocks; 0 is sequential. blocks: resident on a multiprocessor at once."""
 
     seed: int
     multiprocessors: int = 2
@@ -20,7 +20,7 @@ class Device:
 
 @contextmanager
 def on(device: Device) -> Iterator[None]:
-    """What is made in here runs on such a device."""
+    """Optimizers made and stepped in here run on such a device."""
     kept = emulated.device.multiprocessors, emulated.device.blocks_per_multiprocessor
     emulated.device.multiprocessors = device.multiprocessors
     emulated.device.blocks_per_multiprocessor = device.blocks

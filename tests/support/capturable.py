@@ -1,4 +1,4 @@
-"""Hyper-parameters that are tensors on the device. The device is the CPU here, so tensors on the CPU count as tensors on the device; see emulated_backend.py."""
+"""Hyper-parameters that are device tensors. The emulated device is the CPU, so CPU tensors count as device tensors; see emulated_backend.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIVE = ("lr", "weight_decay", "momentum")
 
 
 def on_device(arguments: Arguments, dtype: torch.dtype = torch.float64) -> Arguments:
-    """With every number that may be a tensor on the device as one. float64 holds what a Python float does."""
+    """Arguments with a device tensor for every number that may be one. float64 is the precision of a Python float."""
     out = {name: torch.tensor(value, dtype=dtype) if name in LIVE else value for name, value in arguments.items()}
     if "betas" in out:
         out["betas"] = tuple(torch.tensor(beta, dtype=dtype) for beta in out["betas"])
@@ -40,7 +40,7 @@ def moved(arguments: Arguments, time: int) -> Arguments:
 
 
 def write(opt: Any, new: Arguments) -> None:
-    """Into the tensors of the group, in place."""
+    """Writes into the tensors of the group, in place."""
     group = opt.param_groups[0]
     for name, value in new.items():
         for to, number in zip(group[name], value, strict=True) if name == "betas" else [(group[name], value)]:
@@ -48,13 +48,13 @@ def write(opt: Any, new: Arguments) -> None:
 
 
 def capture(opt: Any) -> None:
-    """Records a step without taking it."""
+    """Captures a step without taking it."""
     emulated.set_capturing(True)
     opt.step()
     emulated.set_capturing(False)
 
 
 def put(opt: Any, time: int) -> None:
-    """New numbers in the gradients that a captured step reads."""
+    """Writes new gradients into the tensors that a captured step reads."""
     for p in parameters_of(opt):
         p.grad.copy_(gradient_at(p, time))

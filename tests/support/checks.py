@@ -1,4 +1,4 @@
-"""A part of this suite, small and quick, that a broken rule must not get past. For the mutation tests."""
+"""A small, fast part of this suite that must detect a broken rule. For the mutation tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from paths import TESTS
 
-# The tests themselves, by their names.
+# The folders of the test modules below.
 sys.path += map(str, (TESTS / "rule", TESTS / "step", TESTS / "plan"))
 
 import test_block_orders
@@ -36,7 +36,7 @@ from records import PROJECTED, RECORDS
 
 
 def of_the_rule(backend: str) -> Iterator[partial[None]]:
-    """Tests that hold for every backend, the reference included."""
+    """Tests for every backend, the reference included."""
     for record in RECORDS.values():
         for arguments in record.variants.values():
             yield partial(test_truth.test_one_step, backend, torch.float64, record, arguments)
@@ -63,7 +63,7 @@ def of_the_rule(backend: str) -> Iterator[partial[None]]:
 
 
 def of_the_kernels(backend: str) -> Iterator[partial[None]]:
-    """Tests of what a compiled backend does beside the rule: memory, pieces of rows, prediction, correction."""
+    """Tests of a compiled backend beside the rule: memory, pieces of rows, prediction, correction."""
     adamp, adam = RECORDS["AdamP"], RECORDS["AdamW"]
     for record in (adam, adamp):
         for layout in ("contiguous", "gapped_transposed"):
@@ -82,7 +82,7 @@ def of_the_kernels(backend: str) -> Iterator[partial[None]]:
 
 
 def of_exchanges(backend: str) -> Iterator[partial[None]]:
-    """Statistics that are exchanged between plans."""
+    """Tests of the exchange of row statistics between plans."""
     for dtype in (torch.float32, torch.bfloat16):
         yield partial(test_exchanges.test_two_plans_give_the_bits_of_one, backend, RECORDS["AdamP"], dtype, "auto")
     yield partial(test_exchanges.test_options_in_two_plans, backend, {"speculate": False})
@@ -103,7 +103,7 @@ def of_scaled_gradients(backend: str) -> Iterator[partial[None]]:
 
 
 def cuda() -> Iterator[partial[None]]:
-    """Tests of the CUDA kernels as they run on a CPU, the quick and broad ones first."""
+    """Tests of the CUDA kernels, emulated on a CPU, the fast and broad ones first."""
     backend = "emulated"
     adamw, adamp, sgd, sgdp = (RECORDS[name] for name in ("AdamW", "AdamP", "SGD", "SGDP"))
     wrong_and_right = partial(test_parity.test_wrong_and_right_predictions, backend, torch.float32)
@@ -111,7 +111,7 @@ def cuda() -> Iterator[partial[None]]:
         yield partial(test_parity.test_layouts, backend, torch.float32, layout, adamp)
     yield partial(test_parity.test_large_tensors, backend, torch.float32, adamw)
     yield partial(wrong_and_right, adamp, adamp.typical)
-    # Steps that are captured, and what comes with a launch or through the plan.
+    # Capturable groups, and numbers that are kernel parameters or uploaded.
     for record in (adamw, RECORDS["AdamProxL2"], sgd, sgdp):
         for arguments in record.variants.values():
             yield partial(test_capturable.test_changes_in_place, record, arguments)
@@ -127,7 +127,7 @@ def cuda() -> Iterator[partial[None]]:
         yield partial(test_launches.test_step_counts_that_differ, 40, distinct)
     yield partial(test_launches.test_momentum_of_sgd_changes_between_steps, (0.0, 0.9), 10)
     yield partial(test_launches.test_replaced_data, 10)
-    # Gates, and rows that are left alone.
+    # Gates, and deferred rows.
     for counter in (0, 3):
         for gate in ("none", "channel"):
             yield partial(test_rows_on_chip.test_deferred_piece, gate, counter)
@@ -151,7 +151,7 @@ def cuda() -> Iterator[partial[None]]:
     yield partial(test_block_orders.test_same_bits_of_variants, "AdamP", "two_visits")
     yield partial(test_launches.test_new_gradients, 1500)
     yield partial(test_parity.test_large_tensors, backend, torch.float16, adamp)
-    # What is read or written without need.
+    # Unnecessary reads and writes.
     for gate, predicted in (("none", "channel"), ("layer", "none")):
         yield partial(test_traffic.test_a_correction_reads_p_and_moments_and_writes_p, gate, predicted)
     once_more = test_traffic.CORRECTED | {"p": (8, 4)}
@@ -159,7 +159,7 @@ def cuda() -> Iterator[partial[None]]:
 
 
 def of_the_triton_rule(backend: str) -> Iterator[partial[None]]:
-    """Of prediction and correction, what the rule in Triton says; a quick part of `of_the_kernels`."""
+    """Tests of prediction and correction in Triton's rule; a fast part of `of_the_kernels`."""
     for record in map(RECORDS.__getitem__, PROJECTED):
         yield partial(test_projection.test_gate_counter_and_correction, backend, record)
     for gate in ("none", "channel"):
@@ -167,7 +167,7 @@ def of_the_triton_rule(backend: str) -> Iterator[partial[None]]:
 
 
 def failure(test: partial[None]) -> str | None:
-    """What a test has to say against, or None."""
+    """The assertion error of a test, or None."""
     try:
         test()
     except AssertionError as error:
@@ -176,7 +176,6 @@ def failure(test: partial[None]) -> str | None:
 
 
 def first_failure(tests: Iterable[partial[None]], first: int = 0) -> tuple[int, str] | None:
-    """The number of a test that has something to say against, and what; None if none has. Test `first` is asked first, then
-    all others in order."""
+    """The number and the error of a test that fails, or None. Test `first` runs first, then all others in order."""
     asked = sorted(enumerate(tests), key=lambda numbered: numbered[0] != first)
     return next(((i, said) for i, test in asked if (said := failure(test))), None)

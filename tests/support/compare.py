@@ -1,4 +1,4 @@
-"""Comparisons as strong as the arithmetic allows, with messages that show where they fail."""
+"""Comparisons as strict as the arithmetic allows, with messages that show where they fail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY = {torch.float64: 0.0, torch.float32: 2.0**-150, torch.float16: 2.0**-25, t
 
 
 def bits(t: Tensor) -> Tensor:
-    """The bits of every element as integers; the payload of a NaN, which no rule promises, is dropped."""
+    """The bits of every element as integers; payloads of NaN, which no rule defines, are dropped."""
     t = t.detach().resolve_neg().contiguous()
     if t.is_floating_point() and t.isnan().any():
         t = torch.where(t.isnan(), torch.nan, t)
@@ -37,7 +37,7 @@ def bits(t: Tensor) -> Tensor:
 
 
 def assert_same_bits(got: Tensor, want: Tensor, what: str) -> None:
-    """Raises unless both hold the same bits; -0 is not 0, a NaN is a NaN."""
+    """Raises unless both have the same bits: -0 differs from 0, any NaN equals any NaN."""
     assert got.dtype == want.dtype and got.shape == want.shape, (
         f"{what}: got {got.dtype} {tuple(got.shape)}, want {want.dtype} {tuple(want.shape)}"
     )
@@ -79,7 +79,7 @@ def _report(bad: Tensor, got: Tensor, want: Tensor, what: str) -> None:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every state tensor by a name that tells group, parameter and key."""
+    """Every state tensor, named by group, parameter and key."""
     return {
         f"group {g} parameter {i} state {key}": value
         for g, group in enumerate(optimizer.param_groups)
@@ -105,7 +105,7 @@ def everything(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def assert_same_state(got: torch.optim.Optimizer, want: torch.optim.Optimizer) -> None:
-    """Raises unless parameters and states of two optimizers are the same bits."""
+    """Raises unless parameters, gradients and state of two optimizers have the same bits."""
     a, b = everything(got), everything(want)
     assert a.keys() == b.keys()
     for name, tensor in a.items():
@@ -113,11 +113,11 @@ def assert_same_state(got: torch.optim.Optimizer, want: torch.optim.Optimizer) -
 
 
 class Snapshot:
-    """What an optimizer can write, as it was."""
+    """A copy of all that an optimizer can write."""
 
     def __init__(self, optimizer: torch.optim.Optimizer):
         self.optimizer = optimizer
-        # Only tensors of the kinds that can be stepped can be written by mistake, and read here.
+        # A step can write by mistake only to tensors that it accepts, which can be read here.
         named = {name: t for name, t in everything(optimizer).items() if t.layout == torch.strided}
         self.kept = {name: (t, t.detach().clone()) for name, t in named.items() if t.dtype in _BITS and not t.is_meta}
 
@@ -129,7 +129,7 @@ class Snapshot:
 
 
 def digest(opt: Any) -> str:
-    """A hash of everything that an optimizer has written."""
+    """A hash of parameters, gradients and state."""
     sums = hashlib.sha256()
     for tensor in everything(opt).values():
         sums.update(bits(tensor).numpy().tobytes())

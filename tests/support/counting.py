@@ -1,7 +1,7 @@
-"""What a step of the CUDA backend moves, in bytes counted at its every load and store as it runs on the CPU.
+"""Memory traffic of a step of the CUDA backend: bytes counted at every load and store as it runs on the CPU.
 
-`traffic_of` makes an optimizer, steps it and counts; `table` puts what it says side by side. bench/ may import both, with
-tests/support on its path.
+`traffic_of` makes an optimizer, steps it and counts; `table` formats results. bench/ may import both, with tests/support
+on its path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OPERANDS = (*STREAMS, "plan", "row_stats")
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one step. moved: loaded and stored, of every operand. elements: of all parameters."""
+    """Bytes of one step. moved: bytes loaded and stored, by operand. elements: of all parameters."""
 
     moved: Mapping[str, tuple[int, int]]
     elements: int
@@ -31,14 +31,14 @@ class Traffic:
         """Bytes per parameter, loaded and stored."""
         loaded, stored = self.moved[operand]
         if operand not in STREAMS:
-            # The lanes of a warp read the same words of the plan and of a verdict, in one access, and each was counted.
-            # Not so where a tensor's reports are put together, 41 bytes to an item: 0.005 to a parameter or less.
+            # The lanes of a warp read the same words of the plan and of a verdict in one access, and each was counted.
+            # Not so where a tensor's statistics are added up, 41 bytes to an item: 0.005 to a parameter or less.
             loaded //= emulated_backend.emulated.limits["warp"]
         return loaded / self.elements, stored / self.elements
 
     @property
     def streams(self) -> float:
-        """Bytes per parameter of what is as long as the parameters: p, g and the moments. m is SGD's buffer too."""
+        """Bytes per parameter of the operands of its size: p, g and the moments. m is SGD's buffer too."""
         return sum(sum(self.of(name)) for name in STREAMS)
 
     @property
@@ -47,7 +47,7 @@ class Traffic:
 
 
 def count(opt: Any, clips: bool = False) -> Traffic:
-    """Steps, and counts what that moves; with the norm of the gradients, if it is to be clipped."""
+    """Traffic of a step, including the norm of the gradients if `clips`."""
     emulated_backend.emulated.reset()
     if clips:
         opt.clip_grad_norm_(1e-3)
@@ -66,9 +66,9 @@ def traffic_of(
     clips: bool = False,
     **arguments: Any,
 ) -> Traffic:
-    """Of one step in the long run: the second step on the same tensors, whose plan the device has by then.
+    """Traffic of one step in the long run: the second step on the same tensors, when the plan is on the device.
 
-    gate: what the gradients of all matrices make it. predicted: what the step expects, "none" or "channel".
+    gate: of all matrices, by their gradients. predicted: by the step, "none" or "channel".
     """
     params = [values(shape, dtype, seed) for seed, shape in enumerate(shapes)]
     opt = make(params, **{"lr": 1e-3, "weight_decay": 1e-2, "backend": "emulated", **arguments})
@@ -94,7 +94,7 @@ def gradient_of(gate: str, p: Tensor, seed: int) -> Tensor:
 
 
 def table(rows: Mapping[str, Traffic]) -> str:
-    """In Markdown: bytes per parameter of every operand, loaded + stored, and of all."""
+    """Markdown: bytes per parameter of every operand, loaded + stored, and of all."""
     lines = [
         f"| | {' | '.join(OPERANDS)} | all |",
         f"|---|{'---|' * (len(OPERANDS) + 1)}",

@@ -1,4 +1,4 @@
-"""Training runs on two processes, for test_distributed.py. Each process writes what came out to a file per run.
+"""Training runs on two processes, for test_distributed.py. Each process writes a file with the result of each run.
 
 PYTHONPATH=tests/support python tests/support/distributed_runs.py RANK FOLDER
 """
@@ -30,7 +30,7 @@ Result = dict[str, Any]
 
 
 def model_of() -> nn.Module:
-    """Sizes that two processes do not share evenly: a shard begins in the middle of a row."""
+    """Sizes that two processes cannot share evenly: a shard begins in the middle of a row."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Linear(5, 3))
 
@@ -52,7 +52,7 @@ def train(model: nn.Module, opt: Any, times: range = range(STEPS)) -> None:
 
 
 def alone(model: nn.Module, opt: Any, times: range = range(STEPS)) -> None:
-    """The same in one process: the mean of the gradients that all ranks have."""
+    """The same in one process, with the mean of all ranks' gradients."""
     params = list(model.parameters())
     for time in times:
         gradients = []
@@ -81,14 +81,14 @@ def refusal(make: Callable[[], Any]) -> str:
 
 def ddp(name: str, backend: str) -> Result:
     record = RECORDS[name]
-    # The gradients lie in the buckets that are sent.
+    # Gradients are views of the buckets that DDP reduces.
     model = DistributedDataParallel(model_of(), gradient_as_bucket_view=True)
     train(model, record.make(model.parameters(), backend=backend, **record.typical))
     return {"weights": weights(model.parameters())}
 
 
 def zero(name: str) -> Result:
-    """Half way the optimizer's state is brought together, and loaded into another one."""
+    """Half way the optimizer's state is consolidated, and loaded into another one."""
     record = RECORDS[name]
     model = DistributedDataParallel(model_of())
     first, second = (ZeroRedundancyOptimizer(model.parameters(), record.make, **record.typical) for _ in range(2))
@@ -132,7 +132,7 @@ def fsdp2(name: str) -> Result:
     model = model_of()
     fully_shard(model, mesh=init_device_mesh("cpu", (WORLD,)))
     said = refusal(lambda: record.make(model.parameters(), **record.typical))
-    # What the message says is to be done.
+    # As the error message advises.
     local = [p.detach().to_local() for p in model.parameters()]
     opt = record.make(local, **record.typical)
     for time in range(STEPS):
@@ -169,14 +169,14 @@ def result_of(run: Callable[[], Result]) -> Result:
 def main(rank: int, folder: Path) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(THREADS)
-    # A process that waits for another which has failed is not to wait for long.
+    # A process whose peer has failed must not wait for long.
     limit = datetime.timedelta(seconds=30)
     dist.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=WORLD, timeout=limit)
     for name, run in RUNS.items():
         torch.save(result_of(run), folder / f"{name}.{rank}.pt")
         dist.barrier()
     dist.destroy_process_group()
-    # All is saved. At the end of the interpreter torch 2.13 sometimes aborts, on a thread of its own that is still running
+    # All is saved. At interpreter exit torch 2.13 sometimes aborts, because of its own thread that is still running
     # ("terminate called without an active exception", on busy cores with three threads).
     sys.stdout.flush()
     os._exit(0)

@@ -1,4 +1,4 @@
-"""A few parameters and a stream of gradients that takes them through every gate: a training run without a model."""
+"""A training run without a model: a few parameters, and a sequence of gradients through every gate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parameters_of(opt: Any) -> list[Tensor]:
 
 
 def gradient_at(p: Tensor, time: int) -> Tensor:
-    """The gradient that `p` is given at a time: the same for the same weights."""
+    """The gradient of `p` at a time: the same for the same weights."""
     if p.dim() > 1 and p.size(0) > 1:
         return gradient(KINDS[time % len(KINDS)], p, time)
     return torch.randn(p.shape, generator=generator(time), dtype=torch.float64).to(p.dtype)
@@ -55,7 +55,7 @@ def train_both(ours: Any, theirs: Any, times: Iterable[int], sign: float = 1.0) 
 
 
 def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """What torch.load reads, without trusting the file, of what torch.save wrote."""
+    """The state dict after torch.save and torch.load with weights_only=True."""
     file = io.BytesIO()
     torch.save(state_dict, file)
     file.seek(0)

@@ -1,4 +1,4 @@
-"""Edits to source texts for the mutation tests: they survive reformatting, and say so when the code has moved on."""
+"""Edits of source texts for the mutation tests: independent of line breaks, and with an error when the code has changed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def pattern_of(code: str) -> re.Pattern[str]:
 
 
 def home_of(code: str, texts: Mapping[str, str]) -> str:
-    """The name of the one text in which `code` stands, once."""
+    """The name of the only text that contains `code`, once."""
     found = [name for name, text in texts.items() for _ in pattern_of(code).finditer(text)]
     assert len(found) == 1, f"a mutation test has to follow a change: {code!r} is found in {found or 'no file'}"
     return found[0]
 
 
 def edited(text: str, code: str, new: str) -> str:
-    """`text` with `new` in place of its one `code`."""
+    """`text` with `new` in place of its only `code`."""
     home_of(code, {"the source": text})
     return pattern_of(code).sub(lambda _: new, text)

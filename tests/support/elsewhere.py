@@ -1,9 +1,9 @@
-"""Runs the tests as another machine would: with the instructions of an older processor, other threads, and under load.
+"""Runs the tests as on another machine: an older instruction set, other numbers of threads, and load.
 
 python tests/support/elsewhere.py [--configuration N] [--part K/M] [ARGUMENTS OF PYTEST]
 
-A run by default takes one of CONFIGURATIONS and a part of the tests, both chosen by the commit, and prints how to take the
-same again. `--part 0/1` takes all tests.
+By default the commit chooses one of CONFIGURATIONS and a part of the tests, and the run prints the command that repeats
+it. `--part 0/1` takes all tests.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Configuration(NamedTuple):
     torch: str  # ATEN_CPU_CAPABILITY
     onepass: str  # ONEPASS_ISA
     threads: int
-    busy: int  # processes that do nothing else beside the tests
+    busy: int  # busy processes beside the tests
 
 
-# Every pair of values is in one of them.
+# They cover every pair of values.
 CONFIGURATIONS = [
     Configuration("default", "baseline", 3, 0),
     Configuration("avx2", "avx2", 1, 4),
@@ -35,8 +35,8 @@ CONFIGURATIONS = [
     Configuration("default", "baseline", 1, 4),
     Configuration("avx2", "avx2", 3, 0),
 ]
-# Mutants, code for GPUs, what the compilers and the packaging say, and plans, which are integers: nothing of them depends on
-# the processor. make test runs them.
+# Mutants, code for GPUs, output of compilers and packaging, and plans, which are integers, do not depend on the processor.
+# make test runs them.
 SAME_EVERYWHERE = [
     "test_bench_gpu", "test_cuda_mutations", "test_docs", "test_emulated_host", "test_machine_code", "test_mutations",
     "test_native_mutations", "test_packaging", "test_records", "test_sanitized", "test_shape", "test_triton_code",
@@ -46,18 +46,18 @@ BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: sum(rang
 
 
 def ignored() -> list[str]:
-    """Arguments of pytest that leave out what is the same everywhere."""
+    """pytest arguments that leave out the files of SAME_EVERYWHERE."""
     return [f"--ignore={path}" for name in SAME_EVERYWHERE for path in TESTS.rglob(f"{name}.py")]
 
 
 def number() -> int:
-    """Another one for each commit; for each day, where there is no repository."""
+    """A number for each commit; for each day, where there is no repository."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=TESTS, capture_output=True, text=True)
     return int(done.stdout, 16) if done.returncode == 0 else datetime.date.today().toordinal()
 
 
 def chosen(number: int, configuration: int | None, part: str | None) -> tuple[int, str]:
-    """What `number` chooses, unless it is given: a third of the tests, or a ninth beside busy processes."""
+    """Configuration and part, chosen by `number` unless given: a third of the tests, or a ninth beside busy processes."""
     rest, index = divmod(number, len(CONFIGURATIONS))
     index = index if configuration is None else configuration
     parts = 9 if CONFIGURATIONS[index].busy else 3
@@ -80,7 +80,7 @@ def main() -> int:
         "ONEPASS_ISA": configuration.onepass,
         "ONEPASS_TEST_THREADS": str(configuration.threads),
         "ONEPASS_TEST_PART": part,
-        "OMP_WAIT_POLICY": "passive",  # more threads than cores are not to spin
+        "OMP_WAIT_POLICY": "passive",  # more threads than cores must not spin
     }
     command = ["pytest", "-n", "auto", "--maxprocesses", "16", *ignored(), *arguments]
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(configuration.busy)]

@@ -27,7 +27,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-# Which build, for the tests that run others in a process of its own.
+# ONEPASS_EMULATED: the build for tests that another test runs in its own process.
 emulated = load(Path(os.environ.get("ONEPASS_EMULATED") or build()))
 
 

@@ -1,4 +1,4 @@
-"""What an optimizer must refuse, and what it must say. See test_errors.py."""
+"""Invalid inputs that an optimizer must reject, and its messages. See test_errors.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Wrapper(torch.Tensor):
-    """A tensor that holds another one, as DTensor and many others do."""
+    """A tensor subclass that wraps another tensor, like DTensor."""
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Wrapper:
@@ -35,7 +35,7 @@ class Wrapper(torch.Tensor):
 
 
 class Elsewhere(torch.nn.Parameter):
-    """A parameter whose gradient is on another device, which torch does not let one assign."""
+    """A parameter whose gradient is on another device, which torch does not allow to assign."""
 
     @property
     def grad(self) -> Tensor:
@@ -49,9 +49,9 @@ GROUP = "param group 1: "
 
 @dataclass(frozen=True)
 class Case:
-    """record: the optimizer. spoil: breaks it, given the optimizer, its second group and that group's parameter 1.
+    """record: the optimizer. spoil: makes it invalid, given the optimizer, its second group and that group's parameter 1.
 
-    kind, about, words: the exception, what its message names, and what it must say of it.
+    kind, about, words: the exception, the subject of its message, and words in it.
     """
 
     name: str
@@ -113,7 +113,7 @@ def _bad(name: str, record: str, values: list[Any], kind: type[Exception], says:
 
 
 def _numbers() -> list[Case]:
-    """Every number of every group out of its range, NaN, infinite, and no number at all."""
+    """Every numeric argument out of its range, NaN, infinite, and of another type."""
     inf, nan = float("inf"), float("nan")
     homes = {"momentum": "SGD", "dampening": "SGD", "delta": "AdamP", "wd_ratio": "SGDP"}
     cases = []
@@ -130,7 +130,7 @@ def _numbers() -> list[Case]:
 
 
 def _flags() -> list[Case]:
-    """What would count as true or false by Python's rules, such as the string "false"."""
+    """Values that Python converts to true or false, such as the string "false"."""
     homes = {"maximize": "AdamW", "decouple_lr": "SGD", "capturable": "AdamW", "nesterov": "SGD", "speculate": "AdamP",
              "project_momentum": "SGDP"}  # fmt: skip
     cases = _bad("maximize", "SGDP", [2, None, 1.0, torch.zeros(1)], TypeError, "be True or False, got {!r}")

@@ -1,8 +1,8 @@
-"""A GPU that is not there: tensors that say they are on cuda:0 and are in this machine's memory, and what onepass asks of
-torch.cuda. What runs on it is the backends' own Python, on its way to a GPU; what the kernels do is for others to test.
+"""A fake GPU: tensors that report cuda:0 but are in host memory, and mocks of the functions of torch.cuda that onepass calls.
+The backends' own Python code runs as on a GPU; kernels do not run.
 
-It refuses what a GPU would refuse or wait for: a value that is read back, pinned memory that is made, or pageable memory
-that is copied, while a step is captured.
+It raises where a GPU would raise or wait: when a value is read back, and, during a capture, when pinned memory is
+allocated or pageable memory is copied.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = torch.device("cuda", 0)
 aten = torch.ops.aten
-# Large operands of a step need no numbers where no kernel runs, and untouched memory costs nothing.
+# Without kernels, large operands need no numbers, and untouched memory costs nothing.
 UNTOUCHED = 1 << 20
 
 
@@ -29,7 +29,7 @@ class Waits(AssertionError):
 
 
 class OnGpu(Tensor):
-    """`host`, said to be on the GPU."""
+    """A tensor that reports to be on the GPU; its data is `host`."""
 
     host: Tensor
 
@@ -47,7 +47,7 @@ class OnGpu(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return dispatch(func, args, kwargs or {})
 
-    # Those that torch would not send through __torch_dispatch__ without CUDA.
+    # Methods that torch does not send through __torch_dispatch__ without CUDA.
     def __getitem__(self, index: Any) -> OnGpu:
         return OnGpu(self.host[index])
 
@@ -90,7 +90,7 @@ class _Dispatch(TorchDispatchMode):
 
 
 class _Pinned(TorchFunctionMode):
-    """Makes what is asked for in pinned memory in ordinary memory."""
+    """Allocates ordinary memory instead of pinned memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -149,5 +149,5 @@ gpu: FakeGpu | None = None
 
 
 def empty_on_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> OnGpu:
-    """Of no numbers, so that it takes no memory however large it is."""
+    """Uninitialized, so that it takes no memory for any size."""
     return OnGpu(torch.empty(shape, dtype=dtype))

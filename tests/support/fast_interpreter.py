@@ -1,11 +1,11 @@
-"""Makes Triton's interpreter about twice as fast, and changes nothing of what it computes.
+"""Makes Triton's interpreter about twice as fast, with the same results.
 
-Of a builtin of the language, numpy's part takes the least time; most goes into types: what is cast to what, and spread over
-which shape. All that depends on types alone. So the first call with arguments of some types is interpreted, and what it
-asks of the builder, which has numpy do the work, is written down: a tape. Later calls of those types play the tape.
+A builtin of the language spends little time in numpy and most on types: casts and broadcasts, which depend on the types of
+its arguments alone. So the first call with arguments of some types is interpreted, and its calls of the builder, which
+calls numpy, are recorded: a tape. Later calls with those types play the tape.
 
-Also, the interpreter replaces each builtin by one that interprets at every launch, and puts the old one back after it. Here
-they stay replaced: nothing is compiled in this process.
+Also, the interpreter replaces each builtin by an interpreting one at every launch, and restores it afterwards. Here they
+stay replaced: nothing is compiled in this process.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ semantic, builder = interpreter.interpreter_semantic, interpreter.interpreter_bu
 
 
 def install() -> None:
-    """To be called once, before the first launch."""
-    # Sums of integers are looked at for overflows, and what is found is dropped.
+    """Call this once, before the first launch."""
+    # The interpreter checks sums of integers for overflows, and ignores the result.
     builder.options = replace(builder.options, sanitize_overflow=False)
     TensorHandle.__init__ = _fill
 
@@ -39,12 +39,12 @@ def install() -> None:
 
 
 def _fill(self: TensorHandle, data: Any, dtype: Any) -> None:
-    """Without a look at whether the data are of the type: they are, or the first call of a kind was wrong."""
+    """Without the check that the data are of the type, which all calls of a tape pass or none."""
     self.data, self.dtype, self.attr = data, dtype, {}
 
 
 def by_name(look_up: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Types are looked up once for each name: to hash one is to make its name, and the table is made at every look."""
+    """Looks up types once for each name: hashing a type makes its name, and the original makes its table at every lookup."""
     known: dict[str, Any] = {}
 
     def np_dtype(dtype: Any) -> Any:
@@ -57,21 +57,21 @@ def by_name(look_up: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class _Kept:
-    """In place of what would put the language back."""
+    """In place of the object that would restore the language."""
 
     def restore(self) -> None:
         pass
 
 
 class _Function:
-    """What `_patch_lang` looks at of a function: the modules in its globals."""
+    """The attribute of a function that `_patch_lang` reads: the modules in its globals."""
 
     def __init__(self, modules: dict[str, Any]):
         self.__globals__ = modules
 
 
 def interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The builtin, from tapes where there are any."""
+    """The builtin, which plays a tape where there is one."""
     tapes: dict[Any, Tape] = {}
 
     def call(*arguments: Any, **named: Any) -> Any:
@@ -96,8 +96,8 @@ def interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kind_of(values: Iterable[Any], tensors: list[Any]) -> tuple[Any, ...] | None:
-    """What of a call's arguments decides which work is done: types of tensors, which are put aside, and all else as it is.
-    None where that cannot be told."""
+    """The arguments that decide which tape applies: types of tensors, which are added to `tensors`, and all other values.
+    None where they cannot be compared."""
     kinds: list[Any] = []
     for x in values:
         if type(x) is core.constexpr:
@@ -121,7 +121,7 @@ def kind_of(values: Iterable[Any], tensors: list[Any]) -> tuple[Any, ...] | None
 
 
 class Recorder:
-    """Stands in for the builder: does as it does, and writes down what it was asked for."""
+    """A proxy of the builder that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], Any]] = []
@@ -143,8 +143,8 @@ Tape = Callable[..., Any]
 
 
 def tape_of(calls: list[tuple[str, tuple[Any, ...], Any]], tensors: list[Any], result: Any) -> Tape | None:
-    """A function of the tensors' handles, which asks the builder for the same again and returns such a tensor. None where not
-    all that was worked on came from the tensors and the builder."""
+    """A function of the tensors' handles, which repeats the calls of the builder and returns such a tensor. None where an
+    operand came neither from the tensors nor from the builder."""
     names = {id(tensor.handle): f"h{i}" for i, tensor in enumerate(tensors)}
     if not isinstance(result, core.tensor) or len(names) < len(tensors):
         return None

@@ -1,4 +1,4 @@
-"""A Python of its own, for what must be seen from the start of one."""
+"""A new Python process, for tests that depend on its start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from processor import INSTRUCTIONS
 
 
 def in_new_python(code: str, **environment: str) -> str:
-    """What a fresh interpreter prints that imports the onepass that is tested here."""
+    """The output of a new interpreter that imports the onepass under test."""
     path = [str(Path(onepass.__file__).parents[1]), *filter(None, sys.path)]
     setup = f"import sys; sys.path[:0] = {path!r}\n"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""CUDA graphs of Triton's interpreter, which has none: what a captured step sends and launches happens at a replay only."""
+"""CUDA graphs for Triton's interpreter, which has none: a captured step uploads and launches at a replay only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onepass.backend.triton import upload
 
 
 class Weak:
-    """A tensor that a graph points to and does not keep."""
+    """A tensor that a graph points to but does not keep alive."""
 
     def __init__(self, t: Tensor):
         self.there = weakref.ref(t)
@@ -28,7 +28,7 @@ class Weak:
 
 
 class CapturedStep:
-    """The launches of a step that is captured: none."""
+    """In place of the launches of a captured step: none."""
 
     PHASES = ("device_scalars", "gate_stats", "update", "decide", "correct")
 
@@ -42,7 +42,7 @@ class CapturedStep:
 
 
 class Graph:
-    """A step, captured and not taken. It must send and launch no tensor but dense ones: others are gathered at once."""
+    """A step, captured but not taken. It must upload and launch dense tensors only: others are gathered during the capture."""
 
     def __init__(self, step: Callable[[], Any]):
         self.copies: list[tuple[Weak, Weak]] = []

@@ -1,7 +1,7 @@
-"""How pytest-xdist shares the tests out: one by one to whichever process is free, but those of a file with a fixture of the
-module's, which is a build or a run that takes long, all to one. These come first.
+"""How pytest-xdist distributes the tests: one by one to any free process, but those of a file with a fixture of scope "module",
+which is a long build or run, all to one. These come first.
 
-xdist's own --dist loadgroup is for this, but its 3.8.0 does not see the groups under pytest 9.
+xdist's own --dist loadgroup is for this, but xdist 3.8.0 does not detect the groups under pytest 9.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Scheduling(LoadScopeScheduling):
         return file if has_module_fixture(self.config.rootpath / file) else nodeid
 
     def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
-        """Forgets what is done. xdist would go through all of it after every test, and let the processes wait."""
+        """Drops finished tests. xdist would iterate over all of them after every test, while the processes wait."""
         super().mark_test_complete(node, item_index, duration)
         units = self.assigned_work[node]
         done = self._split_scope(self.registered_collections[node][item_index])

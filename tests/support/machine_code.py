@@ -1,4 +1,4 @@
-"""The kernels in a compiled module as machine code: their registers, their instructions, and what is wrong with them."""
+"""Machine code of the kernels in a compiled module: registers, instructions, and spills."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Kernel:
     registers: int  # of a thread
     stack: int  # bytes, as local
     local: int
-    shared: int  # bytes of a block that the compiler knows of, what the driver keeps among them
+    shared: int  # static bytes of a block, including the driver's
     constants: int  # bytes, most of them arguments
     instructions: list[str] = field(repr=False)  # without operands
 
@@ -47,7 +47,7 @@ def find_nvcc() -> str | None:
 
 
 def tools_path() -> str:
-    """A PATH with cuobjdump and nvdisasm: the user's, next to nvcc, and in the triton package, which ships them."""
+    """A PATH with cuobjdump and nvdisasm: the user's, nvcc's folder, and that of the triton package, which ships them."""
     folders = [os.environ.get("PATH", "")]
     nvcc, triton = find_nvcc(), importlib.util.find_spec("triton")
     if nvcc:
@@ -76,7 +76,7 @@ def demangled(names: list[str]) -> list[str]:
 
 
 def lines_of(binary: str | Path, listing: str) -> Iterator[tuple[tuple[str, str], str]]:
-    """A listing of cuobjdump's, each line with the architecture and the mangled name of the kernel that it is about."""
+    """The lines of a cuobjdump listing, each with the architecture and the mangled name of its kernel."""
     arch = function = ""
     for line in cuobjdump(listing, str(binary)).splitlines():
         if found := re.search(r"(?:code for|^arch =) (\w+)", line):
@@ -110,7 +110,7 @@ def kernels_of(binary: str | Path) -> list[Kernel]:
 
 
 def wide_accesses(kernel: Kernel) -> tuple[int, int]:
-    """Loads and stores of global memory of 16 bytes; hints on caching stand between the parts of their names."""
+    """Loads and stores of 16 bytes of global memory; cache hints are between the parts of their names."""
     loads, stores = (
         sum(bool(re.fullmatch(rf"{name}\.E(\.\w+)*\.128(\.\w+)*", i)) for i in kernel.instructions)
         for name in ("LDG", "STG")
@@ -119,8 +119,8 @@ def wide_accesses(kernel: Kernel) -> tuple[int, int]:
 
 
 def wide_accesses_wanted(kernel: Kernel) -> tuple[int, int]:
-    """As many as there are if every operand of a packed tensor is reached so: each traversal of csrc/cuda/rows.cuh, once
-    for blocks and once for warps. A vector is 16 bytes of p; the moments of its elements take as many or more."""
+    """Their number if every operand of a packed tensor is accessed so: each traversal of csrc/cuda/rows.cuh, once for blocks
+    and once for warps. A vector is 16 bytes of p; the moments of its elements take as many or more."""
     item = {"float": 4, "double": 8}.get(kernel.storage, 2)
     lanes = 16 // item
     count = 0 if "Sgd" in kernel.short_name else 1 if "Momentum" in kernel.short_name else 2
@@ -140,14 +140,14 @@ def wide_accesses_wanted(kernel: Kernel) -> tuple[int, int]:
 
 
 def spills(kernel: Kernel) -> list[str]:
-    """Which registers' worth of data lies in memory."""
+    """Register spills: sizes of stack and local memory, and their instructions."""
     found = [f"{name} {size}" for name, size in [("stack", kernel.stack), ("local", kernel.local)] if size]
     return found + sorted({i for i in kernel.instructions if re.match(r"(LDL|STL)\b", i)})
 
 
 def occupancy(registers: int, threads: int = 128) -> float:
-    """Warps of a multiprocessor of sm_90 that can be resident, of its 64: what NVIDIA's calculator says of blocks
-    that use little shared memory. Registers are handed to warps 256 at a time, and to four warps alike."""
+    """The fraction of the 64 warps of an sm_90 multiprocessor that can be resident, as in NVIDIA's calculator for blocks
+    with little shared memory. Registers are allocated to warps 256 at a time, and to four warps alike."""
     warps = -(-threads // 32)
     of_warp = -(-registers * 32 // 256) * 256
     resident = 65536 // of_warp // 4 * 4

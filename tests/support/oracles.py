@@ -1,4 +1,4 @@
-"""The optimizers of others that ours are held against, and how their arguments follow from ours."""
+"""The optimizers of other packages that ours are compared with, and the translation of our arguments to theirs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Oracle:
-    """load: returns the class. translate: its arguments for ours, or None if it has no such rule."""
+    """load: returns the class. translate: turns our arguments into its own, or None if it has no such rule."""
 
     name: str
     load: Callable[[], type[torch.optim.Optimizer]]
@@ -34,7 +34,7 @@ class Oracle:
 
 
 def sign_of(arguments: Arguments, oracle: Oracle) -> float:
-    """What our gradients are multiplied by for an oracle that cannot maximize."""
+    """The factor of our gradients for an oracle that cannot maximize."""
     return -1.0 if arguments.get("maximize") and "maximize" not in (oracle.translate(arguments) or {}) else 1.0
 
 
@@ -59,7 +59,7 @@ def _projected(arguments: Arguments) -> Arguments | None:
 
 
 def _adamp_sgdp(arguments: Arguments) -> Arguments | None:
-    # The package projects its buffer, but for nesterov; where there is no momentum that is forgotten at once.
+    # The package projects its buffer unless nesterov is set; without momentum that has no effect.
     aliased = not arguments.get("nesterov") and arguments.get("momentum", 0) != 0
     return _projected(arguments) if aliased == bool(arguments.get("project_momentum")) else None
 
@@ -79,7 +79,7 @@ def _timm_optim() -> Path:
 def timm_factory(name: str) -> Arguments:
     """The arguments that `timm.optim.create_optimizer_v2` passes to an optimizer besides lr and weight_decay.
 
-    Read from the source of the factory, since to import it is to import torchvision.
+    Read from the source of the factory, since importing it imports torchvision.
     """
     tree = ast.parse((_timm_optim() / "_optim_factory.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):
@@ -99,7 +99,7 @@ def _default_momentum(tree: ast.Module) -> float:
 
 
 def _timm(module: str, name: str) -> type[torch.optim.Optimizer]:
-    """One optimizer file of timm without timm itself, which imports torchvision."""
+    """An optimizer of timm, imported without timm itself, which imports torchvision."""
     alone = "timm_optimizers_alone"
     package = sys.modules.setdefault(alone, types.ModuleType(alone))
     package.__path__ = [str(_timm_optim())]

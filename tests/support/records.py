@@ -17,7 +17,7 @@ import onepass
 import oracles
 from oracles import Arguments, Oracle
 
-INSTALLED = ["reference", "cpu"]  # what a user has
+INSTALLED = ["reference", "cpu"]  # in the installed package, on any machine
 BACKENDS = [*INSTALLED, "emulated", "triton"]  # the CUDA kernels on a CPU, and the Triton kernels in the interpreter
 COMPILED = [name for name in BACKENDS if name != "reference"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -29,9 +29,9 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).remov
 
 @dataclass(frozen=True)
 class Record:
-    """make: the class. variants: arguments to try, the typical ones first. moments: its keys in the state.
+    """make: the class. variants: arguments to test, the typical ones first. moments: their keys in the state.
 
-    No variant but "no_decay" has a weight decay of 0, and none has one so small that to drop it goes unnoticed.
+    Only "no_decay" has a weight decay of 0, and no variant has one so small that dropping it goes unnoticed.
     """
 
     make: type[onepass.Adam]
@@ -41,7 +41,7 @@ class Record:
     projected: bool = False
 
     def __post_init__(self) -> None:
-        # Its own copies: for covering.py, Adam and AdamW of the same arguments are two cases.
+        # Copies, so that for tiers.py Adam and AdamW with the same arguments are two options.
         object.__setattr__(self, "variants", {name: dict(own) for name, own in self.variants.items()})
 
     @property
@@ -54,7 +54,7 @@ class Record:
 
 
 EXP = ("exp_avg", "exp_avg_sq")
-# Moments that forget quickly make an error in any of their factors large.
+# Small betas make an error in any of the moments' factors large.
 QUICK: Arguments = dict(lr=3e-2, betas=(0.5, 0.9), eps=1e-3, weight_decay=0.7, maximize=True)
 
 # The arguments that timm's factory passes to its optimizers besides lr and weight_decay; tests/rule/test_oracles.py compares them.
@@ -150,7 +150,7 @@ each_oracle = pytest.mark.parametrize(
 
 
 def each_variant_in(dtypes: list[torch.dtype], names: Iterable[str] = RECORDS) -> Any:
-    """All variants in these dtypes, the typical ones in the others too."""
+    """All variants in `dtypes`, the typical ones in the other dtypes too."""
     cases = [
         pytest.param(dtype, record, arguments, id=f"{record.name}-{variant}-{str(dtype).removeprefix('torch.')}")
         for record in map(RECORDS.__getitem__, names)

@@ -1,10 +1,10 @@
-"""Runs the tests of the CPU backend with sanitizers compiled into it, in a build of its own below build/.
+"""Runs the tests of the CPU backend under sanitizers, on its own build below build/.
 
 python tests/support/sanitize.py [address | thread] [ARGUMENTS OF PYTEST]
 
-address: AddressSanitizer and UndefinedBehaviorSanitizer. thread: ThreadSanitizer, with LLVM's OpenMP in place of gcc's, which
-does not tell a sanitizer what waits for what, so that every parallel loop would look like a race. Both, unless one is given.
-Before the tests each sanitizer has to report a mistake. The tests are shared out over the instruction sets.
+address: AddressSanitizer and UndefinedBehaviorSanitizer. thread: ThreadSanitizer, with LLVM's OpenMP in place of gcc's, whose
+synchronization a sanitizer does not see, so that it would report every parallel loop. Both by default. Before the tests each
+sanitizer has to report a planted mistake. Each instruction set runs a part of the tests.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ CXX = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or "g++"]
 
 class Sanitizer(NamedTuple):
     flag: str
-    libraries: tuple[str, ...]  # which have to be loaded before all others
+    libraries: tuple[str, ...]  # loaded before all others
     options: dict[str, str]
-    threads: tuple[int, int]  # of every other instruction set
-    left_out: str  # of the tests
-    mistake: tuple[str, str, str]  # in the file the code becomes this,
-    report: str  # which it has to report
+    threads: tuple[int, int]  # for alternating instruction sets
+    left_out: str  # added to the -k expression
+    mistake: tuple[str, str, str]  # file, code, and what it becomes
+    report: str  # of the mistake
 
 
 SANITIZERS = {
     "address": Sanitizer(
         "-fsanitize=address,undefined -fno-sanitize-recover=all",
         ("asan", "ubsan"),
-        # Python and torch keep what they have until they end.
+        # Python and torch do not free all memory before they end.
         {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"},
         (1, 3),
         "",
@@ -47,10 +47,10 @@ SANITIZERS = {
     "thread": Sanitizer(
         "-fsanitize=thread",
         ("tsan",),
-        # torch and Python are not compiled for it: what they read and write is nothing that it can judge.
+        # torch and Python are not instrumented, so it cannot judge their accesses.
         {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1"},
         (4, 2),
-        # It allows no new threads in a child that was forked beside some.
+        # It allows no new threads in a child forked from a multi-threaded process.
         " and not test_child_clips_loads_and_steps",
         (
             "csrc/cpu/executor.cpp",
@@ -60,15 +60,15 @@ SANITIZERS = {
         "WARNING: ThreadSanitizer: data race",
     ),
 }
-# Nothing between a report and the terminal: a process that reports ends at once.
+# Reports are not captured: a process ends at its first one.
 PYTEST = ("-m", "pytest", "-q", "-p", "sanitize", "--capture=sys", "--disable-warnings")
 PARALLEL = ("-n", "auto", "--maxprocesses", "16")
-SHARED_OUT = "test_large_tensors and cpu and AdamP and float32"  # several threads take its steps
+SHARED_OUT = "test_large_tensors and cpu and AdamP and float32"  # stepped by several threads
 OPERANDS = 4  # of sanitized_cases.py
 
 
 class Missing(Exception):
-    """What is to be installed."""
+    """A missing dependency, and how to install it."""
 
 
 def library(name: str) -> str:
@@ -79,7 +79,7 @@ def library(name: str) -> str:
 
 
 def preloaded(kind: str) -> dict[str, str]:
-    """The environment in which Python can import what is compiled with a sanitizer."""
+    """The environment in which Python can import a module that is compiled with a sanitizer."""
     libraries = [library(name) for name in SANITIZERS[kind].libraries]
     options = dict(SANITIZERS[kind].options)
     if kind == "thread":
@@ -92,7 +92,7 @@ def preloaded(kind: str) -> dict[str, str]:
 
 
 def build(kind: str, root: Path = ROOT) -> Path:
-    """A folder to import onepass from. The usual build is left as it is."""
+    """Builds onepass into a folder of its own, and returns it."""
     folder = Path("build", f"sanitized-{kind}")
     command = ["setup.py", "-q", "build", "--build-lib", str(folder), "--build-temp", str(folder / "objects")]
     environment = {**os.environ, "CXXFLAGS": f"-O1 -g1 {SANITIZERS[kind].flag}", "ONEPASS_CUDA": "0"}
@@ -105,7 +105,7 @@ def build(kind: str, root: Path = ROOT) -> Path:
 def build_with_mistake(kind: str) -> Path:
     (file, code, wrong), copy = SANITIZERS[kind].mistake, ROOT / "build/sanitized-mistake"
     shutil.rmtree(copy, ignore_errors=True)
-    # With all that is built, of which ninja builds again what the edit changes.
+    # Includes the build's objects, of which ninja rebuilds those of the edited file.
     for folder in ("csrc", "python", "triton_kernels", f"build/sanitized-{kind}"):
         shutil.copytree(ROOT / folder, copy / folder)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -121,14 +121,14 @@ def run(folder: Path, kind: str, *command: str, isa: str = "", **options: Any) -
         "ONEPASS_SANITIZED": str(folder),
         "PYTHONPATH": os.pathsep.join([str(folder), str(SUPPORT)]),
         "ONEPASS_ISA": isa,
-        "OMP_WAIT_POLICY": "passive",  # more threads than cores are not to spin
+        "OMP_WAIT_POLICY": "passive",  # more threads than cores must not spin
         **options.pop("environment", {}),
     }
     return subprocess.run([sys.executable, *command], cwd=TESTS, env=environment, text=True, **options)
 
 
 def refuse_others(event: str, arguments: tuple[Any, ...]) -> None:
-    """Stops a Python that would import another onepass."""
+    """An audit hook that stops a Python process that would import another onepass."""
     if event == "subprocess.Popen" and Path(os.fsdecode(arguments[0])).name.startswith("python"):
         environment = os.environ if arguments[3] is None else arguments[3]
         path = environment.get("PYTHONPATH", "").split(os.pathsep)
@@ -137,7 +137,7 @@ def refuse_others(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def pytest_sessionstart() -> None:
-    """In every process of the tests, to which this file is a plugin."""
+    """Runs in every process of the tests, of which this file is a plugin."""
     from onepass.backend import compiled
 
     assert compiled._C is not None and compiled._C.__file__.startswith(os.environ["ONEPASS_SANITIZED"]), compiled._C
@@ -171,7 +171,7 @@ def check_that_it_sees_the_end(folder: Path, isa: str, place: str, report: str) 
 
 
 def check(kind: str, arguments: list[str]) -> bool:
-    preloaded(kind)  # what is missing is said before anything is built
+    preloaded(kind)  # reports missing dependencies before any build
     from elsewhere import ignored
     from emulated_backend import build as build_emulated
 
@@ -188,7 +188,7 @@ def check(kind: str, arguments: list[str]) -> bool:
     for i, isa in enumerate(isas):
         threads = SANITIZERS[kind].threads[i % 2]
         print(f"{kind}: {isa}, {threads} threads", flush=True)
-        # The emulated CUDA backend is imported by the tests, whatever they step on.
+        # The tests of every backend import the emulated one.
         environment = {"ONEPASS_EMULATED": str(build_emulated()), "ONEPASS_TEST_THREADS": str(threads)}
         part = {**environment, "ONEPASS_TEST_PART": f"{i}/{len(isas)}"}
         command = [*PYTEST, *PARALLEL, *left_out, "-k", chosen, *arguments]

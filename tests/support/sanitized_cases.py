@@ -1,9 +1,9 @@
-"""What test_sanitized.py and sanitize.py run with the sanitizers on: tensors that end where their memory does, so that an access
-beyond either end is seen. Not collected by itself.
+"""Steps that test_sanitized.py and sanitize.py run under sanitizers: tensors end where their memory does, so that an access
+beyond either end is detected. pytest does not collect this file by itself.
 
     python tests/support/sanitized_cases.py {emulated | cpu} {heap | page}
 
-steps four times, each time with one operand an element short, which must be found out, and prints how each step ended.
+takes four steps, each with one operand an element short, which must be detected, and prints the result of each.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from oracles import Arguments
 from records import Record, each_dtype, each_variant_in
 from tensors import gradient, values
 
-# A lane, a team, a warp, a block; rows that straddle vectors, rows that are held and rows that are cut; vectors.
+# Rows for a lane, a subgroup, a warp, a block; rows across vectors, cached rows and rows that are cut; vectors.
 SHAPES = [(), (1,), (7,), (3, 5), (8, 8), (5, 17), (3, 7, 3, 3), (40, 9), (33, 129), (9, 1025), (2, 15_001), (9001,)]
-# The CPU backend cuts only longer rows, and shares out only more of them.
+# The CPU backend cuts only longer rows, and uses several threads only for more elements.
 LARGE = {"cpu": [(2, 33_001), (65_537,)], "emulated": []}
 each_place = pytest.mark.parametrize(("backend", "place"), [("emulated", "heap"), ("cpu", "heap"), ("cpu", "page")])
-# Elements between the beginning of the memory and that of the tensor: at 0 there is nothing before it.
+# Elements between the beginning of the memory and that of the tensor.
 OFFSETS = {"p": (0, 1, 3), "g": (0, 1, 2)}
 
 
 def at_a_page(start: Tensor, beyond: int = 0) -> Tensor:
-    """A copy at whose end a page begins that none may touch: AddressSanitizer does not look at the masked loads and stores of
-    AVX-512, but the processor does. Of the last `beyond` elements there is no copy: they are in that page."""
+    """A copy that ends at a protected page: AddressSanitizer does not check the masked loads and stores of AVX-512, but the
+    processor does. The last `beyond` elements are not copied: they are in that page."""
     size = -(-start.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     room = mmap.mmap(-1, size + mmap.PAGESIZE)
     end = ctypes.addressof(ctypes.c_char.from_buffer(room)) + size
@@ -46,8 +46,8 @@ def at_a_page(start: Tensor, beyond: int = 0) -> Tensor:
     return copy.view(start.shape)
 
 
-def held(start: Tensor, offset: int, place: str) -> Tensor:
-    """A copy in memory of its own, at whose end it ends."""
+def placed(start: Tensor, offset: int, place: str) -> Tensor:
+    """A copy that ends where its own memory ends."""
     if place == "page":
         return at_a_page(start)
     memory = torch.empty(offset + start.numel(), dtype=start.dtype)
@@ -56,17 +56,17 @@ def held(start: Tensor, offset: int, place: str) -> Tensor:
 
 def parameters(backend: str, dtype: torch.dtype, offset: int, place: str) -> list[Tensor]:
     shapes = SHAPES + LARGE[backend]
-    return [held(values(shape, dtype, seed, 0.7), offset, place) for seed, shape in enumerate(shapes)]
+    return [placed(values(shape, dtype, seed, 0.7), offset, place) for seed, shape in enumerate(shapes)]
 
 
 def gradients(params: list[Tensor], offset: int, place: str, time: int) -> Iterator[Tensor]:
     for i, p in enumerate(params):
         kind = ("none", "channel", "layer")[(i + time) % 3]
-        yield held(gradient(kind, p, i) if p.dim() > 1 else torch.ones_like(p), offset, place)
+        yield placed(gradient(kind, p, i) if p.dim() > 1 else torch.ones_like(p), offset, place)
 
 
 @each_place
-@each_variant_in([torch.float32])  # which memory is reached depends little on numbers
+@each_variant_in([torch.float32])  # accesses depend little on the variant
 def test_no_access_outside(backend: str, place: str, dtype: torch.dtype, record: Record, arguments: Arguments) -> None:
     offsets = zip(OFFSETS["p"], OFFSETS["g"], strict=True) if place == "heap" else [(0, 0)]
     for of_p, of_g in offsets:
@@ -77,17 +77,17 @@ def test_no_access_outside(backend: str, place: str, dtype: torch.dtype, record:
                 p.grad = g
             opt.step()
             for state in opt.state.values():
-                state.update({key: held(state[key], 0, place) for key in record.moments if key in state})
+                state.update({key: placed(state[key], 0, place) for key in record.moments if key in state})
 
 
 @each_place
 @each_dtype
-def test_no_access_outside_of_what_is_strided(backend: str, place: str, dtype: torch.dtype) -> None:
+def test_no_access_outside_strided_tensors(backend: str, place: str, dtype: torch.dtype) -> None:
     params = [p.T for p in parameters(backend, dtype, 0, place) if p.dim() == 2]
     opt = onepass.AdamP(params, backend=backend, weight_decay=0.1)
     for time in range(2):
         for i, p in enumerate(params):
-            p.grad = held(gradient(("none", "channel")[time], p, i), 1, place)
+            p.grad = placed(gradient(("none", "channel")[time], p, i), 1, place)
         opt.step()
 
 

@@ -53,7 +53,7 @@ def of_torch() -> set[str]:
 
 
 def advance(schedule: Any) -> None:
-    """One step of the schedule; a loss that never gets better is what a plateau is."""
+    """One step of the schedule; ReduceLROnPlateau gets a constant loss."""
     if isinstance(schedule, ReduceLROnPlateau):
         schedule.step(1.0)
     else:

@@ -1,4 +1,4 @@
-"""A compiled backend and the reference stepped side by side on the same numbers, and compared after every step."""
+"""A compiled backend and the reference, stepped side by side on the same numbers and compared after every step."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from oracles import Arguments
 from records import Record
 from tensors import LAYOUTS, Guarded, Layout
 
-# Of the magnitude of the terms, where sums over rows differ: the reference has them in float64. Measured: at most 5.6
-# for a step that was corrected, 3.6 for others.
+# Of the magnitude of the terms, where row sums differ: the reference's are float64. Measured: at most 5.6 for a
+# corrected step, 3.6 for others.
 UNITS = 6
 
 
 class SideBySide:
-    """The same parameters under the reference and under `backend`.
+    """The same parameters on the reference and on `backend`.
 
     All tensors of the compiled side, moments included, are surrounded by guards.
     """
@@ -47,8 +47,8 @@ class SideBySide:
             self._guard_moments(moment_layout)
 
     def _guard_moments(self, layout: Layout) -> None:
-        """Gives the optimizer moments of our own, at zero, before its first step."""
-        lazy = self.record.name == "SGD"  # there a buffer that exists is not a first one
+        """Gives the optimizer guarded moments of zeros before its first step."""
+        lazy = self.record.name == "SGD"  # whose existing buffer is not a first one
         for p in self.params if not lazy else ():
             work = torch.float64 if p.dtype == torch.float64 else torch.float32
             for key in self.record.moments:
@@ -56,11 +56,11 @@ class SideBySide:
                 self.opt.state[p][key] = self.guarded[-1].tensor
 
     def step(self, gradient_of: Callable[[Tensor], Tensor]) -> None:
-        """Gives both the gradients that `gradient_of` makes of the reference's parameters, and steps both."""
+        """Steps both on the gradients that `gradient_of` makes of the reference's parameters."""
         for p, q in zip(self.params, self.models, strict=True):
             q.grad = gradient_of(q)
-            held = Guarded(q.grad, self.gradient_layout)
-            p.grad = held.tensor
+            guarded_gradient = Guarded(q.grad, self.gradient_layout)
+            p.grad = guarded_gradient.tensor
         before = [(truth.wide(q, float), truth.wide(q.grad, float)) for q in self.models]
         states = [self._wide_state(q) for q in self.models]
         before_step = torch.get_num_threads()
@@ -107,10 +107,10 @@ class SideBySide:
             own.copy_(other)
 
     def _compare_rounded(self, i: int, units: float, x, g, state):
-        """Within rounding of the reference; then both go on from the same numbers, so that errors do not add up."""
+        """Compares within rounding, then copies the reference's numbers, so that errors do not add up."""
         p, q = self.params[i], self.models[i]
         want = truth.step(self.record.name, self.reference.param_groups[0], x, g, state)
-        # A 16-bit number is rounded once more, so it is held against what it was rounded from.
+        # A 16-bit number is rounded once more, so it is compared with the unrounded one.
         near = want.p if p.element_size() == 2 else q
         assert_within(p, near, want.size, units, f"parameter {i}, {self.seen.get(p)}")
         p.data.copy_(q)

@@ -1,4 +1,4 @@
-"""One step of one projected parameter, and the check of it against the truth."""
+"""One step of one projected parameter, and its check against truth.py."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ UNITS = 6
 
 
 def optimizer_of(record: Record, p: Tensor, backend: str, **changed: Any) -> Any:
-    """The record's optimizer with its typical arguments, but for those that are given."""
+    """The record's optimizer with its typical arguments, updated with `changed`."""
     return record.make([p], backend=backend, **{**record.typical, **changed})
 
 
 def set_counter(opt: Any, p: Tensor, counter: int) -> None:
-    """Makes the predictor say "channel" (counter 2 or 3) or "none" (0 or 1)."""
+    """Makes the optimizer predict "channel" (counter 2 or 3) or "none" (0 or 1)."""
     opt.state[p]["gate_counter"] = torch.tensor(counter, dtype=torch.uint8)
 
 
 def first_step_of(opt: Any, record: Record, p: Tensor) -> truth.Step:
-    """What the optimizer's first step on `p` ought to do."""
+    """The correct first step of the optimizer on `p`."""
     zero = truth.wide(torch.zeros_like(p))
     state = {"step": 0.0, **{key: zero for key in record.moments}}
     with np.errstate(invalid="ignore"):
@@ -37,7 +37,7 @@ def first_step_of(opt: Any, record: Record, p: Tensor) -> truth.Step:
 
 
 def check_first_step(opt: Any, record: Record, p: Tensor) -> str:
-    """Steps, holds parameter and verdict against the truth, and returns the gate."""
+    """Steps, compares parameter and gate with truth.py, and returns the gate."""
     want = first_step_of(opt, record, p)
     opt.step()
     assert_within(p, want.p, want.size, UNITS, f"gate {want.gate}")

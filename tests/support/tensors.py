@@ -1,4 +1,4 @@
-"""Parameters and gradients to test with: layouts, guards around them, and gradients that take a known gate."""
+"""Parameters and gradients for tests: layouts, guards around them, and gradients with a known gate."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def generator(seed: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Layout:
-    """How elements lie in memory.
+    """The memory layout of a tensor.
 
     order: dimensions from the fastest; "reversed" is C order, "forward" Fortran's, "channels" dim 1 first.
-    inner: stride of the fastest dimension. pad: elements left free after each run along a dimension.
+    inner: stride of the fastest dimension. pad: unused elements after each run along a dimension.
     """
 
     order: str = "reversed"
@@ -51,7 +51,7 @@ LAYOUTS = {
     "gapped_transposed": Layout(order="forward", inner=3, pad=1),
 }
 
-# Elements before and after every tensor. 5 keeps no tensor aligned to more than its own element.
+# Elements before and after every tensor. 5 aligns no tensor to more than its own element.
 GUARD = 5
 FORBIDDEN = -7.25
 
@@ -135,7 +135,7 @@ def scaled_cosine(p: Tensor, g: Tensor) -> float:
 
 
 class Gradients:
-    """Gradients of shifting gates: at every step each tensor takes another, and predictions go wrong."""
+    """Gradients that change the gate of each tensor at every step, so that predictions go wrong."""
 
     def __init__(self) -> None:
         self.count = 0

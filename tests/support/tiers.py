@@ -1,7 +1,7 @@
-"""How much of the tests is run: `make check` all the time, `make test` before a release, `make test-all` once in a while.
+"""Tiers of the tests: `make check` after every change, `make test` before a release, `make test-all` occasionally.
 
-A test over seven optimizers, four backends and four dtypes is a product of 112 cases. Nearly every bug is seen by one option
-or by two that meet. So `check` runs every option of a test once, `test` every pair of options, and `all` every combination.
+A test over seven optimizers, four backends and four dtypes has 112 cases. Nearly every bug depends on one option or on a pair.
+So `check` runs every option of a test once, `test` every pair of options, and `all` every combination.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-# How many options have to meet.
+# The size of the combinations of options that a tier covers.
 TIERS = {"check": 1, "test": 2, "all": None}
 
-# What `check` leaves out.
+# Left out of `check`.
 SLOW = {
     # They compile, install, or plant bugs, each of which compiles or runs tests.
     "test_cuda_mutations", "test_cuda_plans", "test_emulated_host", "test_gpu_suite", "test_machine_code", "test_mutate",
@@ -35,7 +35,7 @@ SLOW = {
 Options = Sequence[tuple[str, Hashable]]  # of one case: (parameter, value)
 
 
-# pytest -m "emulated and not slow", say.
+# For example, pytest -m "emulated and not slow".
 MARKERS = {
     **{backend: f"runs on this backend: {backend}" for backend in ("reference", "cpu", "emulated", "triton")},
     "slow": "left out of `make check`",
@@ -64,7 +64,7 @@ def _is_slow(item: pytest.Item) -> bool:
 
 
 def chosen(items: list[pytest.Item], tier: str) -> list[pytest.Item]:
-    """In their order, the cases of every test function that `covering` chooses."""
+    """The cases of every test function that `covering` chooses, in their order."""
     strength = TIERS[tier]
     if strength is None:
         return items
@@ -80,10 +80,10 @@ def chosen(items: list[pytest.Item], tier: str) -> list[pytest.Item]:
 
 
 def covering(cases: Sequence[Options], strength: int) -> list[int]:
-    """Indices, in order, of cases in which any `strength` options meet that meet in one of all cases.
+    """Indices, in order, of cases that cover every combination of `strength` options in any of all cases.
 
-    Greedy: each next case is the one that adds most; of equals the one whose options were taken least, so that those that
-    are many are spread over those that are few; of these the first.
+    Greedy: each next case is the one that adds most; of equals the one whose options were taken least, which spreads
+    parameters of many values over those of few; of these the first.
     """
     groups = [_groups(case, strength) for case in cases]
     spread = [_groups(case, 1) | _groups(case, 2) for case in cases]
@@ -112,7 +112,7 @@ def _groups(case: Options, strength: int) -> set[tuple[tuple[str, Hashable], ...
 
 
 def _options(item: pytest.Item) -> Options:
-    """Equal values are one option, in whatever decorator's list they stand. A test without parameters has one case."""
+    """Equal values are one option, in the list of any decorator. A test without parameters has one case."""
     callspec = getattr(item, "callspec", None)
     return [(name, _key(value)) for name, value in callspec.params.items()] if callspec else [("", "")]
 

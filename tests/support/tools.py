@@ -1,4 +1,4 @@
-"""What the tests of the tools share: a loop by hand, the comparison of two trainings, and torch's optimizer beside ours."""
+"""Shared by the tests of tools: a manual training loop, the comparison of two models, and torch's optimizer beside ours."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def by_hand(
     every: int = 1,
     schedule: Any = None,
 ) -> None:
-    """Trains as the tools say they do: a step after `every` losses on their mean's gradient, cut to the norm `clip`."""
+    """Trains as the tools document: a step after `every` losses on their mean's gradient, clipped to the norm `clip`."""
     for count, loss in enumerate(losses, 1):
         (loss() / every).backward()
         if count % every == 0:
@@ -45,10 +45,10 @@ class TorchBeside:
     """torch's AdamW on copies of the parameters of `opt`, stepped after each step of `opt` on the gradients of that step, and
     compared after each.
 
-    Of two trainings that each compute gradients from their own weights nothing follows for an element whose gradient is
-    zero in exact arithmetic, such as the key bias of an attention: it is rounding noise, and Adam divides noise by its
-    own size. From the same gradients both compute the same number: |u| is near 1 whatever the size of the gradient, so
-    the two differ by rounding relative to p and to the sum of the learning rates.
+    Two trainings with gradients of their own cannot be compared in an element whose gradient is zero in exact
+    arithmetic, such as the key bias of an attention: it is rounding noise, and Adam divides noise by its own size. From
+    the same gradients both compute the same number: |u| is near 1 for a gradient of any size, so the two differ by
+    rounding relative to p and to the sum of the learning rates.
     """
 
     # Per step: ten roundings of each optimizer between gradient and parameter. Measured: at most 5.9.
@@ -81,7 +81,7 @@ class TorchBeside:
 
 
 def with_torch_beside(beside: list[TorchBeside]) -> type[onepass.AdamW]:
-    """AdamW for a tool to make; torch's beside it is appended to `beside`."""
+    """AdamW for a tool to construct, which appends its `TorchBeside` to `beside`."""
 
     class AdamW(onepass.AdamW):
         def __init__(self, *arguments: Any, **options: Any):

@@ -1,9 +1,9 @@
-"""Steps the parameters of real models on a GPU that is not there, and keeps the machine code that Triton compiles for it:
-`python triton_code.py FOLDER TARGET...`, without TRITON_INTERPRET in the environment.
+"""Compiles the Triton kernels for the parameters of real models, stepped on a fake GPU: `python triton_code.py FOLDER TARGET...`,
+without TRITON_INTERPRET in the environment.
 
-Everything is real but the device: the optimizer's step, the plan, Triton's specialisation of every launch (signature,
-divisibility, constants) and its compilers. Only the launch itself does nothing. Writes machine code and PTX of every kernel
-into the folder, and TARGET.json with what each was compiled for.
+Only the device is fake: the optimizer's step, the plan, Triton's specialisation of every launch (signature, divisibility,
+constants) and its compilers are real; a launch does nothing. Writes machine code and PTX of every kernel into the folder,
+and TARGET.json with the run and the constants of each.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
 }
 COMMON = ("AdamW", "AdamP", "SGDP", "AdamProxL2")
 ALL_DTYPES = ("float32", "bfloat16", "float16", "float64")
-# What a block may have of shared memory, for each target.
+# Shared memory that a block may have, by target.
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
-# Every model in both dtypes, and every target with both dtypes, so that each compiles every kernel. All of it takes four
-# times as long; ONEPASS_EVERY_TARGET=1 asks for that.
+# Every model in both dtypes, and every target with both dtypes, so that each compiles every kernel. ONEPASS_EVERY_TARGET=1
+# takes all combinations, and four times as long.
 EVERY = os.environ.get("ONEPASS_EVERY_TARGET") == "1"
 PAIRS = {
     "sm_80": (("llama", "float32"), ("mlp", "bfloat16"), ("rows", "float16")),
@@ -60,7 +60,7 @@ PAIRS = {
 
 
 def runs(target: str) -> Iterator[tuple[str, str, str]]:
-    """Models, dtypes and optimizers that are stepped for a target."""
+    """Models, dtypes and optimizers to step for a target."""
     every = tuple((model, dtype) for model in MODELS for dtype in ALL_DTYPES)
     for model, dtype in every if EVERY else PAIRS[target]:
         for optimizer in OPTIMIZERS if model == "mlp" or EVERY else COMMON:
@@ -68,7 +68,7 @@ def runs(target: str) -> Iterator[tuple[str, str, str]]:
 
 
 class Driver:
-    """In place of Triton's own for CUDA and HIP."""
+    """Replaces Triton's drivers for CUDA and HIP."""
 
     def __init__(self, target: str):
         from triton.backends.compiler import GPUTarget
@@ -100,7 +100,7 @@ class Driver:
 
 
 def train(model: str, dtype: str, optimizer: str) -> list[list[str]]:
-    """A step, a clipped one, and a scaled one; returns the launches of each."""
+    """Takes a plain, a clipped and a scaled step; returns the launches of each."""
     params = [torch.nn.Parameter(empty_on_gpu(shape, getattr(torch, dtype))) for shape in MODELS[model]]
     for p in params:
         p.grad = empty_on_gpu(p.shape, p.dtype)

@@ -1,4 +1,4 @@
-"""What a step of the Triton backend moves: the bytes of every load and store as the interpreter performs them."""
+"""Memory traffic of a step of the Triton backend: bytes of every load and store as the interpreter performs them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _range(t: Tensor) -> tuple[int, int]:
 
 @contextmanager
 def counted(streams: dict[str, list[Tensor]]) -> Iterator[dict[str, list[int]]]:
-    """Bytes loaded and stored within it, by the stream they belong to; "tables" is all else. Lanes that are masked off move
-    nothing; lanes that read one word of a table are counted each."""
+    """Bytes loaded and stored in the context, by stream; "tables" is all else. Masked lanes move nothing; every lane that
+    reads one word of a table is counted."""
     from triton.runtime.interpreter import interpreter_builder as builder
 
     ranges = [(name, *_range(t)) for name, tensors in streams.items() for t in tensors]
@@ -64,7 +64,7 @@ def traffic(make: Any, shape: tuple[int, ...], gate: str = "none", predicted: st
     """Bytes per parameter, loaded and stored, of each operand; and of the tables."""
     p = values(shape, dtype, 1)
     opt = make([p], lr=1e-3, weight_decay=0.1, backend="triton", **arguments)
-    for time in range(2):  # the second step, when all state is there
+    for time in range(2):  # the second step, when all state exists
         p.grad = gradient(gate, p, 2)
         if time and "gate_counter" in opt.state[p]:
             set_counter(opt, p, COUNTERS[predicted])

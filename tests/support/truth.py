@@ -1,7 +1,7 @@
-"""Every rule a second time, straight from the papers' formulas, in NumPy and in whatever precision it is given.
+"""Every rule a second time, from the papers' formulas, in NumPy and in the precision of its input.
 
-Independent of onepass.reference on purpose: long double in, long double out. Beside the new parameter it returns the
-magnitude of the terms it was made of, which is what a rounding error has to be measured against.
+Independent of onepass.reference: long double in, long double out. Beside the new parameter it returns the magnitude of its
+terms, to which rounding errors are relative.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Array = np.ndarray
 class Step:
     """p: after the step. size: magnitude of its terms. u_size: magnitude of the terms of its direction.
 
-    Both magnitudes count what any gate would take off, as a step that was predicted wrong passes through it.
+    Both magnitudes include the projected part of any gate, since a wrong prediction steps through it.
     gate, cosine: as in onepass.Verdict.
     """
 
@@ -86,7 +86,7 @@ def _decay(name: str, group: dict[str, Any], wd: float, lr: float) -> float:
 def _adam(name: str, group: dict[str, Any], g: Array, g_size: Array, state: dict[str, Any]) -> Any:
     b1, b2 = (g.dtype.type(b) for b in group["betas"])
     t = state["step"] = state["step"] + 1
-    # Defined in double, as everywhere: 1 - b2^t cancels, and one more digit would be another number.
+    # In double, as in every backend: 1 - b2^t cancels, so that more digits give another number.
     bc1, bc2 = (1 - float(b) ** t for b in group["betas"])
     m_size = b1 * np.abs(state["exp_avg"]) + (1 - b1) * g_size
     m = state["exp_avg"] = b1 * state["exp_avg"] + (1 - b1) * g

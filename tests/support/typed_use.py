@@ -1,4 +1,4 @@
-"""What a user writes, as mypy --strict sees it (`make lint`); it is not run. A `type: ignore` that is not needed is an error."""
+"""User code for mypy --strict (`make lint`), which is not run. A `type: ignore` that is not needed is an error."""
 
 import torch
 from torch import Tensor

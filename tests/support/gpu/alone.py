@@ -1,4 +1,4 @@
-"""What could take the CUDA context down with it, each in a process of its own: `python alone.py NAME`."""
+"""Tests that could break the CUDA context, each in its own process: `python alone.py NAME`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG = 400_000_000
 
 
 def plan_is_dropped_while_a_side_stream_steps() -> None:
-    """The plan's memory was given on the default stream, which may hand it out again as soon as it is free."""
+    """The plan's memory was allocated on the default stream, which may reuse it as soon as it is free."""
     record = RECORDS["AdamP"]
     opt, other = (train(record.make(on_device(), backend=BACKEND, **record.typical), range(2)) for _ in range(2))
     for each in (opt, other):
@@ -33,7 +33,7 @@ def plan_is_dropped_while_a_side_stream_steps() -> None:
         opt.step()
         done.record()
     opt._execution.forget()
-    opt._execution.stepped = []  # which last_step would ask
+    opt._execution.stepped = []  # last_step would read it
     garbage = [torch.full((nbytes,), 255, dtype=torch.uint8, device=DEVICE) for _ in range(8)]
     torch.cuda.current_stream().synchronize()
     assert not done.query(), "the test sleeps too short"
@@ -45,7 +45,7 @@ def plan_is_dropped_while_a_side_stream_steps() -> None:
 
 
 def after_an_error_of_the_device() -> None:
-    """Somebody else's kernel has failed: the next step says that the device does, and which."""
+    """Another kernel has failed: the next step reports the error of the device."""
     record = RECORDS["AdamP"]
     opt = train(record.make(on_device(), backend=BACKEND, **record.typical), range(2))
     with contextlib.suppress(RuntimeError):

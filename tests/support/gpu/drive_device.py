@@ -1,4 +1,4 @@
-"""The training run of tests/support/drive.py with its tensors on the device. Gradients come from the CPU: the same everywhere."""
+"""The training run of tests/support/drive.py with its tensors on the device. Gradients come from the CPU, so that they do not depend on the device."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def everything_on_host(opt: Any) -> dict[str, Tensor]:
 
 
 def assert_same_everywhere(got: Any, want: Any, but: tuple[str, ...] = ()) -> None:
-    """Raises unless parameters and states are the same bits, wherever they lie."""
+    """Raises unless parameters and states have the same bits, on any device."""
     a, b = everything_on_host(got), everything_on_host(want)
     assert a.keys() == b.keys()
     for name, tensor in a.items():

@@ -1,4 +1,4 @@
-"""Captured steps, and a guard against waiting for the device."""
+"""Captured steps, and a guard against synchronization with the device."""
 
 from __future__ import annotations
 

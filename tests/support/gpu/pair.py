@@ -1,6 +1,6 @@
 """The backend on the device and the reference on the CPU, stepped side by side and compared after every step.
 
-What tests/support/side_by_side.py does for backends of the CPU, with the same bounds.
+Like tests/support/side_by_side.py for backends on the CPU, with the same bounds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Held:
         self.tensor = self.buffer.as_strided(*self.where)
 
     def fetch(self) -> Tensor:
-        """The tensor as it is on the device now. AssertionError if anything beside it was written."""
+        """A copy of the tensor on the host. AssertionError if anything outside of it was written."""
         buffer = to_host(self.buffer)
         touched = (buffer != FORBIDDEN) & self.free
         assert not touched.any(), f"{self.where}: written outside of the tensor, at {touched.nonzero().flatten()[:5]}"
@@ -84,7 +84,7 @@ class Pair:
         self.opt = record.make(self.params, backend=BACKEND, **arguments)
         self.reference = record.make(self.models, backend="reference", **arguments)
         self.moments: list[dict[str, Held]] = [{} for _ in starts]
-        if record.name != "SGD":  # there a buffer that exists is not a first one
+        if record.name != "SGD":  # whose existing buffer is not a first one
             self._hold_moments()
 
     def _hold_moments(self) -> None:
@@ -95,13 +95,13 @@ class Pair:
                 self.opt.state[p][key] = own[key].tensor
 
     def predict(self, counter: int) -> None:
-        """Sets every predictor; those of the reference are only there to be the same keys."""
+        """Sets every gate counter; the reference's only make the keys equal."""
         for p, q in zip(self.params, self.models, strict=True):
             self.opt.state[p]["gate_counter"] = torch.tensor(counter, dtype=torch.uint8, device=DEVICE)
             self.reference.state[q]["gate_counter"] = torch.tensor(1, dtype=torch.uint8)
 
     def step(self, gradient_of: Callable[[Tensor], Tensor]) -> None:
-        """Gives both the gradients that `gradient_of` makes of the reference's parameters, and steps both."""
+        """Steps both on the gradients that `gradient_of` makes of the reference's parameters."""
         gradients = []
         for p, q in zip(self.params, self.models, strict=True):
             q.grad = gradient_of(q)
@@ -157,10 +157,10 @@ class Pair:
         self.opt.state[self.params[i]]["momentum"].copy_(other)
 
     def _compare_rounded(self, i: int, found: Tensor, units: float, x: Any, g: Any, state: dict[str, Any]) -> Any:
-        """Within rounding of the reference; then both go on from the same numbers, so that errors do not add up."""
+        """Compares within rounding, then copies the reference's numbers, so that errors do not add up."""
         q = self.models[i]
         want = truth.step(self.record.name, self.reference.param_groups[0], x, g, state)
-        # A 16-bit number is rounded once more, so it is held against what it was rounded from.
+        # A 16-bit number is rounded once more, so it is compared with the unrounded one.
         near = want.p if q.element_size() == 2 else q
         assert_within(found, near, want.size, units, f"parameter {i}, {self.verdicts.get(self.params[i])}")
         self.params[i].data.copy_(q)

@@ -1,4 +1,4 @@
-"""A few steps of everything, small, for compute-sanitizer to look at. Prints how many."""
+"""A few small steps of every optimizer, for compute-sanitizer. Prints their number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpu.target import BACKEND, synchronize
 from records import RECORDS
 from tensors import values
 
-# A row to a lane, to a warp, to a block, rows cut into pieces, vectors; all of it in few elements.
+# Rows for a lane, a warp and a block, rows cut into pieces, vectors; few elements in all.
 SHAPES = [(6, 20), (13,), (40, 9), (3, 1025), (2, 15_000), (1, 1)]
 
 

@@ -1,4 +1,4 @@
-"""Programs that run beside the tests, with the onepass that is tested."""
+"""Programs that run beside the tests, with the onepass under test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 def environment(**more: str) -> dict[str, str]:
     path = [str(Path(onepass.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # One thread on the host: what is tested is on the device.
+    # One thread on the host: the tests are of the device.
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", **more}
 
 
@@ -25,7 +25,7 @@ def start(command: list[str], **more: str) -> subprocess.Popen[str]:
 
 
 def python(*arguments: str, timeout: float = 120) -> str:
-    """What a Python program prints, errors included; AssertionError if it fails."""
+    """The output of a Python program, errors included; AssertionError if it fails."""
     done = subprocess.run(
         [sys.executable, *arguments],
         text=True,

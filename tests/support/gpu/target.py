@@ -1,4 +1,4 @@
-"""Which backend the tests of this folder step on, and where.
+"""The backend and the device of the tests in tests/gpu.
 
 ONEPASS_GPU_TESTS_ON
     not set    the CUDA backend; where torch finds no GPU, everything is skipped
@@ -30,8 +30,8 @@ HAS_GPU = torch.cuda.is_available()
 BACKEND = CHOICE or "cuda"
 DEVICE = torch.device("cuda", 0) if ON_CUDA else torch.device("cpu")
 
-# A machine with a GPU may be without the packages of the other tests. The records name the oracles in adamp, which are
-# not used here; nor is the emulated device, which takes a while to build.
+# A machine with a GPU may lack the packages of the other tests. records.py imports the oracles in adamp and the emulated
+# device, which takes a while to build; tests/gpu needs neither.
 if importlib.util.find_spec("adamp") is None:
     sys.modules["adamp"] = types.ModuleType("adamp")
 if CHOICE in ("cuda", "triton"):
@@ -44,14 +44,14 @@ cuda_only = pytest.mark.skipif(not ON_CUDA, reason="needs CUDA itself, not its e
 
 
 def missing() -> str | None:
-    """Why nothing can be stepped here, or None."""
+    """Why no step can run here, or None."""
     if ON_CUDA and not HAS_GPU:
         return f"torch {torch.__version__} finds no CUDA device"
     return None
 
 
 def pick(on_cuda: Any, emulated: Any) -> Any:
-    """What is for a GPU, or what the emulation can do in the same time."""
+    """The value for a GPU, or the one that the emulation can run in the same time."""
     return on_cuda if ON_CUDA else emulated
 
 

@@ -1,4 +1,4 @@
-"""All mutants of a source file, as the tools make them: cosmic-ray for the package's Python, universalmutator for C++, CUDA
+"""All mutants of a source file, made by tools: cosmic-ray for the package's Python, universalmutator for C++, CUDA
 and Triton kernels (whose arithmetic cosmic-ray mutates too, but not their constants and statements)."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDERS = {"python/onepass": (".py",), "csrc": (".h", ".cpp", ".cu", ".cuh"), "triton_kernels": (".py",)}
-# A file of constants, and the C table of DLPack, which is a standard's.
+# A file of constants, and the C table of DLPack, which the standard defines.
 LEFT_OUT = ("python/onepass/_version.py", "csrc/dlpack.h")
 
 
@@ -43,7 +43,7 @@ class Mutant:
         return "\n".join([f"{self.file}:{self.line}", *rows])
 
 
-# The line it begins at, and what makes it: cosmic-ray takes a while for each.
+# The first line, and a function that makes the mutant: cosmic-ray takes a while for each.
 Candidate = tuple[int, Callable[[], Mutant]]
 
 
@@ -65,7 +65,7 @@ def between(file: str, old: str, new: str) -> Mutant:
 
 
 def meaning(source: str) -> str | None:
-    """The syntax tree without annotations (which nobody evaluates) and docstrings; None for what is no Python."""
+    """The syntax tree without annotations (which are not evaluated) and docstrings; None for invalid Python."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
@@ -116,7 +116,7 @@ def of_file(path: Path, root: Path) -> Iterator[Candidate]:
 
 
 def changes_code(mutant: Mutant, source: str) -> bool:
-    """False if only a comment, a docstring or an annotation differs, or it is no Python."""
+    """False if only a comment, a docstring or an annotation differs, or it is invalid Python."""
     if not mutant.file.endswith(".py"):
         return bool(_code(mutant.old)) and _code(mutant.old) != _code(mutant.new)
     return mutant.old != mutant.new and meaning(mutant.applied(source)) not in (meaning(source), None)
@@ -127,8 +127,8 @@ def _code(lines: str) -> str:
 
 
 def in_random_order(root: Path, seed: int) -> Iterator[Mutant]:
-    """One mutant of every line that has any, in random order: a sample is its beginning, and is spread over lines, not over
-    rules, of which some make twenty mutants of a line."""
+    """One mutant of every line that has any, in random order: a prefix is a sample, spread over lines, not over rules, some of
+    which make twenty mutants of a line."""
     of_line = defaultdict(list)
     for path in files(root):
         for line, make in of_file(path, root):

@@ -1,9 +1,9 @@
-"""Plants a random sample of mutants, one in each copy of the tree at a time, and says which of them no test notices.
+"""Plants a random sample of mutants, one in each copy of the tree at a time, and lists those that no test detects.
 
     python tests/support/mutate/run.py --seed 1 --count 30 [--resume] [--survivors] [--seconds 180] [--processes 2]
 
-Results go to build/mutate/seed-SEED.json after every mutant; --resume goes on from there. A mutant that does not compile, or
-of which the compiler makes the same machine code, is replaced by the next one.
+Results go to build/mutate/seed-SEED.json after every mutant; --resume continues from there. The next mutant replaces one that
+does not compile, or compiles to the same machine code.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from tiers import SLOW  # noqa: E402
 
 
 def stages_of(file: str, root: Path) -> list[list[str]]:
-    """pytest's arguments, one run after the other, against a mutant of this file: the tests of `make check` that know the
-    file and the strong ones, the others of `make check`, and then those of `make test`."""
+    """pytest's arguments for successive runs against a mutant of this file: the tests of `make check` for the file and the
+    strong ones, the others of `make check`, and then those of `make test`."""
     data = tomllib.loads((root / "tests/support/mutate/tests.toml").read_text())
     own = next((entry["tests"] for entry in data["map"] if file.startswith(entry["files"])), [])
     left_out = {*data["never"]} - {*own}
@@ -142,7 +142,7 @@ def main(root: Path = ROOT, arguments: list[str] | None = None) -> list[dict[str
         for scratch in pool.map(lambda n: Scratch(root, folder / str(n), tests), range(args.processes)):
             copies.put(scratch)
         running: set[Future[None]] = set()
-        # The sample is the shortest beginning of the order that has so many mutants to test.
+        # The sample is the shortest prefix of the order with `count` tested mutants.
         while running or len(tested(results)) < args.count:
             while len(tested(results)) + len(running) < args.count and (mutant := next(new, None)):
                 running.add(pool.submit(judge, mutant))

@@ -17,13 +17,13 @@ from pathlib import Path
 from mutate.mutants import Mutant
 
 TEST_SECONDS = 90  # a test that runs longer hangs
-# The parts of a build, and the modules that each makes.
+# The parts of a build, and their modules.
 MODULES = {"cpu": "python/onepass/*.so", "emulated": "build/emulated-quick/*.so"}
 
 
 def _builds(file: str) -> list[tuple[str, ...]]:
-    """The parts to build with a mutant of this file before the tests are run, and then before they are run again: of what
-    both backends share, most is seen on the CPU, and need not be built for the other."""
+    """The parts to build with a mutant of this file for the first run of the tests, and for the next one: most mutants of
+    what both backends share fail on the CPU, and need no build for the other."""
     if not file.startswith("csrc/"):
         return [()]
     if file.startswith("csrc/cuda/"):
@@ -56,7 +56,7 @@ class Tests:
 
 class Scratch:
     def __init__(self, root: Path, folder: Path, tests: Tests) -> None:
-        """Copies the files that git knows, and builds them once."""
+        """Copies the files that git lists, and builds them once."""
         self.tree, self.clean, self.tests = folder / "tree", folder / "clean", tests
         self.environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         self.environment |= {"PYTHONSAFEPATH": "1"}
@@ -93,7 +93,7 @@ class Scratch:
         path = self.tree / mutant.file
         path.write_text(mutant.applied(path.read_text()))
         for bytecode in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
-            bytecode.unlink()  # which passes for the mutant's if that is of the same size and second
+            bytecode.unlink()  # which Python takes for the mutant's if that is of the same size and second
         self._build(*parts)
         modules = [path.relative_to(self.clean) for part in parts for path in self.clean.glob(MODULES[part])]
         same = [(self.clean / path).read_bytes() == (self.tree / path).read_bytes() for path in modules]
@@ -147,13 +147,13 @@ class Scratch:
         left_out = [f"--deselect={test}" for test in sorted(self.tests.failed)]
         code, said = self._pytest(["-x", "-v", "--tb=no", *arguments, *left_out], seconds)
         if code is None:
-            # pytest cannot end a test that never comes back to Python.
+            # pytest cannot end a test that never returns to Python.
             running = re.findall(r"^(tests/\S+?\.py::\w+(?:\[.*?\])?) *\Z", said, re.MULTILINE)
             hangs = running and time.time() - self._log().stat().st_mtime > TEST_SECONDS
             return Outcome("timeout", running[0]) if hangs else Outcome("survived", finished=False)
         if code in (0, 5):  # 5: no tests are left
             return Outcome("survived")
-        # Of a process that died there is no summary, but the name of the test that it was in.
+        # A process that died leaves no summary, but the name of its running test.
         names = re.findall(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", said, re.MULTILINE)
         names = names or re.findall(r"^(tests/\S+?\.py::\w+(?:\[.*?\])?)(?: *$| [A-Z])", said, re.MULTILINE)
         hung = "+ Timeout +" in said
