@@ -151,30 +151,30 @@ def apply(p: Tensor, u: Tensor, d: Tensor | float, k: float) -> Tensor:
 
 
 class RowSums(NamedTuple):
-    """Over the elements of each row (dim 0), float64: <p,g>, <p,p>, <g,g>, <p,u>, and the squared cosine of p and g."""
+    """Over the elements of each row (dim 0), float64: <p,g>, <p,p>, <g,g>, <p,u>, and |cos(p, g)|."""
 
     pg: Tensor
     pp: Tensor
     gg: Tensor
     pu: Tensor
-    cosine_squared: Tensor
+    cosine: Tensor
 
     def stats(self) -> list[float]:
         """STATS of backend/base.py: over all rows."""
         sums = [float(x.sum()) for x in (self.pg, self.pp, self.gg, self.pu)]
-        return [*sums, float(self.cosine_squared.max()), float(len(self.pg))]
+        return [*sums, float(self.cosine.max()) ** 2, float(len(self.pg))]
 
 
 def row_sums(p: Tensor, g: Tensor, u: Tensor, h: Hyper) -> RowSums:
     p64, g64, u64 = (x.double().reshape(p.size(0), -1) for x in (p, g, u))
     pg, pp, gg, pu = ((a * b).sum(dim=1) for a, b in ((p64, g64), (p64, p64), (g64, g64), (p64, u64)))
-    return RowSums(pg, pp, gg, pu, cosine_squared(pg, pp, gg, h))
+    return RowSums(pg, pp, gg, pu, cosine(pg, pp, gg, h))
 
 
-def cosine_squared(pg: Tensor, pp: Tensor, gg: Tensor, h: Hyper) -> Tensor:
-    """cos(p, g)^2 = <p,g>^2/(|p|^2*|g|^2) with norms of at least eps; 0/0 := 0, and a NaN stays one."""
-    squares = pp.clamp(min=h.eps**2) * gg.clamp(min=h.eps**2)
-    return pg * pg / torch.where(squares == 0, math.inf, squares)
+def cosine(pg: Tensor, pp: Tensor, gg: Tensor, h: Hyper) -> Tensor:
+    """|cos(p, g)| = |<p,g>|/(|p|*|g|) with norms of at least eps; 0/0 := 0, and a NaN stays one."""
+    norms = pp.sqrt().clamp(min=h.eps) * gg.sqrt().clamp(min=h.eps)
+    return pg.abs() / torch.where(norms == 0, math.inf, norms)
 
 
 def decide(stats: list[float], length: int, h: Hyper) -> Verdict:
@@ -184,9 +184,9 @@ def decide(stats: list[float], length: int, h: Hyper) -> Verdict:
     """
     _, pp, gg, _, max_cosine_squared, rows = stats
     sums = torch.tensor(stats[:3], dtype=torch.float64, device="cpu")
-    whole = cosine_squared(sums[0], sums[1], sums[2], h)
+    whole = cosine(sums[0], sums[1], sums[2], h)
     channel = math.sqrt(max_cosine_squared) * math.sqrt(length)
-    layer = math.sqrt(float(whole)) * math.sqrt(rows * length)
+    layer = float(whole) * math.sqrt(rows * length)
     passed = "channel" if channel < h.delta else "layer" if layer < h.delta else "none"
     if h.fixed_gate != NO_FIXED_GATE:
         passed = GATES[h.fixed_gate]

@@ -20,7 +20,7 @@ from records import BACKENDS, RECORDS, Record, each_projected
 from tensors import gradient, values
 
 # Rows for a lane, a warp, a block and the row cache, rows that are cut into pieces; a tensor without a gate among them.
-SHAPES = [(6, 20), (9, 3, 3), (50,), (3, 40_001), (4, 1500)]
+SHAPES = [(6, 20), (2, 200), (9, 3, 3), (50,), (2, 40_001), (3, 40_001), (2, 1500), (4, 1500)]
 GATES = ["channel", "none", "layer", "channel", "channel", "layer", "none"]  # of the steps
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -50,7 +50,7 @@ class Halves:
 
     @staticmethod
     def part(x: Tensor, part: int) -> Tensor:
-        rows = x.size(0) // 3
+        rows = -(-x.size(0) // 3)
         return x[rows:] if part else x[:rows]
 
     def step(self, exchange: Callable[[Sequence[Any]], None] = add_up) -> None:
@@ -68,15 +68,29 @@ class Halves:
         self.bound = backends
 
     def assert_same_as_whole(self) -> None:
+        """The same bits. Under the layer gate one last place where <p,u> is a sum of more than two rows, which depends on their
+        order, or where the whole takes <p,p> from `gate_stats`; the halves then continue with the numbers of the whole."""
+        verdicts, speculates = self.whole.last_step(), self.whole.param_groups[0]["speculate"]
         for i, p in enumerate(self.whole.param_groups[0]["params"]):
-            parts = [opt.param_groups[0]["params"][i] for opt in self.opts]
-            assert_same_bits(torch.cat(parts), p, f"parameter {i}")
-            for key in self.whole.state[p]:
-                own = [opt.state[part][key] for opt, part in zip(self.opts, parts, strict=True)]
+            halves = [opt.param_groups[0]["params"][i] for opt in self.opts]
+            states = [opt.state[half] for opt, half in zip(self.opts, halves, strict=True)]
+            summed = p in verdicts and verdicts[p].gate == "layer" and (p.size(0) > 2 or not speculates)
+            self.compare(halves, p, summed, f"parameter {i}")
+            for key, whole in self.whole.state[p].items():
+                own = [state[key] for state in states]
                 if key in ("step", "gate_counter"):
-                    assert own[0] == own[1] == self.whole.state[p][key], key
+                    assert own[0] == own[1] == whole, key
                 else:
-                    assert_same_bits(torch.cat(own), self.whole.state[p][key], f"{key} of parameter {i}")
+                    self.compare(own, whole, summed, f"{key} of parameter {i}")
+
+    def compare(self, halves: list[Tensor], whole: Tensor, summed: bool, what: str) -> None:
+        if not summed:
+            return assert_same_bits(torch.cat(halves), whole, what)
+        together, eps = torch.cat(halves).double(), torch.finfo(whole.dtype).eps
+        assert ((together - whole.double()).abs() <= eps * whole.double().abs()).all(), what
+        with torch.no_grad():
+            for number, half in enumerate(halves):
+                half.copy_(self.part(whole, number))
 
     def verdicts(self) -> list[list[tuple[str, bool]]]:
         """Gates and corrections of both halves."""
@@ -142,7 +156,8 @@ def test_one_row_closes_the_gate_of_both_plans(backend: str) -> None:
                 p.grad[-1] = p.detach()[-1] * wrong
         halves.step()
         for found in halves.verdicts():
-            assert all(gate != "channel" for gate, _ in found)
+            for gate, _ in found:
+                assert gate == "none" if wrong != wrong else gate != "channel"
 
 
 @each_backend

@@ -350,7 +350,8 @@ def test_checkpoint_after_an_overflow(backend: str) -> None:
     opt = make(RECORDS["SGD"], backend, **arguments)
     scaler = scaler_of()
     feed_scaled(opt, 0, scaler, overflow=True)
-    scaler.step(opt)
+    with only_the_device_knows():  # or the skipped step makes no buffers
+        scaler.step(opt)
     with torch.no_grad():
         for p, q in zip(parameters_of(trained), parameters_of(opt), strict=True):
             q.copy_(p)

@@ -47,15 +47,16 @@ DEFAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 @each_backend
 @each_optimizer
 def test_global_defaults_have_no_effect(backend: str, record: Record) -> None:
-    """A clipped, a scaled and a skipped step, and a checkpoint."""
+    """A plain, a clipped, a scaled and a skipped step, and a checkpoint."""
     plain = record.make(parameters(), backend=backend, **record.typical)
     others = {name: record.make(parameters(), backend=backend, **record.typical) for name in DEFAULTS}
     one, two = torch.tensor(1.0), torch.tensor(2.0)
 
     def run(opt: Any, time: int) -> torch.Tensor:
+        norm = one
         if time % 2:
             opt.found_inf, opt.grad_scale = one * (time == 3), two
-        else:
+        elif time:
             norm = opt.clip_grad_norm_(0.5)
         opt.step()
         if time % 2:
