@@ -136,7 +136,7 @@ def test_options_in_two_plans(backend: str, arguments: dict[str, Any]) -> None:
     record = RECORDS["AdamP"]
     opt = start(record, backend, torch.float32, arguments)
     halves = Halves(opt, backend)
-    for time, gate in enumerate(GATES):
+    for time, gate in enumerate(GATES[:4]):
         for number, p in enumerate(opt.param_groups[0]["params"]):
             p.grad = gradient(gate if p.dim() > 1 else "none", p, 10 * time + number)
         opt.step()

@@ -183,6 +183,9 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    from paths import TESTS
+
+    sys.path.append(str(TESTS))
     import conftest  # noqa: F401  Triton's interpreter
 
     from processor import THREADS
