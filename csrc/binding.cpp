@@ -77,6 +77,7 @@ void Binding::add(PyObject* param, int group, bool projected) {
   Tensor t;
   t.group = group;
   if (!dtype_of(x.dtype, t.dtype)) throw std::runtime_error("a parameter has a dtype that cannot be stepped");
+  t.moment_dtype = t.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   t.shape.assign(x.shape, x.shape + x.ndim);
   int64_t elements = 1;
   for (int64_t size : t.shape) elements *= size;
@@ -167,9 +168,9 @@ bool Binding::read_state(Source& source, Tensor& t, bool needs_state) const {
   if (source.state ? !same_entries(source) : needs_state) return false;
   const auto may_lack = [&](PyObject* object) { return !needs_state && (!object || object == Py_None); };
   const RuleId rule_id = plan_.rule_id(t.group);
-  const Dtype work = t.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   for (int j = 0; j < moments_of(rule_id); ++j)
-    if (!may_lack(source.moment[j]) && !(source.moment[j] && read_operand(source.moment[j], t, work, t.moment[j])))
+    if (!may_lack(source.moment[j]) &&
+        !(source.moment[j] && read_operand(source.moment[j], t, t.moment_dtype, t.moment[j])))
       return false;
   const dlpack::Device count_device = plan_.device_hypers[t.group].on_device ? device_ : dlpack::Device{dlpack::cpu, 0};
   if (rule_id == RuleId::adam) t.step = static_cast<float*>(number(source.step, 32, count_device));

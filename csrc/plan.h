@@ -23,6 +23,31 @@ inline int64_t work_bytes_of(Dtype t) {
 
 constexpr int max_moments = 2;
 
+// How a tensor and its moments are stored. Kernels are compiled for these combinations; the arithmetic's dtype follows
+// from that of the parameter (rules/number.h).
+struct Storage {
+  Dtype param = Dtype::f32, moment = Dtype::f32;
+
+  bool operator==(const Storage&) const = default;
+};
+constexpr Storage storages[] = {
+    {Dtype::f32, Dtype::f32}, {Dtype::f64, Dtype::f64}, {Dtype::bf16, Dtype::f32}, {Dtype::f16, Dtype::f32}};
+constexpr int storage_count = sizeof(storages) / sizeof(Storage);
+
+// Which kernels step a tensor.
+struct KernelKey {
+  Storage storage;
+  RuleId rule = RuleId::adam;
+
+  // Among all combinations of storage and rule.
+  int index() const { return storage_index() * rule_count + static_cast<int>(rule); }
+  int storage_index() const {
+    int i = 0;
+    while (i < storage_count && !(storages[i] == storage)) ++i;
+    return i;
+  }
+};
+
 // A dense or strided tensor in memory; strides in elements.
 struct View {
   void* data = nullptr;
@@ -31,7 +56,7 @@ struct View {
 
 // One parameter with its gradient and moments. Only the addresses change from step to step.
 struct Tensor {
-  Dtype dtype = Dtype::f32;
+  Dtype dtype = Dtype::f32, moment_dtype = Dtype::f32;
   int group = 0;
   std::vector<int64_t> shape;
   int64_t rows = 1, length = 0;
@@ -74,6 +99,8 @@ struct Plan {
   bool exchanges = false;
 
   RuleId rule_id(int group) const { return lazy_buffer && hypers[group].momentum == 0 ? RuleId::sgd : rule; }
+
+  KernelKey key(const Tensor& t) const { return {{t.dtype, t.moment_dtype}, rule_id(t.group)}; }
 
   // Whether a gate is predicted. A fixed gate is predicted rightly. Otherwise the correction recovers p from p', which
   // needs more digits than a 16-bit p has; and it cannot undo the projection of a buffer.

@@ -39,8 +39,8 @@ rows_per_program = triton.constexpr_function(plan.rows_per_program)
 
 @device
 def dispatch(PHASE: tl.constexpr, programs, first_program, row_table, count, tensors, scalars_table, row_stats, verdicts,
-             RULE: tl.constexpr, DTYPE: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr, CONFIGS: tl.constexpr,
-             VECTOR: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+             RULE: tl.constexpr, PARAM: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr,
+             CONFIGS: tl.constexpr, VECTOR: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     """Runs a phase on this program's tile, unless its step is skipped. Arguments that the phase does not use: anything."""
     program = programs + (first_program + tl.program_id(0)).to(tl.int64) * PROGRAM_FIELDS
     scalars = scalars_table
@@ -53,59 +53,60 @@ def dispatch(PHASE: tl.constexpr, programs, first_program, row_table, count, ten
         if (CONFIGS >> config) % 2 == 1:  # noqa: SIM102  (known at compile time)
             if own == config:
                 if PHASE == STEP:
-                    step_tile(row_table, count, tensors, scalars, first, RULE, DTYPE, WORK, 16 << config // 2,
+                    step_tile(row_table, count, tensors, scalars, first, RULE, PARAM, MOMENT, WORK, 16 << config // 2,
                               rows_per_program(config, TILE), config % 2 * VECTOR)  # fmt: skip
                 elif PHASE == GATE_STATS:
-                    gate_stats_tile(row_table, count, tensors, scalars, row_stats, first, DTYPE, 16 << config // 2,
+                    gate_stats_tile(row_table, count, tensors, scalars, row_stats, first, PARAM, 16 << config // 2,
                                     rows_per_program(config, TILE), config % 2 * VECTOR)  # fmt: skip
                 elif PHASE == UPDATE:
-                    update_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, RULE, DTYPE, WORK,
+                    update_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, RULE, PARAM, MOMENT, WORK,
                                 16 << config // 2, rows_per_program(config, TILE), config % 2 * VECTOR,
                                 PROJECTS_MOMENTUM)  # fmt: skip
                 elif PHASE == CORRECT:
-                    correct_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, RULE, DTYPE, WORK,
+                    correct_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, RULE, PARAM, MOMENT, WORK,
                                  16 << config // 2, rows_per_program(config, TILE), config % 2 * VECTOR,
                                  PROJECTS_MOMENTUM)  # fmt: skip
                 else:
-                    square_sum_tile(row_table, count, tensors, row_stats, first, DTYPE, 16 << config // 2,
+                    square_sum_tile(row_table, count, tensors, row_stats, first, PARAM, 16 << config // 2,
                                     rows_per_program(config, TILE), config % 2 * VECTOR)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first_program", "count"])
-def step(programs, first_program, row_table, count, tensors, scalars_table, RULE: tl.constexpr, DTYPE: tl.constexpr,
-         WORK: tl.constexpr, TILE: tl.constexpr, CONFIGS: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
-    dispatch(STEP, programs, first_program, row_table, count, tensors, scalars_table, tensors, tensors, RULE, DTYPE, WORK,
-             TILE, CONFIGS, VECTOR, False)  # fmt: skip
+def step(programs, first_program, row_table, count, tensors, scalars_table, RULE: tl.constexpr, PARAM: tl.constexpr,
+         MOMENT: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr, CONFIGS: tl.constexpr,
+         VECTOR: tl.constexpr):  # fmt: skip
+    dispatch(STEP, programs, first_program, row_table, count, tensors, scalars_table, tensors, tensors, RULE, PARAM,
+             MOMENT, WORK, TILE, CONFIGS, VECTOR, False)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first_program", "count"])
-def gate_stats(programs, first_program, row_table, count, tensors, scalars_table, row_stats, DTYPE: tl.constexpr,
+def gate_stats(programs, first_program, row_table, count, tensors, scalars_table, row_stats, PARAM: tl.constexpr,
                TILE: tl.constexpr, CONFIGS: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
     dispatch(GATE_STATS, programs, first_program, row_table, count, tensors, scalars_table, row_stats, row_stats, None,
-             DTYPE, None, TILE, CONFIGS, VECTOR, False)  # fmt: skip
+             PARAM, None, None, TILE, CONFIGS, VECTOR, False)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first_program", "count"])
 def update(programs, first_program, row_table, count, tensors, scalars_table, row_stats, verdicts, RULE: tl.constexpr,
-           DTYPE: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr, CONFIGS: tl.constexpr, VECTOR: tl.constexpr,
-           PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
-    dispatch(UPDATE, programs, first_program, row_table, count, tensors, scalars_table, row_stats, verdicts, RULE, DTYPE,
-             WORK, TILE, CONFIGS, VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
+           PARAM: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr, CONFIGS: tl.constexpr,
+           VECTOR: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+    dispatch(UPDATE, programs, first_program, row_table, count, tensors, scalars_table, row_stats, verdicts, RULE, PARAM,
+             MOMENT, WORK, TILE, CONFIGS, VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first_program", "count"])
 def correct(programs, first_program, row_table, count, tensors, scalars_table, row_stats, verdicts, RULE: tl.constexpr,
-            DTYPE: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr, CONFIGS: tl.constexpr, VECTOR: tl.constexpr,
-            PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
-    dispatch(CORRECT, programs, first_program, row_table, count, tensors, scalars_table, row_stats, verdicts, RULE, DTYPE,
-             WORK, TILE, CONFIGS, VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
+            PARAM: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr, CONFIGS: tl.constexpr,
+            VECTOR: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+    dispatch(CORRECT, programs, first_program, row_table, count, tensors, scalars_table, row_stats, verdicts, RULE, PARAM,
+             MOMENT, WORK, TILE, CONFIGS, VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["first_program", "count"])
-def square_sum(programs, first_program, row_table, count, tensors, row_stats, DTYPE: tl.constexpr, TILE: tl.constexpr,
+def square_sum(programs, first_program, row_table, count, tensors, row_stats, PARAM: tl.constexpr, TILE: tl.constexpr,
                CONFIGS: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
-    dispatch(SQUARE_SUM, programs, first_program, row_table, count, tensors, row_stats, row_stats, row_stats, None, DTYPE,
-             None, TILE, CONFIGS, VECTOR, False)  # fmt: skip
+    dispatch(SQUARE_SUM, programs, first_program, row_table, count, tensors, row_stats, row_stats, row_stats, None, PARAM,
+             None, None, TILE, CONFIGS, VECTOR, False)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["count"])

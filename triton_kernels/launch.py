@@ -69,23 +69,24 @@ class DeviceTables:
     no_scaling: Tensor
 
 
-def constants(dtype: str, rule: str, programs: ProgramRange) -> dict[str, Any]:
+def constants(key: KernelKey, programs: ProgramRange) -> dict[str, Any]:
     """What a kernel is compiled for."""
     return {
-        "RULE": RULES[rule],
-        "DTYPE": getattr(tl, dtype),
-        "WORK": tl.float64 if dtype == "float64" else tl.float32,
+        "RULE": RULES[key.rule],
+        "PARAM": getattr(tl, key.param),
+        "MOMENT": getattr(tl, key.moment),
+        "WORK": tl.float64 if key.param == "float64" else tl.float32,
         "TILE": programs.tile,
         "CONFIGS": programs.configs,
-        "VECTOR": 16 // itemsize(dtype),
+        "VECTOR": 16 // itemsize(key.param),
     }
 
 
 def square_sum(t: DeviceTables) -> list[str]:
     """Launches the sum of squares over all gradients, into the table of that name; returns the names of the kernels."""
     for key, programs in t.plan.ranges.items():
-        given = constants(*key, programs)
-        del given["RULE"], given["WORK"]
+        given = constants(key, programs)
+        del given["RULE"], given["MOMENT"], given["WORK"]
         kernels.square_sum[(programs.count,)](
             t.programs, programs.first, t.row_table, t.count, t.tensors, t.row_stats, **given, **OPTIONS
         )
@@ -151,9 +152,9 @@ class Step:
         for key, programs in t.plan.ranges.items():
             if key not in keys:
                 continue
-            given = {**constants(*key, programs), **more}
+            given = {**constants(key, programs), **more}
             if kernel is kernels.gate_stats:
-                del given["RULE"], given["WORK"]
+                del given["RULE"], given["MOMENT"], given["WORK"]
             kernel[(programs.count,)](
                 t.programs,
                 programs.first,

@@ -60,9 +60,10 @@ FIXED_HYPER = (
 
 
 class KernelKey(NamedTuple):
-    """The kernels of one launch."""
+    """The kernels of one launch: the storage of parameters and of moments, and the rule."""
 
-    dtype: str
+    param: str
+    moment: str
     rule: str  # "adam", "momentum", or "sgd" (without a momentum buffer)
 
 
@@ -147,7 +148,7 @@ class _Run:
 
 def cut(tensor: int, desc: TensorDesc) -> list[_Run]:
     """The rows of one tensor. Those of a projected tensor have one configuration, so that they are consecutive in the table."""
-    vector = 16 // itemsize(desc.key.dtype)
+    vector = 16 // itemsize(desc.key.param)
 
     def run(starts: Tensor, lengths: Tensor, widest: int) -> _Run:
         aligned = desc.aligned and not bool(((starts | lengths) % vector).any())
@@ -158,10 +159,10 @@ def cut(tensor: int, desc: TensorDesc) -> list[_Run]:
         return []
     if desc.projected:
         row = torch.arange(desc.rows)[:, None] * desc.length
-        piece = torch.arange(0, desc.length, longest(desc.key.dtype))[None, :]
-        lengths = (desc.length - piece).clamp(max=longest(desc.key.dtype)).expand(desc.rows, -1)
+        piece = torch.arange(0, desc.length, longest(desc.key.param))[None, :]
+        lengths = (desc.length - piece).clamp(max=longest(desc.key.param)).expand(desc.rows, -1)
         return [run((row + piece).flatten(), lengths.flatten(), int(lengths.max()))]
-    whole, rest = divmod(elements, CHUNK if itemsize(desc.key.dtype) < 8 else CHUNK // 2)
+    whole, rest = divmod(elements, CHUNK if itemsize(desc.key.param) < 8 else CHUNK // 2)
     chunk = (elements - rest) // whole if whole else 0
     runs = [run(torch.arange(whole) * chunk, torch.full((whole,), chunk), chunk)] if whole else []
     if rest:
@@ -175,7 +176,7 @@ def plan_of(descs: list[TensorDesc], interpreted: bool = False) -> Plan:
     for tensor, desc in enumerate(descs):
         for run in cut(tensor, desc):
             runs_of.setdefault((desc.key, desc.bucket, run.config), []).append(run)
-    tiles = {key: tile_of(key.dtype) for key, _, _ in runs_of}
+    tiles = {key: tile_of(key.param) for key, _, _ in runs_of}
     if interpreted:
         for key in tiles:
             rows_in = {at[1:]: sum(len(run.starts) for run in runs) for at, runs in runs_of.items() if at[0] == key}

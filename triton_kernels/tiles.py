@@ -54,30 +54,30 @@ from .rules import (
 
 
 @device
-def step_tile(row_table, count, tensors, scalars, first, RULE: tl.constexpr, DTYPE: tl.constexpr, WORK: tl.constexpr,
-              WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+def step_tile(row_table, count, tensors, scalars, first, RULE: tl.constexpr, PARAM: tl.constexpr, MOMENT: tl.constexpr,
+              WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     _, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     there = within(length, WIDTH, ALIGNED)
-    at_p = operand(tensor, P, start, DTYPE, WIDTH, ALIGNED)
-    p = read(at_p, there, DTYPE)
-    g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
+    at_p = operand(tensor, P, start, PARAM, WIDTH, ALIGNED)
+    p = read(at_p, there, PARAM)
+    g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
     m = p
     v = p
     if RULE != SGD_RULE:
-        at_m = operand(tensor, M, start, WORK, WIDTH, ALIGNED)
-        m = read(at_m, there, WORK)
+        at_m = operand(tensor, M, start, MOMENT, WIDTH, ALIGNED)
+        m = read(at_m, there, MOMENT)
     if RULE == ADAM_RULE:
-        at_v = operand(tensor, V, start, WORK, WIDTH, ALIGNED)
-        v = read(at_v, there, WORK)
+        at_v = operand(tensor, V, start, MOMENT, WIDTH, ALIGNED)
+        v = read(at_v, there, MOMENT)
     g = gradient(p, g, scalars)
     m, v = advance(g, m, v, scalars, RULE)
     u = direction(p, g, m, v, scalars, RULE)
     d, k = affine(NONE, 0.0, scalars)
     if RULE != SGD_RULE:
-        write(at_m, m, there, WORK)
+        write(at_m, m, there, MOMENT)
     if RULE == ADAM_RULE:
-        write(at_v, v, there, WORK)
-    write(at_p, apply(p, u, d.to(WORK), k.to(WORK)), there, DTYPE)
+        write(at_v, v, there, MOMENT)
+    write(at_p, apply(p, u, d.to(WORK), k.to(WORK)), there, PARAM)
 
 
 @device
@@ -88,24 +88,24 @@ def store_sums(row_stats, count, row, pg, pp, gg):
 
 
 @device
-def gate_stats_tile(row_table, count, tensors, scalars, row_stats, first, DTYPE: tl.constexpr,
+def gate_stats_tile(row_table, count, tensors, scalars, row_stats, first, PARAM: tl.constexpr,
                  WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     row, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     needed = (of(tensor, GATE_COUNTER) != 0) & (of(tensor, SPECULATES) == 0)
     length = tl.where(needed, length, 0)
     if tl.max(length, axis=0) > 0:
         there = within(length, WIDTH, ALIGNED)
-        p = read(operand(tensor, P, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
-        g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
+        p = read(operand(tensor, P, start, PARAM, WIDTH, ALIGNED), there, PARAM)
+        g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
         g = gradient(p, g, scalars)
         store_sums(row_stats, count, row, row_sum(p, g), row_sum(p, p), row_sum(g, g))
 
 
 @device
-def square_sum_tile(row_table, count, tensors, row_stats, first, DTYPE: tl.constexpr,
+def square_sum_tile(row_table, count, tensors, row_stats, first, PARAM: tl.constexpr,
                     WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     row, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
-    g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), within(length, WIDTH, ALIGNED), DTYPE)
+    g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), within(length, WIDTH, ALIGNED), PARAM)
     tl.store(row_stats + GG * count + row, row_sum(g, g))
 
 
@@ -117,28 +117,28 @@ def projects_momentum(projected, scalars):
 
 
 @device
-def update_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, RULE: tl.constexpr, DTYPE: tl.constexpr,
-                WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
+def update_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, RULE: tl.constexpr, PARAM: tl.constexpr,
+                MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
                 PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     there = within(length, WIDTH, ALIGNED)
-    at_p = operand(tensor, P, start, DTYPE, WIDTH, ALIGNED)
-    at_m = operand(tensor, M, start, WORK, WIDTH, ALIGNED)
-    p = read(at_p, there, DTYPE)
-    g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), there, DTYPE)
-    m = read(at_m, there, WORK)
+    at_p = operand(tensor, P, start, PARAM, WIDTH, ALIGNED)
+    at_m = operand(tensor, M, start, MOMENT, WIDTH, ALIGNED)
+    p = read(at_p, there, PARAM)
+    g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
+    m = read(at_m, there, MOMENT)
     v = p
     if RULE == ADAM_RULE:
-        at_v = operand(tensor, V, start, WORK, WIDTH, ALIGNED)
-        v = read(at_v, there, WORK)
+        at_v = operand(tensor, V, start, MOMENT, WIDTH, ALIGNED)
+        v = read(at_v, there, MOMENT)
     g = gradient(p, g, scalars)
     m, v = advance(g, m, v, scalars, RULE)
     u = direction(p, g, m, v, scalars, RULE)
     # Moments are written before the sums, so that only p and u are in registers across them.
     if RULE == ADAM_RULE:
-        write(at_v, v, there, WORK)
+        write(at_v, v, there, MOMENT)
     if not PROJECTS_MOMENTUM:
-        write(at_m, m, there, WORK)
+        write(at_m, m, there, MOMENT)
     pp = row_sum(p, p)
     store_sums(row_stats, count, row, row_sum(p, g), pp, row_sum(g, g))
     pu = row_sum(p, u)
@@ -156,14 +156,14 @@ def update_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, 
     if PROJECTS_MOMENTUM:
         # Here the buffer is the direction itself.
         projected = projects_momentum(buffered & (deferred == 0), scalars)
-        write(at_m, tl.where(projected[:, None], u - c.to(WORK)[:, None] * p, m), there, WORK)
+        write(at_m, tl.where(projected[:, None], u - c.to(WORK)[:, None] * p, m), there, MOMENT)
     p = apply(p, u, d.to(WORK)[:, None], k.to(WORK)[:, None])
-    write(at_p, p, there & (deferred == 0)[:, None], DTYPE)
+    write(at_p, p, there & (deferred == 0)[:, None], PARAM)
 
 
 @device
-def correct_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, RULE: tl.constexpr, DTYPE: tl.constexpr,
-                WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
+def correct_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, RULE: tl.constexpr, PARAM: tl.constexpr,
+                MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
                 PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     verdict = verdicts + index * VERDICT_FIELDS
@@ -184,18 +184,18 @@ def correct_tile(row_table, count, tensors, scalars, row_stats, verdicts, first,
         k = k.to(WORK)[:, None]
 
         there = within(length, WIDTH, ALIGNED)
-        at_p = operand(tensor, P, start, DTYPE, WIDTH, ALIGNED)
-        at_m = operand(tensor, M, start, WORK, WIDTH, ALIGNED)
-        p = read(at_p, there, DTYPE)
-        m = read(at_m, there, WORK)
+        at_p = operand(tensor, P, start, PARAM, WIDTH, ALIGNED)
+        at_m = operand(tensor, M, start, MOMENT, WIDTH, ALIGNED)
+        p = read(at_p, there, PARAM)
+        m = read(at_m, there, MOMENT)
         v = p
         if RULE == ADAM_RULE:
-            v = read(operand(tensor, V, start, WORK, WIDTH, ALIGNED), there, WORK)
+            v = read(operand(tensor, V, start, MOMENT, WIDTH, ALIGNED), there, MOMENT)
         with_gradient = within(tl.where(reads_gradient(scalars), length, 0), WIDTH, ALIGNED)
-        g = read(operand(tensor, G, start, DTYPE, WIDTH, ALIGNED), with_gradient, DTYPE)
+        g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), with_gradient, PARAM)
         g = gradient(p, g, scalars)
         u = direction(p, g, m, v, scalars, RULE)
         if PROJECTS_MOMENTUM:
             projected = projects_momentum(gate != NONE, scalars)
-            write(at_m, m - c.to(WORK)[:, None] * p, there & projected[:, None], WORK)
-        write(at_p, apply(p, u, d, k), there, DTYPE)
+            write(at_m, m - c.to(WORK)[:, None] * p, there & projected[:, None], MOMENT)
+        write(at_p, apply(p, u, d, k), there, PARAM)

@@ -45,8 +45,8 @@ const Variant& chosen() {
 
 }  // namespace
 
-const Kernels& kernels(Dtype dtype, RuleId rule_id) {
-  return chosen().table[static_cast<int>(dtype)][static_cast<int>(rule_id)];
+const Kernels& kernels(const KernelKey& key) {
+  return chosen().table[key.storage_index()][static_cast<int>(key.rule)];
 }
 
 const char* isa() {

@@ -20,7 +20,7 @@ double CpuExecutor::square_sum(int threads) {
   const std::vector<int64_t> items = queue_;
   run_items([this](const WorkItem& item, int64_t index, Scratch& scratch) {
     const Tensor& t = plan_.tensors[item.tensor];
-    row_stats_[index].sums.gg = kernels(t.dtype, plan_.rule_id(t.group)).square_sum(tile_of(item, index, scratch));
+    row_stats_[index].sums.gg = kernels(plan_.key(t)).square_sum(tile_of(item, index, scratch));
   });
   double sum = 0;
   for (int64_t index : items) sum += row_stats_[index].sums.gg;
@@ -56,7 +56,7 @@ void CpuExecutor::begin_step(int tensor, const Scalars& scalars) {
   const Tensor& t = plan_.tensors[tensor];
   TensorStep& step = tensor_steps_[tensor];
   step.scalars = scalars;
-  step.kernels = &kernels(t.dtype, plan_.rule_id(t.group));
+  step.kernels = &kernels(plan_.key(t));
   step.unprojected = scalars.projection.affine(Gate::none, 0);
   step.predicts = plan_.predicts(t);
   step.speculates = plan_.speculates(t);

@@ -32,8 +32,8 @@ ONEPASS_INLINE void store_some(P* to, const X& x, N n) {
     store(to, x);
 }
 
-// One row of a tile, typed.
-template <class P, class Rule>
+// One row of a tile, typed: P as parameters are stored, M as moments.
+template <class P, class M, class Rule>
 struct Row {
   typedef typename WorkOf<P>::type S;
   typedef Pack<S> R;
@@ -41,14 +41,14 @@ struct Row {
 
   P* p;
   const P* g;
-  S* moment[2];
+  M* moment[2];
   int64_t length;
 
   Row(const Tile& t, int64_t row) : length(t.length) {
     int64_t at = row * t.length;
     p = static_cast<P*>(t.p) + at;
     g = static_cast<const P*>(t.g) + at;
-    for (int j = 0; j < Rule::moments; ++j) moment[j] = static_cast<S*>(t.moment[j]) + at;
+    for (int j = 0; j < Rule::moments; ++j) moment[j] = static_cast<M*>(t.moment[j]) + at;
   }
 
   template <class N>
@@ -61,7 +61,7 @@ struct Row {
   }
 };
 
-template <class P, class Rule>
+template <class P, class M, class Rule>
 struct KernelsOf {
   typedef typename WorkOf<P>::type S;
   typedef Pack<S> R;
@@ -71,7 +71,7 @@ struct KernelsOf {
     const Rule rule = rule_of<Rule>(*t.scalars);
     const S d = S(t.unprojected.d), k = S(t.unprojected.k);
     for (int64_t r = 0; r < t.rows; ++r) {
-      const Row<P, Rule> row(t, r);
+      const Row<P, M, Rule> row(t, r);
       each_pack<lanes>(0, t.length, [&](int64_t i, auto n) {
         R p = load_some(row.p + i, n), moment[2];
         R g = rule.gradient(p, R(load_some(row.g + i, n)));
@@ -87,7 +87,7 @@ struct KernelsOf {
   // Moments and sums of one row. now: p under d and k, the old weights into `cache`; buffered: u
   // into `cache`.
   template <WritePolicy policy>
-  static RowSums advance(const Rule& rule, const Row<P, Rule>& row, const Affine& a, S* cache) {
+  static RowSums advance(const Rule& rule, const Row<P, M, Rule>& row, const Affine& a, S* cache) {
     const S d = S(a.d), k = S(a.k);
     Sums<S> sums;
     for (int64_t begin = 0; begin < row.length; begin += Run<S>::elements) {
@@ -112,12 +112,12 @@ struct KernelsOf {
   }
 
   // Writes back the weights that `advance` has cached.
-  static void restore(const Row<P, Rule>& row, const S* kept) {
+  static void restore(const Row<P, M, Rule>& row, const S* kept) {
     each_pack<lanes>(0, row.length, [&](int64_t i, auto n) { store_some(row.p + i, R(load_some(kept + i, n)), n); });
   }
 
   // Writes p under `a` from the cached directions, and the momentum buffer minus c*p if `c` is given.
-  static void write_buffered(const Row<P, Rule>& row, const S* u_in, const Affine& a, const double* c) {
+  static void write_buffered(const Row<P, M, Rule>& row, const S* u_in, const Affine& a, const double* c) {
     const S d = S(a.d), k = S(a.k);
     each_pack<lanes>(0, row.length, [&](int64_t i, auto n) {
       R p = load_some(row.p + i, n), u = load_some(u_in + i, n);
@@ -127,7 +127,7 @@ struct KernelsOf {
   }
 
   template <class N>
-  static ONEPASS_INLINE void project_buffer(const Row<P, Rule>& row, const R& p, S c, int64_t i, N n) {
+  static ONEPASS_INLINE void project_buffer(const Row<P, M, Rule>& row, const R& p, S c, int64_t i, N n) {
     if constexpr (Rule::id == RuleId::momentum)
       store_some(row.moment[0] + i, R(load_some(row.moment[0] + i, n) - c * p), n);
   }
@@ -138,7 +138,7 @@ struct KernelsOf {
     S* cache = static_cast<S*>(t.row_cache);
     RowStats stats;
     for (int64_t r = 0; r < t.rows; ++r) {
-      const Row<P, Rule> row(t, r);
+      const Row<P, M, Rule> row(t, r);
       const RowSums sums = t.policy == WritePolicy::now ? advance<WritePolicy::now>(rule, row, t.unprojected, cache)
                            : t.policy == WritePolicy::buffered
                                ? advance<WritePolicy::buffered>(rule, row, t.unprojected, cache)
@@ -157,7 +157,7 @@ struct KernelsOf {
   }
 
   // Without the gradient's scale: it is linear, and applied to the sums.
-  static RowSums gate_stats_of(const Row<P, Rule>& row, double grad_scale) {
+  static RowSums gate_stats_of(const Row<P, M, Rule>& row, double grad_scale) {
     constexpr int64_t run = 2 * Run<S>::elements;
     Sums<S> sums;
     for (int64_t begin = 0; begin < row.length; begin += run) {
@@ -186,7 +186,7 @@ struct KernelsOf {
     const double grad_scale = grad_scale_of<Rule>(*t.scalars);
     RowStats stats;
     for (int64_t r = 0; r < t.rows; ++r) {
-      const RowSums sums = gate_stats_of(Row<P, Rule>(t, r), grad_scale);
+      const RowSums sums = gate_stats_of(Row<P, M, Rule>(t, r), grad_scale);
       stats.sums.add(sums);
       if (!t.piece) stats.max_cosine_squared = max_or_nan(stats.max_cosine_squared, pr.cosine_squared(sums));
     }
@@ -207,7 +207,7 @@ struct KernelsOf {
       const Affine a = correction(done.step, wanted);
       const S d = S(a.d), k = S(a.k);
       const bool buffer_too = t.scalars->project_momentum && s.gate != Gate::none;
-      const Row<P, Rule> row(t, r);
+      const Row<P, M, Rule> row(t, r);
       each_pack<lanes>(0, t.length, [&](int64_t i, auto n) {
         R p = load_some(row.p + i, n), moment[2];
         R g = rule.gradient(p, R(load_some(row.g + i, n)));
@@ -229,19 +229,19 @@ struct KernelsOf {
   static constexpr Kernels kernels() { return {step, update, gate_stats, correct, square_sum}; }
 };
 
-template <class P, class... Rule>
+template <class P, class M, class... Rule>
 constexpr std::array<Kernels, sizeof...(Rule)> kernels_of(const std::tuple<Rule...>*) {
-  return {KernelsOf<P, Rule>::kernels()...};
+  return {KernelsOf<P, M, Rule>::kernels()...};
 }
 
-template <class P>
+template <class P, class M>
 constexpr std::array<Kernels, rule_count> kernels_of() {
-  return kernels_of<P>(static_cast<const Rules<typename WorkOf<P>::type>*>(nullptr));
+  return kernels_of<P, M>(static_cast<const Rules<typename WorkOf<P>::type>*>(nullptr));
 }
 
-// In the order of Dtype.
-extern const KernelTable table = {kernels_of<float>(), kernels_of<double>(), kernels_of<BFloat16>(),
-                                  kernels_of<Half>()};
+// In the order of `storages`.
+extern const KernelTable table = {kernels_of<float, float>(), kernels_of<double, double>(),
+                                  kernels_of<BFloat16, float>(), kernels_of<Half, float>()};
 
 }  // namespace ONEPASS_ISA
 }  // namespace onepass

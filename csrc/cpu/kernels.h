@@ -40,7 +40,7 @@ struct Kernels {
   double (*square_sum)(const Tile&);  // over the gradients as they lie in memory
 };
 
-typedef std::array<std::array<Kernels, rule_count>, 4> KernelTable;  // by Dtype, by RuleId
+typedef std::array<std::array<Kernels, rule_count>, storage_count> KernelTable;  // by storage, by RuleId
 
 namespace baseline {
 extern const KernelTable table;
@@ -53,7 +53,7 @@ extern const KernelTable table;
 }
 
 // The kernels of the best instruction set that this machine and the environment variable ONEPASS_ISA allow.
-const Kernels& kernels(Dtype dtype, RuleId rule_id);
+const Kernels& kernels(const KernelKey& key);
 const char* isa();                       // its name
 std::vector<const char*> usable_isas();  // all that this machine can run
 

@@ -11,9 +11,9 @@ namespace {
 constexpr const char* dtype_names[] = {"float32", "float64", "bfloat16", "float16"};
 constexpr const char* rule_names[] = {"Adam", "SGD with a buffer", "SGD"};
 
-std::string kernel_name(Kernel kernel, Dtype dtype, RuleId rule_id) {
-  return std::string(kernel_names[static_cast<int>(kernel)]) + " (" + dtype_names[static_cast<int>(dtype)] + ", " +
-         rule_names[static_cast<int>(rule_id)] + ")";
+std::string kernel_name(Kernel kernel, const KernelKey& key) {
+  return std::string(kernel_names[static_cast<int>(kernel)]) + " (" + dtype_names[static_cast<int>(key.storage.param)] +
+         ", " + rule_names[static_cast<int>(key.rule)] + ")";
 }
 
 // The address of the gradient of a tensor without elements. Null would mean no gradient, but such a step is counted.
@@ -22,7 +22,7 @@ constexpr char no_elements = 0;
 }  // namespace
 
 CudaExecutor::CudaExecutor(Plan& plan, int device)
-    : plan_(plan), device_(device), blocks_(4 * rule_count * kernel_count) {
+    : plan_(plan), device_(device), blocks_(storage_count * rule_count * kernel_count) {
   auto attribute = [&](cudaDeviceAttr name) {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, name, device), "asking for its limits");
@@ -140,28 +140,29 @@ int CudaExecutor::scalars_index_of(const Tensor& t, float count) {
 
 // Which kernels the step needs. square_sum reads the gradients of all tensors.
 void CudaExecutor::find_work() {
-  std::fill_n(&work_[0][0], 4 * rule_count, Work{});
+  for (Work& work : work_) work = {};
   for (const Tensor& t : plan_.tensors) {
     if (!t.active) continue;
-    Work& work = work_[static_cast<int>(t.dtype)][static_cast<int>(plan_.rule_id(t.group))];
+    Work& work = work_[plan_.key(t).index()];
     work.gradients |= t.items > 0;
     work.gated |= t.projected;
     work.gate_stats |= t.projected && !plan_.speculates(t);
     work.exchanged |= t.projected && plan_.exchanges;
     work.device_scalars |= plan_.device_hypers[t.group].on_device;
   }
-  for (auto& of_dtype : work_)
-    for (Work& work : of_dtype) work.elementwise = work.gradients && !work.gated;
+  for (Work& work : work_) work.elementwise = work.gradients && !work.gated;
 }
 
-// Launches a kernel for every dtype and rule that needs it.
+// Launches a kernel for every key that needs it.
 void CudaExecutor::launch_where(bool Work::* needed, Kernel kernel) {
-  for (int d = 0; d < 4; ++d)
-    for (int r = 0; r < rule_count; ++r)
-      if (work_[d][r].*needed) launch(kernel, Dtype(d), RuleId(r));
+  for (const Storage& storage : storages)
+    for (int r = 0; r < rule_count; ++r) {
+      const KernelKey key{storage, RuleId(r)};
+      if (work_[key.index()].*needed) launch(kernel, key);
+    }
 }
 
-void CudaExecutor::launch(Kernel kernel, Dtype dtype, RuleId rule_id) {
+void CudaExecutor::launch(Kernel kernel, const KernelKey& key) {
   DevicePlan plan{};
   plan.scaling = scaling_;
   plan.items = in<WorkItem>(items_);
@@ -179,26 +180,24 @@ void CudaExecutor::launch(Kernel kernel, Dtype dtype, RuleId rule_id) {
   plan.arrivals = in<unsigned>(arrivals_);
   plan.first_steps = in<bool>(first_steps_);
   plan.square_sums = in<double>(square_sums_);
-  plan.key = kernel_key(dtype, rule_id);
+  plan.key = key.index();
   plan.row_cache_bytes = layout_.row_cache_bytes;
   plan.lazy_buffer = plan_.lazy_buffer;
 
   const ByValue values{scalars_.data(), scalars_in_memory_ ? 0 : static_cast<int>(scalars_.size()), gradient_.data(),
                        gradients_in_memory_ ? 0 : static_cast<int>(gradient_.size())};
-  const cudaError_t error =
-      launcher(dtype, rule_id).launch(kernel, plan, values, blocks(kernel, dtype, rule_id), stream_);
-  if (error != cudaSuccess) check(error, "launching", kernel_name(kernel, dtype, rule_id).c_str());
+  const cudaError_t error = launcher(key).launch(kernel, plan, values, blocks(kernel, key), stream_);
+  if (error != cudaSuccess) check(error, "launching", kernel_name(kernel, key).c_str());
   launches_.push_back(kernel_names[static_cast<int>(kernel)]);
 }
 
 // As many as the device holds at once, if there is work for them.
-int CudaExecutor::blocks(Kernel kernel, Dtype dtype, RuleId rule_id) {
-  int& known = blocks_[kernel_key(dtype, rule_id) * kernel_count + static_cast<int>(kernel)];
+int CudaExecutor::blocks(Kernel kernel, const KernelKey& key) {
+  int& known = blocks_[key.index() * kernel_count + static_cast<int>(kernel)];
   if (known == 0) {
     int each = 0;
-    check(launcher(dtype, rule_id)
-              .blocks_per_multiprocessor(kernel, layout_.row_cache_bytes, limits_.shared_per_block, &each),
-          "reserving shared memory for", kernel_name(kernel, dtype, rule_id).c_str());
+    check(launcher(key).blocks_per_multiprocessor(kernel, layout_.row_cache_bytes, limits_.shared_per_block, &each),
+          "reserving shared memory for", kernel_name(kernel, key).c_str());
     const int warp_items = static_cast<int>(plan_.items.size()) - layout_.block_items;
     const int wanted = std::max({layout_.block_items, (warp_items + warps - 1) / warps, 1});
     known = std::clamp(wanted, 1, std::max(1, each * limits_.multiprocessors));

@@ -77,14 +77,14 @@ class CudaExecutor {
   DeviceTensor describe(int tensor) const;
   void upload_changes(cudaStream_t stream);
   void upload(const Region& region, ShadowBuffer& shadow, cudaStream_t stream);
-  // Which kernels the active tensors of one dtype and rule need.
+  // Which kernels the active tensors of one key need.
   struct Work {
     bool elementwise, gated, gate_stats, exchanged, device_scalars, gradients;
   };
   void find_work();
   void launch_where(bool Work::* needed, Kernel kernel);
-  void launch(Kernel kernel, Dtype dtype, RuleId rule_id);
-  int blocks(Kernel kernel, Dtype dtype, RuleId rule_id);
+  void launch(Kernel kernel, const KernelKey& key);
+  int blocks(Kernel kernel, const KernelKey& key);
   // Throws if a call has failed; `doing` and `what` say which.
   void check(cudaError_t error, const char* doing, const char* what = "") const;
 
@@ -112,7 +112,7 @@ class CudaExecutor {
   std::vector<const void*> gradient_;  // of every tensor; null where it is not stepped
   std::vector<char> stepped_;
   bool capturing_ = false;
-  Work work_[4][rule_count] = {};  // of the present step, as its stream and its scaling
+  Work work_[storage_count * rule_count] = {};  // of the present step, as its stream and its scaling
   cudaStream_t stream_ = nullptr;
   Scaling scaling_;
 

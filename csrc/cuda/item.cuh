@@ -26,8 +26,9 @@ struct ItemView {
   }
 };
 
-// The operands of an item. is_packed: elements are accessed 16 bytes at a time, else one by one through the strides.
-template <class P, class Rule, bool is_packed>
+// The operands of an item, P as parameters are stored and M as moments. is_packed: elements are accessed 16 bytes at a
+// time, else one by one through the strides.
+template <class P, class M, class Rule, bool is_packed>
 struct Operands : ItemView<Rule> {
   typedef typename Rule::Number S;
   static constexpr int lanes = is_packed ? Vector<P>::lanes : 1;
@@ -38,8 +39,8 @@ struct Operands : ItemView<Rule> {
 
   Stream<P, of_p> p;
   Stream<const P, of_g> g;
-  Stream<S, of_m> m;
-  Stream<S, of_v> v;
+  Stream<M, of_m> m;
+  Stream<M, of_v> v;
 
   __device__ __forceinline__ explicit Operands(const ItemView<Rule>& view) : ItemView<Rule>(view) {
     reach(p, t->p);

@@ -20,15 +20,15 @@ namespace onepass::cuda {
 enum class Phase { step, gate_stats, update, correct, square_sum };
 
 // Calls work(rows) with the rows of an item, packed or strided. The host gives strided tensors to blocks.
-template <class Group, class P, class Rule, class Work>
+template <class Group, class P, class M, class Rule, class Work>
 __device__ __forceinline__ void with_rows(const DevicePlan& plan, SharedStorage& shared, const ItemView<Rule>& o,
                                           const Work& work) {
   if (!o.t->layout) {
-    const Operands<P, Rule, true> packed(o);
-    work(Rows<Group, Operands<P, Rule, true>, Rule>{plan, shared, packed});
+    const Operands<P, M, Rule, true> packed(o);
+    work(Rows<Group, Operands<P, M, Rule, true>, Rule>{plan, shared, packed});
   } else if constexpr (Group::size == block_size) {
-    const Operands<P, Rule, false> strided(o);
-    work(Rows<Group, Operands<P, Rule, false>, Rule>{plan, shared, strided});
+    const Operands<P, M, Rule, false> strided(o);
+    work(Rows<Group, Operands<P, M, Rule, false>, Rule>{plan, shared, strided});
   }
 }
 
@@ -43,12 +43,12 @@ __device__ __forceinline__ WritePolicy policy_of(const DeviceTensor& t, Gate gat
 }
 
 // One item in one phase.
-template <Phase phase, class Group, class P, class Rule>
+template <Phase phase, class Group, class P, class M, class Rule>
 __device__ __forceinline__ void visit(const DevicePlan& plan, SharedStorage& shared, const ItemView<Rule>& o,
                                       unsigned index) {
   const DeviceTensor& t = *o.t;
   const Finalizer<Group, ItemView<Rule>> finalizer{plan, shared, o};
-  auto rows = [&](const auto& work) { with_rows<Group, P>(plan, shared, o, work); };
+  auto rows = [&](const auto& work) { with_rows<Group, P, M>(plan, shared, o, work); };
 
   if constexpr (phase == Phase::step) {
     rows([](const auto& r) { r.step(); });
@@ -94,22 +94,22 @@ __device__ __forceinline__ void with_item(const KernelParams<Rule>& params, unsi
   work(ItemView<Rule>(item, t, scalars, g));
 }
 
-template <Phase phase, class Group, class P, class Rule>
+template <Phase phase, class Group, class P, class M, class Rule>
 __device__ __forceinline__ void run_item(const KernelParams<Rule>& params, SharedStorage& shared, unsigned index) {
-  with_item(params, index, [&](const ItemView<Rule>& o) { visit<phase, Group, P>(params.plan, shared, o, index); });
+  with_item(params, index, [&](const ItemView<Rule>& o) { visit<phase, Group, P, M>(params.plan, shared, o, index); });
 }
 
-template <Phase phase, class P, class Rule>
+template <Phase phase, class P, class M, class Rule>
 __device__ __forceinline__ void each_item(const KernelParams<Rule>& params) {
   const DevicePlan& plan = params.plan;
   if (phase != Phase::square_sum && skipped(plan.scaling)) return;
   SharedStorage& shared = *reinterpret_cast<SharedStorage*>(onepass_shared);
   for (int i = blockIdx.x; i < plan.block_items; i += gridDim.x) {
-    run_item<phase, BlockGroup, P>(params, shared, i);
+    run_item<phase, BlockGroup, P, M>(params, shared, i);
     __syncthreads();
   }
   for (int i = plan.block_items + int(blockIdx.x) * warps + warp(); i < plan.all_items; i += gridDim.x * warps) {
-    run_item<phase, WarpGroup, P>(params, shared, i);
+    run_item<phase, WarpGroup, P, M>(params, shared, i);
     __syncwarp();
   }
 }
@@ -120,35 +120,35 @@ constexpr int blocks_of(int blocks) {
   return sizeof(typename Rule::Number) == 8 ? blocks - 1 : blocks;
 }
 
-template <class P, class Rule>
+template <class P, class M, class Rule>
 __global__ void __launch_bounds__(block_size, blocks_of<Rule>(4))
     step(const KernelParams<Rule> __grid_constant__ params) {
-  each_item<Phase::step, P>(params);
+  each_item<Phase::step, P, M>(params);
 }
-template <class P, class Rule>
+template <class P, class M, class Rule>
 __global__ void __launch_bounds__(block_size, blocks_of<Rule>(3))
     gate_stats(const KernelParams<Rule> __grid_constant__ params) {
-  each_item<Phase::gate_stats, P>(params);
+  each_item<Phase::gate_stats, P, M>(params);
 }
-template <class P, class Rule>
+template <class P, class M, class Rule>
 __global__ void __launch_bounds__(block_size, blocks_of<Rule>(3))
     update(const KernelParams<Rule> __grid_constant__ params) {
-  each_item<Phase::update, P>(params);
+  each_item<Phase::update, P, M>(params);
 }
-template <class P, class Rule>
+template <class P, class M, class Rule>
 __global__ void __launch_bounds__(block_size, blocks_of<Rule>(3))
     correct(const KernelParams<Rule> __grid_constant__ params) {
-  each_item<Phase::correct, P>(params);
+  each_item<Phase::correct, P, M>(params);
 }
 
-template <class P, class Rule>
+template <class P, class M, class Rule>
 __global__ void __launch_bounds__(block_size, blocks_of<Rule>(4))
     square_sum(const KernelParams<Rule> __grid_constant__ params) {
-  each_item<Phase::square_sum, P>(params);
+  each_item<Phase::square_sum, P, M>(params);
 }
 
 // A thread to each tensor, whose statistics have been exchanged.
-template <class P, class Rule>
+template <class P, class M, class Rule>
 __global__ void __launch_bounds__(block_size, 1) decide(const KernelParams<Rule> __grid_constant__ params) {
   const DevicePlan& plan = params.plan;
   if (skipped(plan.scaling)) return;
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(block_size, 1) decide(const KernelParams<Rule>
 }
 
 // One block per multiprocessor is enough; without a bound, nvcc 13.0 saves registers and spills on sm_120.
-template <class P, class Rule>
+template <class P, class M, class Rule>
 __global__ void __launch_bounds__(block_size, 1) device_scalars(const KernelParams<Rule> __grid_constant__ params) {
   const DevicePlan& plan = params.plan;
   if (skipped(plan.scaling)) return;

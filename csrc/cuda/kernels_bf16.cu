@@ -2,6 +2,6 @@
 
 namespace onepass::cuda {
 
-extern const Launcher* const launchers_bf16 = Launchers<BFloat16>::of.data();
+extern const Launcher* const launchers_bf16 = Launchers<BFloat16, float>::of.data();
 
 }  // namespace onepass::cuda

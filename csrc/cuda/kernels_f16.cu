@@ -2,6 +2,6 @@
 
 namespace onepass::cuda {
 
-extern const Launcher* const launchers_f16 = Launchers<Half>::of.data();
+extern const Launcher* const launchers_f16 = Launchers<Half, float>::of.data();
 
 }  // namespace onepass::cuda

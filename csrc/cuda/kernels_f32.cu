@@ -2,6 +2,6 @@
 
 namespace onepass::cuda {
 
-extern const Launcher* const launchers_f32 = Launchers<float>::of.data();
+extern const Launcher* const launchers_f32 = Launchers<float, float>::of.data();
 
 }  // namespace onepass::cuda

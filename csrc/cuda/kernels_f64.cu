@@ -2,6 +2,6 @@
 
 namespace onepass::cuda {
 
-extern const Launcher* const launchers_f64 = Launchers<double>::of.data();
+extern const Launcher* const launchers_f64 = Launchers<double, double>::of.data();
 
 }  // namespace onepass::cuda

@@ -7,9 +7,10 @@ namespace onepass::cuda {
 
 extern const Launcher *const launchers_f32, *const launchers_f64, *const launchers_bf16, *const launchers_f16;
 
-const Launcher& launcher(Dtype dtype, RuleId rule_id) {
-  const Launcher* const of_dtype[] = {launchers_f32, launchers_f64, launchers_bf16, launchers_f16};
-  return of_dtype[static_cast<int>(dtype)][static_cast<int>(rule_id)];
+// In the order of `storages`.
+const Launcher& launcher(const KernelKey& key) {
+  const Launcher* const of_storage[] = {launchers_f32, launchers_f64, launchers_bf16, launchers_f16};
+  return of_storage[key.storage_index()][static_cast<int>(key.rule)];
 }
 
 __global__ void __launch_bounds__(block_size) upload(const Chunk __grid_constant__ chunk) {

@@ -1,4 +1,4 @@
-// Launchers of the kernels of one dtype.
+// Launchers of the kernels of one storage.
 #pragma once
 
 #include <array>
@@ -8,21 +8,21 @@
 
 namespace onepass::cuda {
 
-template <class P, class Rule>
+template <class P, class M, class Rule>
 struct LauncherOf {
   typedef void (*Function)(const KernelParams<Rule> __grid_constant__);
   static_assert(sizeof(KernelParams<Rule>) <= 32764, "the limit of a kernel's arguments");
   static_assert(sizeof(KernelScalars<Rule>) <= scalars_bytes);
 
   static Function function(Kernel kernel) {
-    if (kernel == Kernel::device_scalars) return device_scalars<P, Rule>;
-    if (kernel == Kernel::step) return step<P, Rule>;
-    if (kernel == Kernel::square_sum) return square_sum<P, Rule>;
+    if (kernel == Kernel::device_scalars) return device_scalars<P, M, Rule>;
+    if (kernel == Kernel::step) return step<P, M, Rule>;
+    if (kernel == Kernel::square_sum) return square_sum<P, M, Rule>;
     if constexpr (Rule::moments > 0) {
-      if (kernel == Kernel::gate_stats) return gate_stats<P, Rule>;
-      if (kernel == Kernel::update) return update<P, Rule>;
-      if (kernel == Kernel::decide) return decide<P, Rule>;
-      if (kernel == Kernel::correct) return correct<P, Rule>;
+      if (kernel == Kernel::gate_stats) return gate_stats<P, M, Rule>;
+      if (kernel == Kernel::update) return update<P, M, Rule>;
+      if (kernel == Kernel::decide) return decide<P, M, Rule>;
+      if (kernel == Kernel::correct) return correct<P, M, Rule>;
     }
     return nullptr;
   }
@@ -55,16 +55,16 @@ struct LauncherOf {
   static constexpr Launcher launcher() { return {launch, blocks_per_multiprocessor, write_scalars}; }
 };
 
-template <class P, class... Rule>
+template <class P, class M, class... Rule>
 constexpr std::array<Launcher, sizeof...(Rule)> launchers_of(const std::tuple<Rule...>*) {
-  return {LauncherOf<P, Rule>::launcher()...};
+  return {LauncherOf<P, M, Rule>::launcher()...};
 }
 
 // In the order of RuleId.
-template <class P>
+template <class P, class M>
 struct Launchers {
   static constexpr std::array<Launcher, rule_count> of =
-      launchers_of<P>(static_cast<const Rules<typename WorkOf<P>::type>*>(nullptr));
+      launchers_of<P, M>(static_cast<const Rules<typename WorkOf<P>::type>*>(nullptr));
 };
 
 }  // namespace onepass::cuda

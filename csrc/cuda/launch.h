@@ -29,7 +29,7 @@ struct Launcher {
   void (*write_scalars)(const Scalars&, unsigned char* to);
 };
 
-const Launcher& launcher(Dtype dtype, RuleId rule_id);
+const Launcher& launcher(const KernelKey& key);
 
 // Writes words to device memory.
 cudaError_t launch_upload(const Chunk& chunk, cudaStream_t stream);

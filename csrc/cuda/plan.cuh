@@ -23,7 +23,7 @@ struct DeviceTensor {
   int64_t first_item, first_coefficient;
   int items;
   int dims;
-  int key;            // kernel_key of the kernels that step it
+  int key;            // KernelKey::index of the kernels that step it
   int scalars_index;  // its scalars, in KernelParams::scalars or DevicePlan::scalars
   int hyper_index;    // its group in DevicePlan::hypers, or -1: the scalars come from the host
   bool projected, speculates, rows_fit;
@@ -31,10 +31,6 @@ struct DeviceTensor {
   bool negated;
   bool first_step;  // the momentum buffer is new; the device clears first_steps once it has stepped
 };
-
-inline int kernel_key(Dtype dtype, RuleId rule_id) {
-  return static_cast<int>(dtype) * rule_count + static_cast<int>(rule_id);
-}
 
 // The scalars of a step, for tensors that share their group and step count.
 template <class Rule>

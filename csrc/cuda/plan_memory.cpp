@@ -85,7 +85,7 @@ DeviceTensor CudaExecutor::describe(int i) const {
   d.first_item = t.first_item, d.first_coefficient = t.first_coefficient;
   d.items = static_cast<int>(t.items);
   d.dims = static_cast<int>(t.shape.size());
-  d.key = kernel_key(t.dtype, plan_.rule_id(t.group));
+  d.key = plan_.key(t).index();
   d.scalars_index = scalars_index_[i];
   d.hyper_index = on_device ? t.group : -1;
   d.projected = t.projected;
@@ -117,7 +117,7 @@ void CudaExecutor::upload_changes(cudaStream_t stream) {
     shadow_tensors_.set(i * sizeof d, &d, sizeof d);
     if (!scalars_in_memory_ || scalars_index_[i] < count) continue;
     alignas(16) unsigned char scalars[scalars_bytes] = {};
-    launcher(t.dtype, plan_.rule_id(t.group)).write_scalars(scalars_[scalars_index_[i] - count], scalars);
+    launcher(plan_.key(t)).write_scalars(scalars_[scalars_index_[i] - count], scalars);
     shadow_scalars_.set(static_cast<int64_t>(scalars_index_[i]) * scalars_bytes, scalars, scalars_bytes);
   }
   shadow_gradients_.captured |= capturing_ && gradients_in_memory_;  // a graph has gradients of its own

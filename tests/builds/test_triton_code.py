@@ -55,7 +55,7 @@ def vectors(target: str, kernel: str, constants: dict[str, str]) -> int:
     """16-byte accesses of a thread if it accesses p, g and the moments 16 bytes at a time wherever rows are aligned."""
     if "CONFIGS" not in constants:
         return 0
-    item = {"fp64": 8, "fp32": 4}.get(constants["DTYPE"], 2)
+    item = {"fp64": 8, "fp32": 4}.get(constants["PARAM"], 2)
     work = 8 if item == 8 else 4
     moments = 2 - int(constants.get("RULE", 0))
     read = item if kernel == "square_sum" else 2 * item + (moments * work if kernel != "gate_stats" else 0)
@@ -116,7 +116,7 @@ def test_compiles_for_real_models_without_spills(folder: Path, target: str) -> N
 def allowed_stack(kernel: dict[str, Any]) -> int:
     """Stack bytes per thread that ptxas 13 leaves for sm_90 with ONEPASS_EVERY_TARGET=1, in 12 of 241 kernels."""
     constants = kernel["constants"]
-    if kernel["kernel"] == "correct" and constants["DTYPE"] == "fp64":
+    if kernel["kernel"] == "correct" and constants["PARAM"] == "fp64":
         return 32  # saves registers across the call of a division function
     if (
         kernel["kernel"] == "update"

@@ -23,7 +23,15 @@ DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
 
 def shape(dtype: str, rows: int, length: int, projected: bool, aligned: bool = True, bucket: int = 0) -> TensorDesc:
-    return TensorDesc(KernelKey(dtype, "adam"), rows, length, projected, projected, aligned, bucket)
+    return TensorDesc(
+        KernelKey(dtype, "float64" if dtype == "float64" else "float32", "adam"),
+        rows,
+        length,
+        projected,
+        projected,
+        aligned,
+        bucket,
+    )
 
 
 def many(dtype: str) -> list[TensorDesc]:

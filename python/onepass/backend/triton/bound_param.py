@@ -48,7 +48,7 @@ class BoundParam:
         self.rows = p.shape[0] if projected else 1
         self.length = p.numel() // self.rows
         self.form = facts_of(p)[1]
-        self.dtype = str(p.dtype).removeprefix("torch.")
+        self.dtype, self.moment_dtype = (str(d).removeprefix("torch.") for d in (p.dtype, moment_dtype(p.dtype)))
         self.operands: list[Tensor] = []  # p, g, the moments; empty without a gradient
         self.step: Tensor | None = None
         self.counter: Tensor | None = None

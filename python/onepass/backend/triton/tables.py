@@ -87,7 +87,7 @@ class TableUploader:
         hypers = self.hypers
         return [
             TensorDesc(
-                KernelKey(e.dtype, rule_of(self.spec, hypers[e.group])),
+                KernelKey(e.dtype, e.moment_dtype, rule_of(self.spec, hypers[e.group])),
                 e.rows,
                 e.length,
                 e.projected,
