@@ -6,6 +6,7 @@
 // run of whole rows, or a piece of one row that is too long for the row cache.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -27,12 +28,19 @@ constexpr int max_moments = 2;
 // from that of the parameter (rules/number.h).
 struct Storage {
   Dtype param = Dtype::f32, moment = Dtype::f32;
-
-  bool operator==(const Storage&) const = default;
 };
 constexpr Storage storages[] = {
     {Dtype::f32, Dtype::f32}, {Dtype::f64, Dtype::f64}, {Dtype::bf16, Dtype::f32}, {Dtype::f16, Dtype::f32}};
 constexpr int storage_count = sizeof(storages) / sizeof(Storage);
+
+// Of every combination, its place in `storages`, or -1.
+constexpr auto storage_indices = [] {
+  std::array<std::array<int, 4>, 4> indices{};
+  for (auto& of_param : indices) of_param.fill(-1);
+  for (int i = 0; i < storage_count; ++i)
+    indices[static_cast<int>(storages[i].param)][static_cast<int>(storages[i].moment)] = i;
+  return indices;
+}();
 
 // Which kernels step a tensor.
 struct KernelKey {
@@ -42,9 +50,7 @@ struct KernelKey {
   // Among all combinations of storage and rule.
   int index() const { return storage_index() * rule_count + static_cast<int>(rule); }
   int storage_index() const {
-    int i = 0;
-    while (i < storage_count && !(storages[i] == storage)) ++i;
-    return i;
+    return storage_indices[static_cast<int>(storage.param)][static_cast<int>(storage.moment)];
   }
 };
 
@@ -111,7 +117,7 @@ struct Plan {
   }
 
   // Whether a tensor is updated before its gate is decided: under the predicted gate, or without a write of p.
-  bool speculates(const Tensor& t) const { return t.projected && (exchanges || predicts(t)); }
+  bool speculates(const Tensor& t) const { return exchanges ? t.projected : predicts(t); }
 
   // Cuts one tensor into items of about `item_elements`. A row longer than `longest_row` is cut into pieces.
   void cut(int tensor, int64_t item_elements, int64_t longest_row);

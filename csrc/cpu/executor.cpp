@@ -58,6 +58,11 @@ void CpuExecutor::begin_step(int tensor, const Scalars& scalars) {
   step.scalars = scalars;
   step.kernels = &kernels(plan_.key(t));
   step.unprojected = scalars.projection.affine(Gate::none, 0);
+  if (!t.projected) {
+    step.predicts = step.speculates = step.needs_sums = false;
+    step.policy = WritePolicy::now;
+    return;
+  }
   step.predicts = plan_.predicts(t);
   step.speculates = plan_.speculates(t);
   choose_policy(step, t, step.predicts ? predicted(scalars.projection, *t.gate_counter) : Gate::none);
@@ -67,7 +72,7 @@ void CpuExecutor::begin_step(int tensor, const Scalars& scalars) {
 void CpuExecutor::choose_policy(TensorStep& step, const Tensor& t, Gate gate) const {
   step.policy =
       step.speculates && !step.predicts ? WritePolicy::deferred : write_policy_for(gate, t.length <= item_elements);
-  step.needs_sums = step.gated && (step.speculates || gate != Gate::none);
+  step.needs_sums = step.speculates || gate != Gate::none;
 }
 
 // For the tensors that do not speculate: sums of p and g, and from them the gate, before the update.
@@ -98,8 +103,9 @@ void CpuExecutor::update() {
       step.kernels->step(tile);
     scatter_back(item, tile, {true, true});
   });
+  if (!plan_.exchanges) return;  // `decide` combines them, one pass over the tensors less
   for (size_t i = 0; i < plan_.tensors.size(); ++i)
-    if (tensor_steps_[i].gated && tensor_steps_[i].needs_sums) combine(static_cast<int>(i));
+    if (tensor_steps_[i].gated) combine(static_cast<int>(i));
 }
 
 // The verdict on every gated tensor from the statistics of its update; queues the items that need a correction.
@@ -107,6 +113,7 @@ void CpuExecutor::decide() {
   for (size_t i = 0; i < plan_.tensors.size(); ++i) {
     const TensorStep& step = tensor_steps_[i];
     if (!step.gated) continue;
+    if (step.needs_sums && !plan_.exchanges) combine(static_cast<int>(i));
     const Projection& pr = step.scalars.projection;
     Verdict& v = verdicts_[i];
     if (step.speculates)

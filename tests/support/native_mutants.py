@@ -72,7 +72,7 @@ MUTANTS = [
     Mutant("16-bit steps are corrected", "bytes_of(t.dtype) >= 4", "true"),
     Mutant("the layer gate always passes", "elements", "0.0", "pr.passes(layer_cosine, @)"),
     Mutant("the layer gate has the elements of one row", "all.rows * length", "length"),
-    Mutant("an exchange does not speculate", "exchanges || predicts(t)", "predicts(t)"),
+    Mutant("an exchange does not speculate", "exchanges ? t.projected : predicts(t)", "predicts(t)"),
     Mutant("p is written before an exchange", "step.speculates && !step.predicts", "false"),
     Mutant("pieces are treated as rows", "item.end < t.length", "false"),
     Mutant("the last batch is dropped", "b < count", "b + 1 < count", "@; ++b) run_batch(b, scratch_[0])"),
