@@ -45,7 +45,7 @@ SMALL = (
     " step that must never use a stale pointer cannot skip"
 )
 TWO_VISITS = (
-    "a bfloat16 weight is measured first and stepped after, so p and g are read twice: as many bytes are read as by AdamW in"
+    "the gate of a bfloat16 weight must be known before its update, so p and g are read twice: as many bytes are read as by AdamW in"
     " float32"
 )
 CPU = (

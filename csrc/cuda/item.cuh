@@ -43,10 +43,10 @@ struct Operands : ItemView<Rule> {
   Stream<M, of_v> v;
 
   __device__ __forceinline__ explicit Operands(const ItemView<Rule>& view) : ItemView<Rule>(view) {
-    reach(p, t->p);
-    reach(g, const_cast<void*>(this->gradient));
-    if (Rule::moments > 0) reach(m, t->moment[0]);
-    if (Rule::moments > 1) reach(v, t->moment[1]);
+    set(p, t->p);
+    set(g, const_cast<void*>(this->gradient));
+    if (Rule::moments > 0) set(m, t->moment[0]);
+    if (Rule::moments > 1) set(v, t->moment[1]);
   }
 
   __device__ __forceinline__ Span<lanes> row(int r) const {
@@ -64,13 +64,13 @@ struct Operands : ItemView<Rule> {
 
  private:
   template <class T, Operand operand>
-  __device__ __forceinline__ void reach(Packed<T, operand>& x, void* data) const {
-    const uint64_t lead = reinterpret_cast<uint64_t>(t->p) / sizeof(P);
-    const bool vectors = (reinterpret_cast<uint64_t>(data) / sizeof(T) - lead) % Vector<T>::lanes == 0;
+  __device__ __forceinline__ void set(Packed<T, operand>& x, void* data) const {
+    const uint64_t offset_of_p = reinterpret_cast<uint64_t>(t->p) / sizeof(P);
+    const bool vectors = (reinterpret_cast<uint64_t>(data) / sizeof(T) - offset_of_p) % Vector<T>::lanes == 0;
     x = {static_cast<T*>(data), vectors};
   }
   template <class T, Operand operand>
-  __device__ __forceinline__ void reach(Strided<T, operand>& x, void* data) const {
+  __device__ __forceinline__ void set(Strided<T, operand>& x, void* data) const {
     x = {static_cast<T*>(data)};
   }
 };

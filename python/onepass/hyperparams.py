@@ -152,14 +152,16 @@ def _device_hyper_of(
         "momentum": group["momentum"] if spec.rule == "momentum" else 0.0,
         "initial_lr": group["initial_lr"] if decouple_lr else 0.0,
     }
-    values: dict[str, Any] = {name: value if number.is_live(value) else float(value) for name, value in given.items()}
+    values: dict[str, Any] = {
+        name: value if number.is_on_device(value) else float(value) for name, value in given.items()
+    }
     return DeviceHyper(
         **values,
         decay={"l2": "l2", "proximal_l2": "metric"}.get(decay, "direct"),
         decouple_lr=decouple_lr,
         over_one_minus_momentum=spec.projected and spec.rule == "momentum",
         capturable=number.capturable,
-        identities=tuple(id(value) if number.is_live(value) else value for value in values.values()),
+        identities=tuple(id(value) if number.is_on_device(value) else value for value in values.values()),
     )
 
 
@@ -169,7 +171,7 @@ def _decay_lr(group: dict[str, Any], number: Values, lr: float) -> float:
     initial_lr, the lr that the group had when it was first seen, is kept in the group, and so in checkpoints.
     """
     own = group["lr"]
-    group.setdefault("initial_lr", own.clone() if number.is_live(own) else lr)
+    group.setdefault("initial_lr", own.clone() if number.is_on_device(own) else lr)
     initial_lr = number("initial_lr", low=0.0)
     if initial_lr == 0:
         raise ValueError(

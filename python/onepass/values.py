@@ -16,16 +16,16 @@ class Values:
     group, index: the param group, and its number, which messages name.
     """
 
-    # What the others take a hyper-parameter for that only the device can read: within every bound.
-    UNREAD = 0.5
-    LIVE = ("lr", "weight_decay", "betas[0]", "betas[1]", "momentum", "initial_lr")
+    # The value of a hyper-parameter that only the device can read, for checks on the host: within every bound.
+    PLACEHOLDER = 0.5
+    ON_DEVICE = ("lr", "weight_decay", "betas[0]", "betas[1]", "momentum", "initial_lr")
 
     def __init__(self, group: Mapping[str, Any], index: int):
         self.group, self.index = group, index
         self.capturable = self.flag("capturable")
         self.device = group["params"][0].device if self.capturable and group["params"] else None
 
-    def is_live(self, value: Any) -> bool:
+    def is_on_device(self, value: Any) -> bool:
         """Whether the device reads it at every step: a tensor beside the parameters of a capturable group."""
         return isinstance(value, Tensor) and value.device == self.device and value.numel() == 1
 
@@ -54,8 +54,8 @@ class Values:
             raise ValueError(
                 f"param group {self.index}: {name} must hold one number, got a tensor of shape {tuple(value.shape)}"
             )
-        if self.is_live(value) and name in self.LIVE:
-            return self.UNREAD
+        if self.is_on_device(value) and name in self.ON_DEVICE:
+            return self.PLACEHOLDER
         try:
             number = float(value)
         except (TypeError, ValueError, RuntimeError) as error:

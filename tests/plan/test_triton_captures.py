@@ -131,7 +131,7 @@ def test_a_graph_keeps_the_tensors_of_its_kernels() -> None:
 def test_limit_of_captures_between_steps() -> None:
     """Spare tables limit the captures between two steps. A refused capture changes nothing, and later steps are right."""
     opt, other = pair(RECORDS["AdamW"])
-    for _ in range(graph_tables.SPARES):
+    for _ in range(graph_tables.CAPTURES):
         Graph(opt.step)
     give(opt, gradients(opt, 2))
     before = Snapshot(opt)

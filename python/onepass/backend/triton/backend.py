@@ -163,7 +163,7 @@ class TritonBackend:
             foreach_add_(counted, 1.0)
         for e in active:
             if e.first_step and not self.tables.device_hyper(e):
-                e.first_step, e.new_buffer, e.facts = False, None, []  # the table is to be sent again
+                e.first_step, e.new_buffer, e.keys = False, None, []  # the table is to be sent again
         decided: Decided = [(i, e.p) for i, e in enumerate(self.bound) if e.operands and e.projected]
         if self.scaling.found_inf is None:
             self.decided = DecidedParams(decided)

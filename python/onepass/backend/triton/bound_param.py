@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ...dtypes import moment_dtype
 
-# The address of a tensor, and its form: what must not change after binding.
-Facts = tuple[int, tuple[Any, ...]]
+# The address of a tensor, and its metadata, which must not change after binding.
+OperandKey = tuple[int, tuple[Any, ...]]
 # Of a group: the state keys of the moments, whether a step reads a step count, whether the device counts, and whether there
-# is a plan, so that only the forms that it was made for will do.
+# is a plan, so that only the metadata that it was made for will do.
 Wanted = tuple[Sequence[str], bool, bool, bool]
 # What was found of a parameter's tensors: as at the last step, elsewhere in memory or new, or not what was bound.
 Reading = Literal["same", "changed", "differs"]
 
 
-def facts_of(t: Tensor) -> Facts:
+def operand_key(t: Tensor) -> OperandKey:
     return t.data_ptr(), (t.dtype, t.shape, t.stride(), t.device, t.layout)
 
 
@@ -41,21 +41,21 @@ def same_layout(shape: Sequence[int], a: Sequence[int], b: Sequence[int]) -> boo
 
 
 class BoundParam:
-    """One parameter: its form when it was bound, and its operands at this step."""
+    """One parameter: its metadata when it was bound, and its operands at this step."""
 
     def __init__(self, p: Tensor, group: int, projected: bool):
         self.p, self.group, self.projected = p, group, projected
         self.rows = p.shape[0] if projected else 1
         self.length = p.numel() // self.rows
-        self.form = facts_of(p)[1]
+        self.param_metadata = operand_key(p)[1]
         self.dtype, self.moment_dtype = (str(d).removeprefix("torch.") for d in (p.dtype, moment_dtype(p.dtype)))
         self.operands: list[Tensor] = []  # p, g, the moments; empty without a gradient
         self.step: Tensor | None = None
         self.counter: Tensor | None = None
         self.negated = self.first_step = False
         self.new_buffer: Tensor | None = None  # kept, so that no other tensor has its address
-        self.facts: list[Facts] = []
-        self.forms: list[tuple[Any, ...]] = []
+        self.keys: list[OperandKey] = []
+        self.metadata: list[tuple[Any, ...]] = []
         self.buffers: dict[int, Tensor] = {}  # copies of operands whose layout the kernels cannot read
         self.bucket: Any = None
 
@@ -65,44 +65,46 @@ class BoundParam:
         g, gated = self.p.grad, self.projected
         if g is None:
             reading: Reading = "changed" if self.operands else "same"
-            self.operands, self.facts = [], []
+            self.operands, self.keys = [], []
             return reading
         if not needs_state:
-            keys = (*moments, *["step"] * counted, *["gate_counter"] * gated)
-            if any([own.get(key) is None for key in keys]):
+            required = (*moments, *["step"] * counted, *["gate_counter"] * gated)
+            if any([own.get(key) is None for key in required]):
                 moments, counted, gated = (), False, False
         self.operands = [self.p, g, *[own[key] for key in moments]]
         self.step = own["step"] if counted else None
         self.counter = own["gate_counter"] if gated else None
-        facts = [facts_of(t) for t in (*self.operands, self.step, self.counter) if t is not None]
+        keys = [operand_key(t) for t in (*self.operands, self.step, self.counter) if t is not None]
         negated = g.is_neg()
-        if facts == self.facts and negated == self.negated:
+        if keys == self.keys and negated == self.negated:
             return "same"
-        forms = [form for _, form in facts]
-        if forms[0] != self.form or (self.first_step and moments and own[moments[0]] is not self.new_buffer):
+        metadata = [one for _, one in keys]
+        if metadata[0] != self.param_metadata or (
+            self.first_step and moments and own[moments[0]] is not self.new_buffer
+        ):
             return "differs"
-        if forms != self.forms:
-            if planned and forms != self.expected(len(moments), counted, gated, on_device):
+        if metadata != self.metadata:
+            if planned and metadata != self.expected(len(moments), counted, gated, on_device):
                 return "differs"
-            self.forms = forms
-            self.facts = facts
+            self.metadata = metadata
+            self.keys = keys
             self.lay_out()
-        if any(address == 0 and t.numel() for (address, _), t in zip(facts, self.operands, strict=False)):
+        if any(address == 0 and t.numel() for (address, _), t in zip(keys, self.operands, strict=False)):
             return "differs"
-        self.facts, self.negated = facts, negated
+        self.keys, self.negated = keys, negated
         return "changed"
 
     def expected(self, moments: int, counted: bool, gated: bool, on_device: bool) -> list[tuple[Any, ...]]:
-        """The forms that a gradient and state must have if they were missing when the parameter was bound. counted, gated:
+        """The metadata that a gradient and state must have if they were missing when the parameter was bound. counted, gated:
         whether there are a step count and a gate counter."""
-        dtype, *like = self.form  # as it was bound: another dtype or shape needs another plan
+        dtype, *like = self.param_metadata  # as it was bound: another dtype or shape needs another plan
         work, one = moment_dtype(dtype), (torch.Size(()), ())
-        forms: list[tuple[Any, ...]] = [self.form, self.form, *[(work, *like)] * moments]
+        metadata: list[tuple[Any, ...]] = [self.param_metadata, self.param_metadata, *[(work, *like)] * moments]
         if counted:
-            forms.append((torch.float32, *one, like[2] if on_device else torch.device("cpu"), torch.strided))
+            metadata.append((torch.float32, *one, like[2] if on_device else torch.device("cpu"), torch.strided))
         if gated:
-            forms.append((torch.uint8, *one, like[2], torch.strided))
-        return forms
+            metadata.append((torch.uint8, *one, like[2], torch.strided))
+        return metadata
 
     def lay_out(self) -> None:
         """Makes a buffer for each operand whose rows are not contiguous, or whose layout is not the parameter's."""
@@ -128,7 +130,7 @@ class BoundParam:
     def addresses(self) -> list[int]:
         """Addresses of p, g and two moments; 0 where there is none."""
         found = [
-            self.buffers[i].data_ptr() if i in self.buffers else self.facts[i][0] for i in range(len(self.operands))
+            self.buffers[i].data_ptr() if i in self.buffers else self.keys[i][0] for i in range(len(self.operands))
         ]
         return found + [0] * (4 - len(found))
 

@@ -12,7 +12,7 @@ from . import upload
 
 # Captures between two ordinary steps. Each takes pinned memory of its own, 128 bytes for a tensor, which cannot be had
 # during a capture.
-SPARES = 8
+CAPTURES = 8
 
 
 class GraphTables:
@@ -23,24 +23,24 @@ class GraphTables:
 
     def __init__(self, device: torch.device, graph_tensors: list[Tensor]):
         self.device, self.graph_tensors = device, graph_tensors
-        self.spares: list[Tensor] = []
+        self.reserved: list[Tensor] = []
 
     def reserve(self, tensors: int, width: int) -> None:
         """Reserves pinned memory for later captures, each of a table of so many tensors."""
-        missing = SPARES - len(self.spares)
+        missing = CAPTURES - len(self.reserved)
         if missing:
             pinned = self.device.type == "cuda"
             shape = (missing, tensors, width)
-            self.spares += torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=pinned).unbind()
+            self.reserved += torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=pinned).unbind()
 
     def tables(self, sent: Any, rows: list[list[int]], others: list[Tensor]) -> Any:
         """The tables `sent` with a table of tensors of its own, which every replay sends again from the same memory.
 
         others: what the kernels read besides the tables.
         """
-        if not self.spares:
+        if not self.reserved:
             raise RuntimeError(upload.CAPTURING)
-        host = self.spares.pop()
+        host = self.reserved.pop()
         host.copy_(torch.tensor(rows, device="cpu"))
         tables = replace(sent, tensors=upload.to_device(host, self.device))
         self.keep([host, *others, *[t for t in vars(tables).values() if isinstance(t, Tensor)]])
