@@ -33,7 +33,7 @@ PYBIND11_MODULE(_C, m) {
       .def("update", &CpuBinding::update)
       .def("decide", &CpuBinding::decide)
       .def("correct", &CpuBinding::correct)
-      .def_property_readonly("stats", &CpuBinding::stats)
+      .def_property_readonly("stats", py::cpp_function(&CpuBinding::stats, py::keep_alive<0, 1>()))
       .def("verdicts", &CpuBinding::verdicts);
 
 #ifdef ONEPASS_CUDA

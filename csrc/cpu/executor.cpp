@@ -16,6 +16,7 @@ void CpuExecutor::use(int threads) {
 
 double CpuExecutor::square_sum(int threads) {
   use(threads);
+  queue_.clear();
   add_active_items();
   const std::vector<int64_t> items = queue_;
   run_items([this](const WorkItem& item, int64_t index, Scratch& scratch) {
@@ -29,6 +30,7 @@ double CpuExecutor::square_sum(int threads) {
 
 void CpuExecutor::begin(int threads, double factor) {
   use(threads);
+  queue_.clear();  // items of a step that was given up
   // Tensors of one group mostly share their step count, and so their scalars: computed once for a run of such tensors.
   Scalars scalars{};
   int group = -1;
@@ -39,7 +41,7 @@ void CpuExecutor::begin(int threads, double factor) {
     tensor_steps_[i].gated = t.active && t.projected;
     if (!t.active) continue;
     float own_count = 0;
-    if (t.step) own_count = *t.step += 1;
+    if (t.step) own_count = *t.step + 1;
     if (t.group != group || own_count != count || t.first_step != first || t.negated != negated) {
       group = t.group, count = own_count, first = t.first_step, negated = t.negated;
       Hyper h = plan_.hypers[group];
@@ -48,7 +50,6 @@ void CpuExecutor::begin(int threads, double factor) {
       scalars = scalars_of(h, plan_.rule, count, first && plan_.lazy_buffer);
     }
     begin_step(static_cast<int>(i), scalars);
-    t.first_step = false;
   }
 }
 
@@ -105,7 +106,10 @@ void CpuExecutor::update() {
   });
   if (!plan_.exchanges) return;  // `decide` combines them, one pass over the tensors less
   for (size_t i = 0; i < plan_.tensors.size(); ++i)
-    if (tensor_steps_[i].gated) combine(static_cast<int>(i));
+    if (tensor_steps_[i].gated)
+      combine(static_cast<int>(i));
+    else
+      stats_[i] = {};  // what the last exchange has left
 }
 
 // The verdict on every gated tensor from the statistics of its update; queues the items that need a correction.
@@ -137,6 +141,11 @@ void CpuExecutor::correct() {
     step.kernels->correct(tile, {v.policy, step.unprojected, v.gate, v.layer_coefficient});
     scatter_back(item, tile, {true, step.scalars.project_momentum});
   });
+  for (Tensor& t : plan_.tensors) {
+    if (!t.active) continue;
+    if (t.step) *t.step += 1;
+    t.first_step = false;
+  }
 }
 
 Verdict CpuExecutor::verdict_on(int tensor) const {

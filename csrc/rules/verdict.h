@@ -1,5 +1,5 @@
-// Speculation: the update writes p under a predicted gate; the verdict says which gate it was, and which rows are to be
-// corrected. Shared by the CPU and the CUDA kernels.
+// Speculation: the update writes p under a predicted gate; the verdict says which gate it was, and whether some rows
+// are to be corrected. Shared by the CPU and the CUDA kernels.
 #pragma once
 
 #include "projection.h"

@@ -200,7 +200,7 @@ def rule_of(spec: OptimizerSpec, h: Hyper) -> RuleName:
 
 
 def predicts(h: Hyper, itemsize: int) -> bool:
-    """Whether a projected parameter of so many bytes an element is updated before its gate is decided. A fixed gate is predicted
+    """Whether the gate of a projected parameter of so many bytes an element is predicted. A fixed gate is predicted
     rightly. Otherwise the correction recovers p from p', which needs more digits than a 16-bit p has; and it cannot undo the
     projection of a momentum buffer."""
     if h.fixed_gate != NO_FIXED_GATE:

@@ -141,8 +141,7 @@ class Optimizer(ScaledGradients, Checkpointed):
             for backend in execution.backends:
                 backend.release_gradients()
         else:
-            take_step(execution.backends, hypers, scaling)
-            execution.stepped = execution.backends
+            execution.stepped = take_step(execution.backends, hypers, scaling) or execution.stepped
         execution.clip = None
 
     def _make_ready(self, scaled: bool, needs_state: bool) -> list[Hyper]:

@@ -18,10 +18,12 @@ def take_step(
     hypers: list[Hyper],
     scaling: Scaling,
     exchange: Callable[[Sequence[Backend]], None] = nothing,
-) -> None:
+) -> list[Backend]:
     """Steps every backend, unless it is known that the step is skipped: begin, gate_stats, update, exchange, decide, correct.
 
-    exchange: completes `stats` of backends that were bound with exchanges=True, by those of other rows of the same tensors.
+    exchange: completes `stats` of backends that were bound with exchanges=True, by those of other rows of the same tensors:
+        either all processes that have such rows take a step, and call it, or none.
+    Returns the backends that have stepped.
     """
     stepping = [backend for backend in backends if backend.begin(hypers, scaling)]
     for backend in stepping:
@@ -33,3 +35,4 @@ def take_step(
         backend.decide()
     for backend in stepping:
         backend.correct()
+    return stepping

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -185,3 +186,68 @@ def test_exchanged_fields(backend: str) -> None:
         assert found["pg"] == pytest.approx(float((x * g).sum()), abs=1e-12 * float(x.norm() * g.norm()))
         cosines = (x * g).sum(1) ** 2 / ((x * x).sum(1) * (g * g).sum(1))
         assert found["max_cosine_squared"] == pytest.approx(float(cosines.max()), rel=1e-9)
+
+
+def bound_to(opt: Any, exchanges: bool) -> Any:
+    """A backend that is bound to an optimizer whose parameters have gradients."""
+    hypers = opt._hypers()
+    first = make_state(opt.spec, opt.param_groups, hypers, opt.state, counts_on_device=False)
+    (backend,) = make_backends(opt.spec, opt.param_groups, [])
+    backend.bind(opt.state, list(first), exchanges=exchanges)
+    return backend
+
+
+@each_backend
+def test_tensors_without_a_gradient_add_nothing(backend: str) -> None:
+    """Not what the last exchange has left either."""
+    opt = start(RECORDS["AdamP"], backend, torch.float32, {})
+    params = opt.param_groups[0]["params"]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    bound = bound_to(opt, exchanges=True)
+    for time in range(3):
+        if time:
+            params[1].grad = None
+            if backend == "reference":  # which is bound for one step
+                bound.bind(opt.state, [], exchanges=True)
+        assert bound.ready(opt.param_groups, opt._hypers(), True)
+
+        def add_and_look(backends: Sequence[Any], time: int = time) -> None:
+            rows = backends[0].stats[:, base.STATS.index("rows")]
+            assert rows[0] == params[0].size(0) and rows[1] == (0 if time else params[1].size(0))
+            backends[0].stats.mul_(2)
+
+        take_step([bound], opt._hypers(), NO_SCALING, add_and_look)
+
+
+def test_a_step_that_was_given_up_leaves_nothing_behind() -> None:
+    """The CPU backend: no step count, and no work items for the next sum."""
+    opt = start(RECORDS["AdamP"], "cpu", torch.float32, {})
+    params = opt.param_groups[0]["params"]
+    for number, p in enumerate(params):
+        p.grad = gradient("channel" if p.dim() > 1 else "none", p, number)
+    opt.step()  # the counters predict channel
+    for p in params:
+        p.grad = torch.ones_like(p)
+    bound = bound_to(opt, exchanges=False)
+    assert bound.ready(opt.param_groups, opt._hypers(), True)
+    bound.begin(opt._hypers(), NO_SCALING)
+    bound.gate_stats()
+    bound.update()
+    bound.decide()  # queues what is mispredicted
+    assert {float(own["step"]) for own in opt.state.values()} == {1.0}
+    assert bound.ready(opt.param_groups, opt._hypers(), False)
+    assert float(bound.square_sum()) == sum(p.numel() for p in params)
+
+
+def test_statistics_outlive_their_plan() -> None:
+    opt = start(RECORDS["AdamP"], "cpu", torch.float32, {})
+    for p in opt.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    bound = bound_to(opt, exchanges=True)
+    plan = weakref.ref(bound.plan)
+    stats = bound.stats
+    del bound
+    assert plan() is not None
+    del stats
+    assert plan() is None

@@ -17,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import emulated_backend
 import onepass
+from drive import parameters, train
 from onepass.last_step import LastStep
+from onepass.scaling import Scaling
 from paths import ROOT
-from records import BACKENDS, COMPILED, Record, each_backend, each_optimizer, each_projected
+from records import BACKENDS, COMPILED, RECORDS, Record, each_backend, each_optimizer, each_projected
 from tensors import gradient, values
 
 GATES = ("channel", "none", "layer", "none", "channel")
@@ -439,3 +441,14 @@ def test_meta_tensors(record: Record, backend: str) -> None:
     opt.load_state_dict(opt.state_dict())
     opt.step()
     assert opt.last_step().params == [p]
+
+
+def test_a_skip_that_a_backend_finds_keeps_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for parameters of the reference whose found_inf is on another device."""
+    record = RECORDS["AdamP"]
+    opt = train(record.make(parameters(), backend="reference", **record.typical), range(2))
+    before = dict(opt.last_step())
+    monkeypatch.setattr(Scaling, "known_to_skip", property(lambda scaling: False))
+    opt.found_inf = torch.tensor(1.0)
+    train(opt, [2])
+    assert before and dict(opt.last_step()) == before

@@ -14,7 +14,8 @@ Groups = list[dict[str, Any]]
 
 
 # Statistics of a tensor, float64: sums over its elements; the largest squared cosine of its rows; how many rows it has.
-# What is to be added up, over the rows of one tensor in several plans, is all but the cosine.
+# Of one tensor with rows in several plans all but the cosine are added up, and the largest cosine is taken: NaN if any is NaN,
+# which a MAX of a communication library may drop. All are 0 for a tensor without a gradient.
 STATS = ("pg", "pp", "gg", "pu", "max_cosine_squared", "rows")
 
 
@@ -44,7 +45,7 @@ class Backend(Protocol):
         """The sum of squares over all gradients, float64, on their device. Only after `ready` returned True."""
 
     def begin(self, hypers: list[Hyper], scaling: Scaling) -> bool:
-        """Begins a step: counts it, and computes its scalars. False, and no step, if it is known to be skipped. Only after
+        """Begins a step: computes its scalars. False, and no step, if it is known to be skipped. Only after
         `ready` returned True, state included."""
 
     def gate_stats(self) -> None:
@@ -59,10 +60,10 @@ class Backend(Protocol):
         `update` and read by `decide`; only where `exchanges`."""
 
     def decide(self) -> None:
-        """Decides the gate of every projected tensor."""
+        """Decides the gates that `gate_stats` has not decided."""
 
     def correct(self) -> None:
-        """Writes p where its gate was mispredicted or not known, and ends the step."""
+        """Writes p where its gate was mispredicted or not known, and ends the step: counts it, where the host counts."""
 
     def unstepped(self) -> list[Tensor]:
         """Those of `first` with which no step was taken yet. Waits for the device if it alone knows."""

@@ -55,7 +55,7 @@ class CompiledBackend:
         self.hypers: list[Hyper] = []
 
     def bind(self, state: Any, first: list[Tensor], exchanges: bool = False) -> None:
-        spec = self.spec
+        spec, self.exchanges = self.spec, exchanges
         # The plan borrows these objects; referenced here, the garbage collector sees them.
         own = [state[p] for params in self.params for p in params if p in state]
         keys = ("step", "gate_counter", *spec.moments)

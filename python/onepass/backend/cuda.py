@@ -110,6 +110,8 @@ class CudaBackend(CompiledBackend):
 
     def update(self) -> None:
         with self.on_device():
+            if self.exchanges:
+                self.stats.zero_()  # of tensors without a gradient too
             super().update()
 
     @property

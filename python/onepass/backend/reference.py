@@ -55,6 +55,7 @@ class ReferenceBackend:
     @torch.no_grad()
     def update(self) -> None:
         self.pending: list[tuple[int, Hyper, reference.Pending]] = []
+        self.stats.zero_()
         for number, (p, group) in enumerate(zip(self.params, self.group_of, strict=True)):
             if p.grad is None:
                 continue

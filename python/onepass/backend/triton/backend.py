@@ -139,6 +139,8 @@ class TritonBackend:
 
     def update(self) -> None:
         with self.on_device():
+            if self.exchanges:
+                self.stats.zero_()  # of tensors without a gradient too
             self.step.update()
 
     @property
