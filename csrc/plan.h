@@ -3,7 +3,7 @@
 //
 // A tensor is `rows` x `length` in the order of dim 0 (its channels), or one row where the rule looks at elements
 // only. Work items do not depend on the number of threads or blocks, so that the results do not either. An item is a
-// run of whole rows, or a piece of one row that is too long for the row cache.
+// run of whole rows, or a piece of one row: of one that is too long for the row cache, or of a tensor that is one row.
 #pragma once
 
 #include <array>
@@ -70,7 +70,7 @@ struct Tensor {
   bool packed = true;  // all operands are laid out alike, with every row contiguous and rows in order
 
   View p, g, moment[max_moments];
-  float* step = nullptr;            // null for rules without a count
+  float* step = nullptr;            // null for rules without a count, and where the state is missing
   uint8_t* gate_counter = nullptr;  // null where not projected
   bool active = false;              // has a gradient at this step
   bool negated = false;             // the gradient is the negative of what is in memory

@@ -78,15 +78,15 @@ void CpuExecutor::choose_policy(TensorStep& step, const Tensor& t, Gate gate) co
 
 // For the tensors that do not speculate: sums of p and g, and from them the gate, before the update.
 void CpuExecutor::gate_stats() {
-  auto is_first = [this](size_t i) { return tensor_steps_[i].gated && !tensor_steps_[i].speculates; };
+  auto decided_before_update = [this](size_t i) { return tensor_steps_[i].gated && !tensor_steps_[i].speculates; };
   for (size_t i = 0; i < plan_.tensors.size(); ++i)
-    if (is_first(i)) add_items(static_cast<int>(i));
+    if (decided_before_update(i)) add_items(static_cast<int>(i));
   if (queue_.empty()) return;
   run_items([this](const WorkItem& item, int64_t index, Scratch& scratch) {
     row_stats_[index] = tensor_steps_[item.tensor].kernels->gate_stats(tile_of(item, index, scratch));
   });
   for (size_t i = 0; i < plan_.tensors.size(); ++i) {
-    if (!is_first(i)) continue;
+    if (!decided_before_update(i)) continue;
     combine(static_cast<int>(i));
     verdicts_[i] = verdict_on(static_cast<int>(i));
     choose_policy(tensor_steps_[i], plan_.tensors[i], verdicts_[i].gate);

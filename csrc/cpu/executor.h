@@ -1,4 +1,4 @@
-// One step on the CPU: the phases gate_stats, update, decide and correct.
+// One step on the CPU: the phases begin, gate_stats, update, decide and correct.
 #pragma once
 
 #include <functional>
@@ -19,13 +19,13 @@ class CpuExecutor {
   void decide();
   void correct();
 
-  // The statistics of every tensor, from `update` to `decide`.
+  // The statistics of every tensor: where they are exchanged, from `update` to `decide`.
   std::vector<TensorStats>& stats() { return stats_; }
 
   // The sum of squares over the gradients of all active tensors. The result does not depend on `threads` either.
   double square_sum(int threads);
 
-  // Of every tensor, and whether it is of the last step.
+  // The verdict on every tensor, and whether it is of the last step.
   const std::vector<Verdict>& verdicts() const { return verdicts_; }
   bool decided(int tensor) const { return tensor_steps_[tensor].gated; }
 
