@@ -1,4 +1,4 @@
-"""What is timed: the records of a contender and of a case, and the contenders that the CPU's and the GPU's cases share.
+"""Records of contenders and cases, and the contenders that the cases of the CPU and of the GPU share.
 
 "AdamP as timm" and "SGDP as timm" have the arguments that timm's factory passes, and "timm AdamP" and "timm SGDP" are
 timm's classes with them.
@@ -86,7 +86,7 @@ class Contender:
         return self.twin(params, lr=lr, weight_decay=1e-2, backend="reference", **self.twin_options)
 
     def step_of(self, optimizer: Any, params: list[Tensor], max_norm: float) -> Callable[[], object]:
-        """What is timed."""
+        """The function that is timed: a step, after a clipping where the contender clips."""
         if not self.clips:
             return optimizer.step
         ours = isinstance(optimizer, onepass.optimizer.Optimizer)

@@ -52,7 +52,7 @@ def check(contender: Contender, dtype: torch.dtype, kind: str, clock: Clock, ste
 
 
 def absentees(contenders: Iterable[Contender], say: Callable[[str], object]) -> set[str]:
-    """The contenders that are not installed, each told in a line."""
+    """The contenders that are not installed; prints a line for each."""
     reasons = {contender.name: missing(contender) for contender in contenders}
     for name, reason in reasons.items():
         if reason:
@@ -61,7 +61,7 @@ def absentees(contenders: Iterable[Contender], say: Callable[[str], object]) -> 
 
 
 def check_all(chosen: Iterable[Case], clock: Clock, say: Callable[[str], object]) -> tuple[set[str], dict[str, float]]:
-    """Names of the contenders that compute something else, each told in a line, and how far off the others are."""
+    """Names of the contenders with wrong results, a printed line for each, and the deviations of the others."""
     wrong: set[str] = set()
     right: dict[str, float] = {}
     pairs: dict[tuple[str, Any], Contender] = {

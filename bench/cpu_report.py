@@ -1,4 +1,4 @@
-"""What the CPU's bench leaves: rows for a CSV, with the targets and what was measured, and plain tables."""
+"""Report of the CPU's bench: rows for a CSV, with targets and measured values, and plain tables."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ FULL, QUICK = Effort(), Effort(budget=0.02, sample=1e-4, rounds=5, host_samples=
 
 
 class DeviceClock:
-    """What the GPU and its rehearsal have in common: as many rounds as the effort allows, host time, and replays."""
+    """Common part of the GPU's clock and its rehearsal: the number of rounds, host time, and replays."""
 
     shares = True
     looks = False

@@ -1,4 +1,4 @@
-"""What the GPU's bench leaves: rows for a CSV, what was to be reached, plain tables, and one for the README."""
+"""Report of the GPU's bench: rows for a CSV, targets, plain tables, and a table for the README."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Clock(Protocol):
     def cache_bytes(self) -> int: ...
 
     def about(self) -> Row:
-        """What the figures were measured on and with."""
+        """Device, versions and options of the measurement."""
 
     def backend(self, name: str) -> str:
         """The backend that is stepped for the one a contender names."""
@@ -53,7 +53,7 @@ class Clock(Protocol):
         """Of one step, `times` of them taken in a row. plugged: without what a device waits for the host."""
 
     def finish(self, entry: Entry) -> None:
-        """What else is measured, after all rounds."""
+        """Takes further measurements after all rounds."""
 
     def release(self) -> None:
         """Gives memory that nobody holds any more back."""

@@ -1,4 +1,4 @@
-"""What both programs have in common: arguments, the name of the CSV file, and lines that are printed at once."""
+"""Common part of both programs: arguments, the name of the CSV file, and unbuffered output."""
 
 from __future__ import annotations
 
