@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import triton
 import triton.language as tl
@@ -31,10 +29,7 @@ def digests() -> list[str]:
 
 
 def test_same_bits_as_without_tapes() -> None:
-    plain = in_new_python(
-        f"sys.path.append({str(Path(__file__).parent)!r})\nfrom test_fast_interpreter import digests; print(*digests())",
-        TRITON_INTERPRET="1",
-    )
+    plain = in_new_python("from test_fast_interpreter import digests; print(*digests())", TRITON_INTERPRET="1")
     assert plain.split() == digests()
 
 

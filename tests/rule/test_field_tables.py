@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from onepass.triton_kernels import plan
 
+from onepass.backend.base import STATS
 from onepass.hyperparams import DeviceHyper, Hyper
 from paths import ROOT
 
@@ -47,3 +48,7 @@ def test_scalars_fields() -> None:
 
 def test_row_statistics_fields() -> None:
     assert (*fields_of("projection.h", "RowSums"), "c", "deferred") == plan.ROW_STATS
+
+
+def test_tensor_statistics_fields() -> None:
+    assert STATS == plan.STATS == (*fields_of("projection.h", "RowSums"), *fields_of("verdict.h", "TensorStats"))

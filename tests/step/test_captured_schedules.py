@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -13,12 +11,7 @@ from emulated_backend import emulated
 from records import RECORDS
 from schedules import SCHEDULERS, advance
 
-
-@pytest.fixture(autouse=True)
-def no_capture() -> Iterator[None]:
-    yield
-    emulated.set_capturing(False)
-    emulated.reset()
+pytestmark = pytest.mark.usefixtures("no_capture")
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

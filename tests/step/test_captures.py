@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,12 +18,7 @@ from oracles import Arguments
 from records import RECORDS, Record, each_dtype, each_optimizer, each_variant
 from tensors import values
 
-
-@pytest.fixture(autouse=True)
-def no_capture() -> Iterator[None]:
-    yield
-    emulated.set_capturing(False)
-    emulated.reset()
+pytestmark = pytest.mark.usefixtures("no_capture")
 
 
 # ------------------------------------------------------------------ capture and replay

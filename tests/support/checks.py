@@ -9,10 +9,10 @@ from functools import partial
 
 import torch
 
-from paths import TESTS
+from paths import IMPORTED
 
 # The folders of the test modules below.
-sys.path += map(str, (TESTS / "rule", TESTS / "step", TESTS / "plan"))
+sys.path += map(str, IMPORTED)
 
 import test_block_orders
 import test_capturable

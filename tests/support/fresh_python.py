@@ -8,14 +8,14 @@ import textwrap
 from pathlib import Path
 
 import onepass
-from paths import TESTS
+from paths import IMPORTED
 from processor import INSTRUCTIONS
 
 
 def in_new_python(code: str, **environment: str) -> str:
     """The output of a new interpreter that imports the onepass under test."""
-    # The folders of tests too, so that a test may run its own functions there.
-    path = [str(Path(onepass.__file__).parents[1]), *filter(None, sys.path), str(TESTS / "step"), str(TESTS / "rule")]
+    # With folders of tests, so that a test may run its own functions there.
+    path = [str(Path(onepass.__file__).parents[1]), *filter(None, sys.path), *map(str, IMPORTED)]
     setup = f"import sys; sys.path[:0] = {path!r}\n"
     done = subprocess.run(
         [sys.executable, "-c", setup + textwrap.dedent(code)],
