@@ -39,25 +39,14 @@ class Pending:
     verdict: Verdict | None = None
 
 
-def step(spec: OptimizerSpec, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, first: bool) -> Verdict | None:
-    """One step of one parameter, in place on `p` and on the tensors of `state`: update, decide, correct.
-
-    first: whether the moments were made for this step (torch.optim.SGD's first buffer is the gradient itself).
-    Returns the verdict of the gate for a projected parameter of more than one dimension, else None.
-    """
-    pending = update(spec, p, grad, state, h, first)
-    if pending is None:
-        return None
-    stats = pending.rows.stats()
-    pending.verdict = decide(stats, p.numel() // p.size(0), h)
-    correct(spec, p, state, h, pending, stats)
-    return pending.verdict
-
-
 def update(
     spec: OptimizerSpec, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, first: bool
 ) -> Pending | None:
-    """Steps the moments, and p if it is not projected; returns what the other phases need, or None if there are none."""
+    """Steps the moments, and p if it is not projected; returns what the other phases need, or None if there are none.
+
+    In place on `p` and on the tensors of `state`. first: whether the moments were made for this step (torch.optim.SGD's first
+    buffer is the gradient itself).
+    """
     x = p.to(compute_dtype(p.dtype))
     g = h.grad_scale * grad.to(x.dtype)
     if h.l2:

@@ -90,6 +90,6 @@ def test_checks_pass_without_a_mutation() -> None:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant = _mutated(MUTANTS[name])
-    for function in ("step", "update", "decide", "correct"):
+    for function in ("update", "decide", "correct"):
         monkeypatch.setattr(reference, function, getattr(mutant, function))
     assert checks.first_failure(checks.of_the_rule("reference")), f"undetected: {name}"

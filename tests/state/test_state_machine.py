@@ -1,4 +1,4 @@
-"""Random sequences of operations of a training script (hypothesis), compared with a model built on `reference.step`.
+"""Random sequences of operations of a training script (hypothesis), compared with a model built on reference.py.
 
 Several parameters of different dtype, layout, group, sign and step count; gradients that are new, refilled in place, negated,
 strided otherwise, missing, or not finite; plain, clipped, scaled and skipped steps; saving, loading, copying and pickling;
@@ -26,7 +26,9 @@ from compare import Snapshot, assert_same_bits, assert_within
 from drive import parameters_of, through_a_file
 from onepass import reference
 from onepass.dtypes import moment_dtype
-from onepass.hyperparams import has_moments, hyper_of
+from onepass.hyperparams import Hyper, has_moments, hyper_of
+from onepass.spec import OptimizerSpec
+from onepass.verdict import Verdict
 from records import Record, each_optimizer
 from side_by_side import UNITS
 from tensors import LAYOUTS, gradient, values
@@ -68,8 +70,19 @@ def some_gradient(kind: str, p: Tensor, seed: int) -> Tensor:
     return g
 
 
+def step(spec: OptimizerSpec, p: Tensor, state: dict[str, Any], h: Hyper, first: bool) -> Verdict | None:
+    """The phases of the reference on one parameter."""
+    pending = reference.update(spec, p, p.grad, state, h, first)
+    if pending is None:
+        return None
+    stats = pending.rows.stats()
+    pending.verdict = reference.decide(stats, p.numel() // p.size(0), h)
+    reference.correct(spec, p, state, h, pending, stats)
+    return pending.verdict
+
+
 class Model:
-    """Options and parameters of each group, and the state for `reference.step`."""
+    """Options and parameters of each group, and the state for reference.py."""
 
     def __init__(self, record: Record):
         self.record, self.spec = record, record.make.spec
@@ -96,7 +109,7 @@ class Model:
                 for key in self.spec.moments if has_moments(self.spec, h) else ():
                     first |= key not in own
                     own.setdefault(key, torch.zeros(q.shape, dtype=moment_dtype(q.dtype)))
-                verdict = reference.step(self.spec, q, q.grad, own, h, first)
+                verdict = step(self.spec, q, own, h, first)
                 if verdict is not None:
                     verdicts[id(q)] = verdict
                     if group["backend"] != "reference":  # the reference does not predict
