@@ -94,6 +94,11 @@ class Model:
     def pairs(self) -> list[tuple[Tensor, dict[str, Any]]]:
         return [(q, group) for qs, group in zip(self.params, self.groups, strict=True) for q in qs]
 
+    def forget(self, q: Tensor) -> None:
+        """A later parameter may get the id of one that is gone, but never its state."""
+        self.state.pop(id(q), None)
+        self.counters.pop(id(q), None)
+
     def step(self, factor: float) -> dict[int, reference.Verdict]:
         """Steps every parameter that has a gradient, multiplied by `factor`; returns the verdicts by id."""
         verdicts = {}
@@ -367,7 +372,8 @@ class Machine(RuleBasedStateMachine):
         for p in self.ours.param_groups.pop()["params"]:
             self.ours.state.pop(p, None)
         self.model.groups.pop()
-        self.model.params.pop()
+        for q in self.model.params.pop():
+            self.model.forget(q)
 
     # ------------------------------------------------------------------ tensors
 
@@ -405,8 +411,7 @@ class Machine(RuleBasedStateMachine):
             q.copy_(values(q.shape, q.dtype, self.seed))
             p.copy_(q)
         self.ours.state.pop(p, None)
-        self.model.state.pop(id(q), None)
-        self.model.counters.pop(id(q), None)
+        self.model.forget(q)
 
     # ------------------------------------------------------------------ checkpoints and copies
 
@@ -416,9 +421,7 @@ class Machine(RuleBasedStateMachine):
         saved = through_a_file(self.ours.state_dict())
         if lost < len(self.both()):
             saved["state"].pop(lost, None)
-            _, q = self.pick(lost)
-            self.model.state.pop(id(q), None)
-            self.model.counters.pop(id(q), None)
+            self.model.forget(self.pick(lost)[1])
         old = self.ours
         groups = [{"params": [p.detach().clone() for p in group["params"]]} for group in old.param_groups]
         for group, before in zip(groups, old.param_groups, strict=True):
