@@ -101,6 +101,14 @@ inline int __any_sync(unsigned mask, int predicate) {
   return emulated::ballot(mask, predicate) != 0;
 }
 
+namespace emulated {
+// As far from the exact value as the PTX manual allows, and 0 for a subnormal one: the nearest float, the one above or
+// below, chosen by the bits of the argument, or by `approximation_choice` if it is not negative.
+extern int approximation_choice;
+float approximate_reciprocal(float x);
+float approximate_inverse_root(float x);
+}  // namespace emulated
+
 // One thread runs at a time.
 inline void __threadfence() {}
 inline unsigned atomicAdd(unsigned* to, unsigned x) {

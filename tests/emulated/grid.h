@@ -58,6 +58,11 @@ inline void check_mask(unsigned mask) {
   if (mask != 0xffffffffu) die("mask 0x%08x: only 0xffffffff is emulated", mask);
 }
 
+// A GPU reports a misaligned access as an error; a CPU may not.
+inline void check_alignment(const void* at, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(at) % bytes) die("an access of %zu bytes at %p is misaligned", bytes, at);
+}
+
 // The slots of all lanes of the calling thread's warp, after all lanes have written.
 template <class T>
 const uint64_t* exchange(unsigned mask, T x, Place place) {

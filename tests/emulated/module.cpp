@@ -53,6 +53,45 @@ py::tuple launch_layout_of(const std::vector<std::tuple<int, std::vector<int64_t
   return py::make_tuple(layout.row_cache_bytes, layout.block_items, items);
 }
 
+using Four = cuda::Pack<float, 4>;
+
+float float_of(uint64_t bits) {
+  return cuda::float_of(static_cast<uint32_t>(bits));
+}
+
+// Whether two results are the same: in all bits, or NaN both.
+bool same(float a, float b) {
+  return std::isnan(b) ? std::isnan(a) : cuda::bits_of(a) == cuda::bits_of(b);
+}
+
+// The floats with bits from `first` on, every step-th of them, whose root is not that of IEEE 754. A pack holds one of
+// them and `others`.
+std::vector<float> wrong_roots(uint64_t first, uint64_t step, uint64_t count, float others, int choice) {
+  std::vector<float> wrong;
+  emulated::approximation_choice = choice;
+  for (uint64_t i = 0; i < count; ++i) {
+    Four x(others);
+    x.x[i % 4] = float_of(first + i * step);
+    if (!same(sqrt(x).x[i % 4], std::sqrt(x.x[i % 4]))) wrong.push_back(x.x[i % 4]);
+  }
+  emulated::approximation_choice = -1;
+  return wrong;
+}
+
+// The same of quotients a/b: a from `first` on, b by another step.
+std::vector<std::pair<float, float>> wrong_quotients(uint64_t first, uint64_t step, uint64_t first_b, uint64_t step_b,
+                                                     uint64_t count, int choice) {
+  std::vector<std::pair<float, float>> wrong;
+  emulated::approximation_choice = choice;
+  for (uint64_t i = 0; i < count; ++i) {
+    Four a(1.0f), b(3.0f);
+    a.x[i % 4] = float_of(first + i * step), b.x[i % 4] = float_of(first_b + i * step_b);
+    if (!same((a / b).x[i % 4], a.x[i % 4] / b.x[i % 4])) wrong.emplace_back(a.x[i % 4], b.x[i % 4]);
+  }
+  emulated::approximation_choice = -1;
+  return wrong;
+}
+
 // Limits of the kernels, and sizes of their data structures.
 py::dict limits() {
   py::dict out;
@@ -62,7 +101,7 @@ py::dict limits() {
   out["block"] = cuda::block_size;
   out["warp"] = cuda::warp_size;
   out["shared_storage"] = cuda::shared_storage_bytes();
-  out["item_bytes"] = sizeof(WorkItem);
+  out["item_bytes"] = sizeof(cuda::DeviceItem);
   out["tensor_bytes"] = sizeof(cuda::DeviceTensor);
   out["row_stats_bytes"] = sizeof(RowStats);
   out["verdict_bytes"] = sizeof(Verdict);
@@ -95,5 +134,7 @@ PYBIND11_MODULE(emulated, m) {
   m.def(
       "fail_next_launch", [](int error) { emulated::fail_next_launch(static_cast<cudaError_t>(error)); },
       py::arg("error") = static_cast<int>(cudaErrorLaunchFailure));
+  m.def("wrong_roots", &wrong_roots);
+  m.def("wrong_quotients", &wrong_quotients);
   m.def("launch_layout_of", &launch_layout_of, py::arg("tensors"));
 }

@@ -1,5 +1,8 @@
 // The emulated CUDA runtime: launches, errors and device attributes.
 #include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
 #include <mutex>
 #include <unordered_map>
 
@@ -9,8 +12,26 @@ namespace emulated {
 
 Device device;
 uint64_t traffic[16][2];
+int approximation_choice = -1;
 
 namespace {
+
+// One of the floats next to `exact`, within an error of 2^bits of it.
+float near(double exact, double bits, uint32_t choice) {
+  if (!(std::fabs(exact) >= 0x1p-126))
+    return std::isnan(exact) ? exact : std::copysign(0.0f, static_cast<float>(exact));
+  const float nearest = static_cast<float>(exact);
+  if (!std::isfinite(nearest)) return nearest;
+  const float other = choice % 3 == 0 ? nearest : std::nextafter(nearest, choice % 3 == 1 ? INFINITY : -INFINITY);
+  return std::fabs(other - exact) <= std::fabs(exact) * std::exp2(bits) ? other : nearest;
+}
+
+uint32_t choice_of(float x) {
+  if (approximation_choice >= 0) return approximation_choice;
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return (bits * 2654435761u) >> 8;
+}
 
 struct Recorded {
   Launch launch;
@@ -51,6 +72,14 @@ void run(const Recorded& recorded) {
 }
 
 }  // namespace
+
+float approximate_reciprocal(float x) {
+  return near(1 / double(std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x), -23, choice_of(x));
+}
+
+float approximate_inverse_root(float x) {
+  return near(1 / std::sqrt(double(std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x)), -22.9, choice_of(x));
+}
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> thread) {
   const std::lock_guard lock(one_launch);

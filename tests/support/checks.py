@@ -17,6 +17,7 @@ sys.path += map(str, IMPORTED)
 import test_block_orders
 import test_capturable
 import test_clip
+import test_cuda_arithmetic
 import test_exchanges
 import test_gate
 import test_grad_scaler
@@ -154,6 +155,10 @@ def cuda() -> Iterator[partial[None]]:
     # Unnecessary reads and writes.
     for gate, predicted in (("none", "channel"), ("layer", "none")):
         yield partial(test_traffic.test_a_correction_reads_p_and_moments_and_writes_p, gate, predicted)
+    yield partial(test_rows_on_chip.test_more_corrections_than_a_warp_has_lanes)
+    for others in (1.0, 0.0):
+        yield partial(test_cuda_arithmetic.test_root_of_floats_of_every_size, others)
+    yield partial(test_cuda_arithmetic.test_quotients_of_every_size)
     once_more = test_traffic.CORRECTED | {"p": (8, 4)}
     yield partial(test_traffic.test_a_row_that_is_cut_into_pieces, "channel", "channel", once_more)
 
