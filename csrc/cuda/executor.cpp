@@ -53,6 +53,9 @@ void CudaExecutor::gate_stats() {
 }
 
 void CudaExecutor::update() {
+  // If a later launch of the step fails, the next step empties the list of tensors to correct, which the correction
+  // would have done.
+  shadow_corrected_.end = corrected_.bytes;
   launch_where(&Work::elementwise, Kernel::step);
   launch_where(&Work::gated, Kernel::update);
 }
@@ -63,6 +66,7 @@ void CudaExecutor::decide() {
 
 void CudaExecutor::correct() {
   launch_where(&Work::gated, Kernel::correct);
+  shadow_corrected_.end = 0;
   for (size_t i = 0; i < plan_.tensors.size(); ++i) {
     Tensor& t = plan_.tensors[i];
     stepped_[i] = t.active && t.projected;
@@ -165,7 +169,7 @@ void CudaExecutor::launch_where(bool Work::* needed, Kernel kernel) {
 void CudaExecutor::launch(Kernel kernel, const KernelKey& key) {
   DevicePlan plan{};
   plan.scaling = scaling_;
-  plan.items = in<WorkItem>(items_);
+  plan.items = in<DeviceItem>(items_);
   plan.block_items = layout_.block_items;
   plan.all_items = static_cast<int>(plan_.items.size());
   plan.tensors = in<DeviceTensor>(tensors_);
@@ -178,6 +182,8 @@ void CudaExecutor::launch(Kernel kernel, const KernelKey& key) {
   plan.verdicts = in<Verdict>(verdicts_);
   plan.stats = plan_.exchanges ? in<TensorStats>(stats_) : nullptr;
   plan.arrivals = in<unsigned>(arrivals_);
+  plan.corrections = in<Correction>(corrections_) + key.storage_index() * plan_.tensors.size();
+  plan.corrected = in<unsigned>(corrected_) + key.storage_index() * 2;
   plan.first_steps = in<bool>(first_steps_);
   plan.square_sums = in<double>(square_sums_);
   plan.key = key.index();

@@ -67,6 +67,7 @@ class CudaExecutor {
     return reinterpret_cast<T*>(address_ + s.offset);
   }
   void lay_out();
+  std::vector<DeviceItem> items() const;
   std::vector<int64_t> layouts();
 
   void bring_up_to_date(cudaStream_t stream, const std::vector<int>& group_numbers, const Scaling& scaling);
@@ -96,7 +97,7 @@ class CudaExecutor {
   int64_t bytes_ = 0;
   Region tensors_, items_, layouts_, hypers_, verdicts_, stats_, row_stats_, coefficients_, arrivals_, gradients_,
       scalars_memory_;
-  Region first_steps_, square_sums_, square_sum_;
+  Region first_steps_, square_sums_, square_sum_, corrections_, corrected_;
   std::vector<int64_t> layout_at_;  // of every tensor, in `layouts_`; -1 if it is packed
 
   // Tensors with equal keys have equal scalars, narrowed to one dtype.
@@ -117,7 +118,7 @@ class CudaExecutor {
   Scaling scaling_;
 
   bool gradients_in_memory_, scalars_in_memory_;
-  ShadowBuffer shadow_tensors_, shadow_hypers_, shadow_gradients_, shadow_scalars_;
+  ShadowBuffer shadow_tensors_, shadow_hypers_, shadow_gradients_, shadow_scalars_, shadow_corrected_;
   std::vector<int> blocks_;  // of every kernel, 0 if not known
   std::vector<const char*> launches_;
 };

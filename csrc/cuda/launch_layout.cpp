@@ -11,41 +11,72 @@ namespace {
 constexpr int64_t item_elements = 8192;
 constexpr int64_t warp_elements = 2048;
 
-int64_t lanes_of(const Tensor& t) {
-  return t.packed ? 16 / bytes_of(t.dtype) : 1;
+int lanes_of(const Tensor& t) {
+  return !t.packed ? 1 : t.dtype == Dtype::f64 ? 2 : 4;
 }
 
-// Shared memory in which each thread of a block keeps p and u of one vector.
-int64_t slot_bytes(const Tensor& t) {
-  return 2 * work_bytes_of(t.dtype) * lanes_of(t) * block_size;
+int vectors_cached(const Tensor& t, RowCache cache, int row_cache_bytes) {
+  return cached_vectors(cache, row_cache_bytes, static_cast<int>(work_bytes_of(t.dtype)) * lanes_of(t));
 }
 
 // Elements of a row that `threads` threads can cache. One vector more than its elements fill, as its ends may lie
-// across 16-byte boundaries.
-int64_t elements_cached(const Tensor& t, int row_cache_bytes, int threads) {
-  return std::max<int64_t>(0, (row_cache_bytes / slot_bytes(t) * threads - 1) * lanes_of(t));
+// across boundaries.
+int64_t elements_cached(const Tensor& t, RowCache cache, int row_cache_bytes, int threads) {
+  const int64_t vectors = static_cast<int64_t>(vectors_cached(t, cache, row_cache_bytes)) * threads;
+  return std::max<int64_t>(0, (vectors - 1) * lanes_of(t));
 }
 
-int row_cache_of(const Limits& limits, int blocks, int shared_storage_bytes) {
+// Shared memory of a block for its rows, if so many blocks share a multiprocessor.
+int row_cache_bytes_of(const Limits& limits, int blocks, int shared_storage_bytes) {
   const int share = limits.shared_per_multiprocessor / blocks - limits.reserved_per_block;
-  return (std::min(share, limits.shared_per_block) - shared_storage_bytes) / 8192 * 8192;  // a slot of any dtype
+  return (std::min(share, limits.shared_per_block) - shared_storage_bytes) / 4096 * 4096;  // p and u of a vector each
+}
+
+// The time of a projected tensor, in bytes of an element: those that it moves, over the share of the bandwidth that so
+// many resident blocks can use.
+double cost_of(const Tensor& t, int row_cache_bytes, int blocks) {
+  constexpr double share[] = {0, 0.45, 0.75, 0.93, 0.96};  // of a copy, by the model in bench/
+  const RowCache cache = row_cache_of(t, row_cache_bytes);
+  // Where p is read again, 4 more, but mostly from the second-level cache: counted as one.
+  const int bytes = cache == RowCache::p_and_u ? 28 : cache == RowCache::u ? 29 : 40;
+  return double(t.elements()) * bytes / share[blocks];
+}
+
+// As many blocks as the registers allow, up to four, or fewer, where that keeps more rows whole.
+int row_cache_bytes_of(const Plan& plan, const Limits& limits, int shared_storage_bytes) {
+  int best = 0;
+  double least = -1;
+  for (int blocks = 4; blocks >= 2; --blocks) {
+    const int bytes = row_cache_bytes_of(limits, blocks, shared_storage_bytes);
+    double cost = 0;
+    for (const Tensor& t : plan.tensors)
+      if (t.projected) cost += cost_of(t, bytes, blocks);
+    if (least < 0 || cost < least) best = bytes, least = cost;
+  }
+  return best;
+}
+
+bool fits_a_warp(const Tensor& t, int row_cache_bytes) {
+  return t.length <= elements_cached(t, row_cache_of(t, row_cache_bytes), row_cache_bytes, warp_size);
 }
 
 bool goes_to_a_warp(const Tensor& t, int row_cache_bytes) {
   if (!t.packed || t.elements() > warp_elements) return false;
-  return !t.projected || t.length <= elements_cached(t, row_cache_bytes, warp_size);
+  return !t.projected || fits_a_warp(t, row_cache_bytes);
 }
 
 void cut(Plan& plan, int tensor, int row_cache_bytes) {
   const Tensor& t = plan.tensors[tensor];
-  const int64_t longest = longest_row(t, row_cache_bytes);
-  if (!t.projected) {
-    plan.cut(tensor, item_elements, item_elements);
-  } else if (t.length > longest) {
+  if (!t.projected) return plan.cut(tensor, item_elements, item_elements);
+  const RowCache cache = row_cache_of(t, row_cache_bytes);
+  const int64_t longest = elements_cached(t, cache, row_cache_bytes, block_size);
+  if (cache == RowCache::none) {
     plan.cut(tensor, longest, longest);
-  } else if (t.length <= elements_cached(t, row_cache_bytes, warp_size)) {
-    // A row to each warp or less: as many rows as keep all warps busy.
-    const int64_t round = warps * std::max<int64_t>(1, t.length);
+  } else if (fits_a_warp(t, row_cache_bytes)) {
+    // As many rows as keep all lanes busy.
+    const int lanes = lanes_of(t), vectors = static_cast<int>((t.length + lanes - 1) / lanes);
+    const int width = subgroup_width(vectors, t.rows, vectors_cached(t, cache, row_cache_bytes), block_size);
+    const int64_t round = block_size / width * std::max<int64_t>(1, t.length);
     plan.cut(tensor, std::max<int64_t>(1, item_elements / round) * round, longest);
   } else {
     plan.cut(tensor, 2 * item_elements, longest);  // a few of the long rows, which share the cost of starting an item
@@ -54,20 +85,15 @@ void cut(Plan& plan, int tensor, int row_cache_bytes) {
 
 }  // namespace
 
-int64_t longest_row(const Tensor& t, int row_cache_bytes) {
-  return elements_cached(t, row_cache_bytes, block_size);
+RowCache row_cache_of(const Tensor& t, int row_cache_bytes) {
+  for (RowCache cache : {RowCache::p_and_u, RowCache::u})
+    if (t.length <= elements_cached(t, cache, row_cache_bytes, block_size)) return cache;
+  return RowCache::none;
 }
 
 LaunchLayout launch_layout_of(Plan& plan, const Limits& limits, int shared_storage_bytes) {
-  // Three blocks to a multiprocessor keep its memory busy, and are as many as the registers allow; two, where that lets
-  // a longer row stay whole.
   LaunchLayout layout{};
-  const int third = row_cache_of(limits, 3, shared_storage_bytes), half = row_cache_of(limits, 2, shared_storage_bytes);
-  layout.row_cache_bytes = third;
-  for (const Tensor& t : plan.tensors)
-    if (t.projected && t.length > longest_row(t, third) && t.length <= longest_row(t, half))
-      layout.row_cache_bytes = half;
-
+  layout.row_cache_bytes = row_cache_bytes_of(plan, limits, shared_storage_bytes);
   for (bool to_warps : {false, true}) {
     if (to_warps) layout.block_items = static_cast<int>(plan.items.size());
     for (size_t i = 0; i < plan.tensors.size(); ++i)

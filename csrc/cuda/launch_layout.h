@@ -16,8 +16,8 @@ struct LaunchLayout {
   int block_items;      // items of the tensors that blocks take; those that warps take follow
 };
 
-// Elements of the longest row that fits a row cache of so many bytes, whatever its alignment.
-int64_t longest_row(const Tensor& t, int row_cache_bytes);
+// What a row cache of so many bytes keeps of the rows of a tensor, whatever their alignment.
+RowCache row_cache_of(const Tensor& t, int row_cache_bytes);
 
 // Cuts the plan into items.
 LaunchLayout launch_layout_of(Plan& plan, const Limits& limits, int shared_storage_bytes);

@@ -1,12 +1,12 @@
-// Global memory. Accesses to elements and statistics go through load, load_fresh and store, 16 bytes at a time where it
-// can; so what a step moves can be counted, by operand, when the kernels run on a CPU (tests/emulated).
+// Global memory. Accesses to elements and statistics are counted, by operand, when the kernels run on a CPU
+// (tests/emulated).
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
 #include "../plan.h"
-#include "number.cuh"
+#include "pack.cuh"
 
 #ifndef ONEPASS_TRACE
 #define ONEPASS_TRACE(operand, bytes, is_store)
@@ -23,6 +23,53 @@ namespace onepass::cuda {
 
 enum Operand : int { of_p, of_g, of_m, of_v, of_plan, of_stats, operands };
 
+// The operands of elements are read and written once a step, and are not to push out of the caches what is read again:
+// no line of the first-level cache for a load, the first to be evicted for a store. Instructions of their own also
+// because nvcc 13.0 splits `*to = x` into narrow stores in `update` for sm_80 to sm_90.
+#ifdef __CUDACC__
+template <class T>
+__device__ __forceinline__ T load_streamed(const T* from) {
+  const auto global = __cvta_generic_to_global(from);
+  if constexpr (sizeof(T) == 16) {
+    uint4 x;
+    asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(global));
+    return __builtin_bit_cast(T, x);
+  } else {
+    static_assert(sizeof(T) == 8);
+    uint2 x;
+    asm volatile("ld.global.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(global));
+    return __builtin_bit_cast(T, x);
+  }
+}
+template <class T>
+__device__ __forceinline__ void store_streamed(T* to, const T& x) {
+  const auto global = __cvta_generic_to_global(to);
+  if constexpr (sizeof(T) == 16) {
+    const uint4 words = __builtin_bit_cast(uint4, x);
+    asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(words.x), "r"(words.y), "r"(words.z),
+                 "r"(words.w)
+                 : "memory");
+  } else {
+    static_assert(sizeof(T) == 8);
+    const uint2 words = __builtin_bit_cast(uint2, x);
+    asm volatile("st.global.cs.v2.b32 [%0], {%1, %2};" ::"l"(global), "r"(words.x), "r"(words.y) : "memory");
+  }
+}
+#else
+template <class T>
+T load_streamed(const T* from) {
+  emulated::check_alignment(from, sizeof(T));
+  return *from;
+}
+template <class T>
+void store_streamed(T* to, const T& x) {
+  emulated::check_alignment(to, sizeof(T));
+  *to = x;
+}
+#endif
+
 template <class T>
 __device__ __forceinline__ T load(const T* from, Operand operand) {
   ONEPASS_TRACE(operand, sizeof(T), false);
@@ -34,18 +81,14 @@ template <class T>
 __device__ __forceinline__ void store(T* to, const T& x, Operand operand) {
   ONEPASS_TRACE(operand, sizeof(T), true);
   ONEPASS_GLOBAL(to);
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 1000
-  // nvcc 13.0 splits `*to = x` into narrow stores in `update` for sm_80 to sm_90. For sm_100 and sm_120 it does not,
-  // and this instruction would cost `update` for float32 Adam two spills on sm_120.
-  if constexpr (sizeof(T) == 16) {
-    const uint4 words = __builtin_bit_cast(uint4, x);
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x),
-                 "r"(words.y), "r"(words.z), "r"(words.w)
-                 : "memory");
-    return;
-  }
-#endif
   *to = x;
+}
+
+// Has a line of memory brought into the first-level cache, without waiting for it.
+__device__ __forceinline__ void prefetch([[maybe_unused]] const void* from) {
+#ifdef __CUDACC__
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(__cvta_generic_to_global(from)));
+#endif
 }
 
 // Reads what other blocks have written during this launch: bypasses the first-level cache, which may be stale.
@@ -55,11 +98,14 @@ __device__ __forceinline__ T load_fresh(const T* from, Operand operand) {
   return __ldcg(from);
 }
 
-// 16 bytes.
+// The elements that a lane reads or writes at once: as many of every operand, so that neighbouring lanes fill sectors
+// together. Four, of 8 or 16 bytes, and two of float64.
 template <class T>
-struct alignas(16) Vector {
-  static constexpr int lanes = 16 / sizeof(T);
-  T x[lanes];
+constexpr int vector_lanes = sizeof(T) == 8 ? 2 : 4;
+
+template <class T, int n>
+struct alignas(n * sizeof(T)) Vector {
+  T x[n];
 };
 
 // A span of a tensor: `length` elements from element `first`, walked in vectors of `lanes` elements. The first
@@ -72,7 +118,9 @@ struct Span {
 
   __device__ __forceinline__ int vectors() const { return (phase + length + lanes - 1) / lanes; }
   __device__ __forceinline__ int at(int vector) const { return vector * lanes - phase; }
-  __device__ __forceinline__ bool whole(int at) const { return at >= 0 && at + lanes <= length; }
+  // The vectors that are whole: from this one on, up to that.
+  __device__ __forceinline__ int first_whole() const { return phase > 0 ? 1 : 0; }
+  __device__ __forceinline__ int end_of_whole() const { return (phase + length) / lanes; }
   __device__ __forceinline__ bool holds(int at) const { return at >= 0 && at < length; }
 };
 
@@ -103,48 +151,41 @@ __device__ __forceinline__ StridedPlace strided_place(const int64_t* layout, int
   return place;
 }
 
-// One operand of a packed tensor, stored as T. `vectors`: it lies on 16-byte boundaries wherever p does.
+// One operand of a packed tensor, stored as T.
 template <class T, Operand operand>
 struct Packed {
-  typedef Vector<std::remove_const_t<T>> Whole;
-
   T* data;
-  bool vectors;
 
-  // Elements outside of the span read as 0 and are not written.
-  template <class S, int lanes>
-  __device__ __forceinline__ void read(const PackedPlace<lanes>& place, S (&x)[lanes]) const {
-    const auto [s, at, index] = place;
-    T* const from = data + index;
-    if (vectors && s.whole(at)) {
+  // whole: the vector lies in the span and, like those of all operands, on its boundary. Else an element at a time;
+  // those outside of the span read as 0 and are not written.
+  template <bool whole, class S, int lanes>
+  __device__ __forceinline__ void read(const PackedPlace<lanes>& place, Pack<S, lanes>& x) const {
+    T* const from = data + place.index;
+    if constexpr (whole) {
+      typedef Vector<std::remove_const_t<T>, lanes> Whole;
+      ONEPASS_TRACE(operand, sizeof(Whole), false);
+      const Whole v = load_streamed(reinterpret_cast<const Whole*>(from));
 #pragma unroll
-      for (int i = 0; i < lanes; i += Whole::lanes) {
-        const Whole v = load(reinterpret_cast<const Whole*>(from + i), operand);
-#pragma unroll
-        for (int j = 0; j < Whole::lanes; ++j) x[i + j] = to_work(v.x[j]);
-      }
+      for (int i = 0; i < lanes; ++i) x.x[i] = to_work(v.x[i]);
     } else {
 #pragma unroll
-      for (int i = 0; i < lanes; ++i) x[i] = s.holds(at + i) ? to_work(load(from + i, operand)) : S(0);
+      for (int i = 0; i < lanes; ++i) x.x[i] = place.s.holds(place.at + i) ? to_work(load(from + i, operand)) : S(0);
     }
   }
 
-  template <class S, int lanes>
-  __device__ __forceinline__ void write(const PackedPlace<lanes>& place, const S (&x)[lanes]) const {
-    const auto [s, at, index] = place;
-    T* const to = data + index;
-    if (vectors && s.whole(at)) {
+  template <bool whole, class S, int lanes>
+  __device__ __forceinline__ void write(const PackedPlace<lanes>& place, const Pack<S, lanes>& x) const {
+    T* const to = data + place.index;
+    if constexpr (whole) {
+      Vector<T, lanes> v;
 #pragma unroll
-      for (int i = 0; i < lanes; i += Whole::lanes) {
-        Whole v;
-#pragma unroll
-        for (int j = 0; j < Whole::lanes; ++j) v.x[j] = from_work<T>(x[i + j]);
-        store(reinterpret_cast<Whole*>(to + i), v, operand);
-      }
+      for (int i = 0; i < lanes; ++i) v.x[i] = from_work<T>(x.x[i]);
+      ONEPASS_TRACE(operand, sizeof v, true);
+      store_streamed(reinterpret_cast<Vector<T, lanes>*>(to), v);
     } else {
 #pragma unroll
       for (int i = 0; i < lanes; ++i)
-        if (s.holds(at + i)) store(to + i, from_work<T>(x[i]), operand);
+        if (place.s.holds(place.at + i)) store(to + i, from_work<T>(x.x[i]), operand);
     }
   }
 };
@@ -154,13 +195,13 @@ template <class T, Operand operand>
 struct Strided {
   T* data;
 
-  template <class S>
-  __device__ __forceinline__ void read(const StridedPlace& place, S (&x)[1]) const {
-    x[0] = to_work(load(data + place.offset[operand], operand));
+  template <bool whole, class S>
+  __device__ __forceinline__ void read(const StridedPlace& place, Pack<S, 1>& x) const {
+    x.x[0] = to_work(load(data + place.offset[operand], operand));
   }
-  template <class S>
-  __device__ __forceinline__ void write(const StridedPlace& place, const S (&x)[1]) const {
-    store(data + place.offset[operand], from_work<T>(x[0]), operand);
+  template <bool whole, class S>
+  __device__ __forceinline__ void write(const StridedPlace& place, const Pack<S, 1>& x) const {
+    store(data + place.offset[operand], from_work<T>(x.x[0]), operand);
   }
 };
 

@@ -12,6 +12,42 @@ constexpr int warp_size = 32;
 constexpr int block_size = 128;
 constexpr int warps = block_size / warp_size;
 
+// What a lane keeps of a row from its sums to its write.
+enum class RowCache : int {
+  none,  // the row does not fit: its write is deferred
+  u,     // the direction; p is read again, mostly from the second-level cache
+  p_and_u,
+};
+
+// Vectors that a thread can keep in a row cache of so many bytes.
+ONEPASS_HD int cached_vectors(RowCache cache, int row_cache_bytes, int vector_bytes) {
+  return row_cache_bytes / ((cache == RowCache::u ? 1 : 2) * vector_bytes * block_size);
+}
+
+// The lanes that share a row of so many vectors: as few as hold it in `most` vectors each, since the end of a row costs
+// a warp as much as the ends of several; but enough for neighbouring lanes to fill a line of memory, and for all lanes
+// of the group to have one of its rows. The whole group, if a warp is too little.
+ONEPASS_HD int subgroup_width(int vectors, int64_t rows, int most, int group_size) {
+  constexpr int line = 8;
+  if (vectors > most * warp_size) return group_size;
+  int width = 1;
+  while (width < warp_size && width < vectors && (width < line || vectors > most * width || rows * width < group_size))
+    width *= 2;
+  return width;
+}
+
+// A work item as the device reads it, in one access. rows: -length for a piece of a row. at: the first row, or for a
+// piece its first element in the tensor.
+struct alignas(16) DeviceItem {
+  int tensor, rows;
+  int64_t at;
+};
+
+// The items of a tensor that the correction has to visit.
+struct Correction {
+  int first_item, items;
+};
+
 // The device's description of a tensor. Uploaded when it changes.
 struct DeviceTensor {
   void* p;
@@ -26,16 +62,24 @@ struct DeviceTensor {
   int key;            // KernelKey::index of the kernels that step it
   int scalars_index;  // its scalars, in KernelParams::scalars or DevicePlan::scalars
   int hyper_index;    // its group in DevicePlan::hypers, or -1: the scalars come from the host
-  bool projected, speculates, rows_fit;
+  RowCache row_cache;
+  bool projected, speculates;
   bool deferred;  // p is written by the correction alone
   bool negated;
   bool first_step;  // the momentum buffer is new; the device clears first_steps once it has stepped
+};
+
+// An affine step in the arithmetic of the elements.
+template <class S>
+struct NarrowAffine {
+  S d, k;
 };
 
 // The scalars of a step, for tensors that share their group and step count.
 template <class Rule>
 struct KernelScalars {
   Rule rule;
+  NarrowAffine<typename Rule::Number> step;  // `unprojected`, narrowed: the kernel `step` converts nothing
   Projection projection;
   Affine unprojected;
   bool project_momentum;
@@ -43,7 +87,9 @@ struct KernelScalars {
 
 template <class Rule>
 ONEPASS_HD KernelScalars<Rule> kernel_scalars(const Scalars& s) {
-  return {rule_of<Rule>(s), s.projection, s.projection.affine(Gate::none, 0), s.project_momentum};
+  typedef typename Rule::Number S;
+  const Affine unprojected = s.projection.affine(Gate::none, 0);
+  return {rule_of<Rule>(s), {S(unprojected.d), S(unprojected.k)}, s.projection, unprojected, s.project_momentum};
 }
 
 // python/onepass/backend/cuda.py reads these fields by offset.
@@ -55,7 +101,7 @@ static_assert(offsetof(Verdict, sums) + offsetof(RowSums, gg) == 6 * sizeof(doub
 
 // Parameters common to all kernels of a step.
 struct DevicePlan {
-  const WorkItem* items;  // first those that a block takes, then those that a warp takes
+  const DeviceItem* items;  // first those that a block takes, then those that a warp takes
   int block_items, all_items;
   const DeviceTensor* tensors;
   int all_tensors;
@@ -65,10 +111,12 @@ struct DevicePlan {
   RowStats* row_stats;   // of every item
   double* coefficients;  // c of every row of the projected tensors
   Verdict* verdicts;
-  TensorStats* stats;   // of every tensor; null where they are not exchanged
-  unsigned* arrivals;   // of every tensor: how many of its items are done
-  bool* first_steps;    // of every tensor: no step on the device was taken yet
-  double* square_sums;  // of the gradient of every tensor
+  TensorStats* stats;       // of every tensor; null where they are not exchanged
+  unsigned* arrivals;       // of every tensor: how many of its items are done
+  Correction* corrections;  // tensors of this kernel key that are to be corrected, in any order
+  unsigned* corrected;      // their number, and how many blocks are done with them: back to 0 after every step
+  bool* first_steps;        // of every tensor: no step on the device was taken yet
+  double* square_sums;      // of the gradient of every tensor
   Scaling scaling;
   int key;
   int row_cache_bytes;  // shared memory of a block for its row cache

@@ -25,7 +25,7 @@ void CudaExecutor::lay_out() {
   const int64_t tensors = static_cast<int64_t>(plan_.tensors.size()), items = static_cast<int64_t>(plan_.items.size());
   gradients_in_memory_ = tensors > max_gradients;
   tensors_ = region(tensors * sizeof(DeviceTensor));
-  items_ = region(items * sizeof(WorkItem));
+  items_ = region(items * sizeof(DeviceItem));
   layouts_ = region(static_cast<int64_t>(layouts().size()) * sizeof(int64_t));
   hypers_ = region(tensors * sizeof(DeviceHyper));
   verdicts_ = region(tensors * sizeof(Verdict));
@@ -33,6 +33,8 @@ void CudaExecutor::lay_out() {
   row_stats_ = region(items * sizeof(RowStats));
   coefficients_ = region(plan_.coefficients * sizeof(double));
   arrivals_ = region(tensors * sizeof(unsigned));
+  corrections_ = region(storage_count * tensors * sizeof(Correction));
+  corrected_ = region(storage_count * 2 * sizeof(unsigned));
   first_steps_ = region(tensors * sizeof(bool));
   square_sums_ = region(tensors * sizeof(double));
   square_sum_ = region(sizeof(double));
@@ -41,6 +43,20 @@ void CudaExecutor::lay_out() {
   scalars_index_.resize(tensors);
   gradient_.resize(tensors);
   stepped_.resize(tensors);
+}
+
+// The items as the device reads them.
+std::vector<DeviceItem> CudaExecutor::items() const {
+  std::vector<DeviceItem> all;
+  all.reserve(plan_.items.size());
+  for (const WorkItem& item : plan_.items) {
+    const Tensor& t = plan_.tensors[item.tensor];
+    if (item.whole_rows(t))
+      all.push_back({item.tensor, static_cast<int>(item.rows), item.row});
+    else
+      all.push_back({item.tensor, -static_cast<int>(item.end - item.begin), item.row * t.length + item.begin});
+  }
+  return all;
 }
 
 // Sizes and strides of the tensors that are not packed.
@@ -61,13 +77,15 @@ std::vector<char> CudaExecutor::initial_bytes(uint64_t address) {
   address_ = address;
   std::vector<char> bytes(bytes_);
   const std::vector<int64_t> layouts = this->layouts();
-  put(bytes, items_.offset, plan_.items.data(), static_cast<int64_t>(plan_.items.size()));
+  const std::vector<DeviceItem> items = this->items();
+  put(bytes, items_.offset, items.data(), static_cast<int64_t>(items.size()));
   put(bytes, layouts_.offset, layouts.data(), static_cast<int64_t>(layouts.size()));
   std::fill_n(bytes.begin() + first_steps_.offset, plan_.tensors.size(), char(true));
   shadow_tensors_ = {std::vector<char>(tensors_.bytes)};
   shadow_hypers_ = {std::vector<char>(hypers_.bytes)};
   shadow_gradients_ = {std::vector<char>(gradients_.bytes)};
   shadow_scalars_ = {std::vector<char>(scalars_memory_.bytes)};
+  shadow_corrected_ = {std::vector<char>(corrected_.bytes)};
   return bytes;
 }
 
@@ -91,7 +109,7 @@ DeviceTensor CudaExecutor::describe(int i) const {
   d.projected = t.projected;
   d.speculates = plan_.speculates(t);
   d.deferred = d.speculates && !plan_.predicts(t);
-  d.rows_fit = t.length <= longest_row(t, layout_.row_cache_bytes);
+  d.row_cache = row_cache_of(t, layout_.row_cache_bytes);
   d.negated = on_device && t.negated, d.first_step = on_device && t.first_step;
   return d;
 }
@@ -125,6 +143,7 @@ void CudaExecutor::upload_changes(cudaStream_t stream) {
   upload(tensors_, shadow_tensors_, stream);
   upload(gradients_, shadow_gradients_, stream);
   upload(scalars_memory_, shadow_scalars_, stream);
+  upload(corrected_, shadow_corrected_, stream);
 }
 
 // From the first to the last word that differs.

@@ -10,85 +10,100 @@ template <class Group, class O, class Rule>
 struct Rows {
   typedef typename Rule::Number S;
   static constexpr int lanes = O::lanes;
+  static constexpr int at_a_time = O::at_a_time;
   typedef Span<lanes> Row;
+  typedef Pack<S, lanes> R;
 
   const DevicePlan& plan;
   SharedStorage& shared;
+  RowStats& stats_of_warp;  // in shared memory: of the rows of this item that the warp has stepped
   const O& o;
 
   // Moments and p under one affine step. The rows of an item lie one after the other, so they are one span.
   __device__ void step() const {
     const Rule rule = o.scalars->rule;
-    const S d = S(o.scalars->unprojected.d), k = S(o.scalars->unprojected.k);
-    Row s = o.row(0);
-    s.length *= o.rows;
-    each_vector(s, s.vectors(), Group::rank(), Group::size, true, [&](const auto& place, auto& e) {
-#pragma unroll
-      for (int i = 0; i < lanes; ++i) {
-        const S u = e.template direct<true>(rule, i);
-        e.p[i] = apply(e.p[i], u, d, k);
-      }
-      e.write_moments(o, place);
-      o.p.write(place, e.p);
+    const S d = o.scalars->step.d, k = o.scalars->step.k;
+    const Row s = all_rows();
+    each_elements(s, s.vectors(), Group::rank(), Group::size, true, [&](auto whole, const auto& place, auto& e) {
+      const R u = e.template direct<true>(rule);
+      e.p = apply(e.p, u, d, k);
+      e.template write_moments<whole>(o, place);
+      o.p.template write<whole>(place, e.p);
     });
   }
 
-  // The sum of squares of g as it lies in memory, over one span as in `step`. Leaves the statistics in shared storage.
+  // The sum of squares of g as it lies in memory, over one span as in `step`.
   __device__ void square_sum() const {
-    Row s = o.row(0);
-    s.length *= o.rows;
-    constexpr int at_a_time = lanes == 1 ? 1 : 4;
-    const int vectors = s.vectors(), width = Group::size;
+    const Row s = all_rows();
     RowSums own;
-    for (int j = Group::rank(); j < vectors; j += at_a_time * width) {
-      S g[at_a_time][lanes];
+    each_round<loads_at_a_time>(s, s.vectors(), Group::rank(), Group::size, [&](auto whole, auto count, int j) {
+      R g[count];
 #pragma unroll
-      for (int n = 0; n < at_a_time; ++n)
-        if (j + n * width < vectors) o.g.read(o.place(s, j + n * width), g[n]);
+      for (int n = 0; n < count; ++n) o.g.template read<whole>(o.place(s, j + n * Group::size), g[n]);
 #pragma unroll
-      for (int n = 0; n < at_a_time; ++n) {
-        if (j + n * width >= vectors) continue;
+      for (int n = 0; n < count; ++n)
 #pragma unroll
-        for (int i = 0; i < lanes; ++i) own.gg = fma(double(g[n][i]), double(g[n][i]), own.gg);
-      }
-    }
-    own = Group::sum(own, width, shared);
-    Group::collect(Group::rank() == 0 ? RowStats{own} : RowStats{}, width, shared);
+        for (int i = 0; i < lanes; ++i) own.gg = fma(double(g[n].x[i]), double(g[n].x[i]), own.gg);
+    });
+    collect(RowStats{sum_lanes(own, warp_size)}, warp_size, stats_of_warp);
   }
 
-  // Calls visit(place, elements) for every width-th vector of a span, from `rank` on. Several are read at a time, so
-  // that enough loads are in flight: the compiler cannot move a load above a store that may alias it.
-  static constexpr int at_a_time = O::at_a_time;
-  template <class Visit>
-  __device__ __forceinline__ void each_vector(const Row& s, int vectors, int rank, int width, bool with_gradient,
-                                              const Visit& visit) const {
-    for (int j = rank; j < vectors; j += at_a_time * width) {
-      Elements<O, Rule> e[at_a_time];
-#pragma unroll
-      for (int n = 0; n < at_a_time; ++n)
-        if (j + n * width < vectors) e[n].read(o, o.place(s, j + n * width), with_gradient);
-#pragma unroll
-      for (int n = 0; n < at_a_time; ++n)
-        if (j + n * width < vectors) visit(o.place(s, j + n * width), e[n]);
+  __device__ Row all_rows() const {
+    Row s = o.row(0);
+    s.length *= o.rows;
+    return s;
+  }
+
+  // Calls round(whole, count, j) for every width-th vector j of a span, from `rank` on. `count` of them, each `width`
+  // after the one before, are a round, whose loads are in flight together: the compiler cannot move a load above a
+  // store. Where all are whole, no access needs a test; the others come one by one.
+  template <int count, class Round>
+  __device__ __forceinline__ void each_round(const Row& s, int vectors, int rank, int width, const Round& round) const {
+    if constexpr (lanes == 1) {
+      for (int j = rank; j < vectors; j += width) round(std::false_type{}, std::integral_constant<int, 1>{}, j);
+    } else {
+      const int first = o.aligned ? s.first_whole() : vectors, end = s.end_of_whole() - (count - 1) * width;
+      for (int j = rank; j < vectors; j += count * width) {
+        if (j >= first && j < end) {
+          round(std::true_type{}, std::integral_constant<int, count>{}, j);
+        } else {
+#pragma unroll 1
+          for (int n = 0; n < count && j + n * width < vectors; ++n)
+            round(std::false_type{}, std::integral_constant<int, 1>{}, j + n * width);
+        }
+      }
     }
+  }
+
+  // Calls visit(whole, place, elements) for the same vectors with the elements of each.
+  template <class Visit>
+  __device__ __forceinline__ void each_elements(const Row& s, int vectors, int rank, int width, bool with_gradient,
+                                                const Visit& visit) const {
+    each_round<at_a_time>(s, vectors, rank, width, [&](auto whole, auto count, int j) {
+      Elements<O, Rule> e[count];
+#pragma unroll
+      for (int n = 0; n < count; ++n) e[n].template read<whole>(o, o.place(s, j + n * width), with_gradient);
+#pragma unroll
+      for (int n = 0; n < count; ++n) visit(whole, o.place(s, j + n * width), e[n]);
+    });
   }
 
   // In double, where a product of floats is exact: what a sum then loses is far below what float keeps of it, so that
   // the lane an element falls to, which depends on the alignment of p, leaves no trace.
-  __device__ __forceinline__ static void add_products(RowSums& sums, double p, double g, double u) {
-    sums.pg = fma(p, g, sums.pg);
-    sums.pp = fma(p, p, sums.pp);
-    sums.gg = fma(g, g, sums.gg);
-    sums.pu = fma(p, u, sums.pu);
+  __device__ __forceinline__ static void add_products(RowSums& sums, const R& p, const R& g, const R& u) {
+#pragma unroll
+    for (int i = 0; i < lanes; ++i) {
+      const double own_p = p.x[i], own_g = g.x[i], own_u = u.x[i];
+      sums.pg = fma(own_p, own_g, sums.pg);
+      sums.pp = fma(own_p, own_p, sums.pp);
+      sums.gg = fma(own_g, own_g, sums.gg);
+      sums.pu = fma(own_p, own_u, sums.pu);
+    }
   }
 
-  // The lanes that share a row: as many as it has vectors, up to a warp if each gets no more than `most`.
-  __device__ int subgroup_width(int most) const {
+  __device__ int width_of_rows(int most) const {
     const bool even = o.length % lanes == 0 && o.row(0).phase == 0;
-    const int vectors = (o.length + lanes - 1) / lanes + (even ? 0 : 1);
-    int width = 1;
-    while (width < warp_size && width < vectors) width *= 2;
-    return vectors > most * warp_size ? Group::size : width;
+    return subgroup_width((o.length + lanes - 1) / lanes + (even ? 0 : 1), o.rows, most, Group::size);
   }
 
   // Calls visit(row, span, vectors, rank) for every row with the lane's rank in its subgroup. All lanes of a warp take
@@ -104,31 +119,38 @@ struct Rows {
     }
   }
 
-  // The row cache of a lane: p and u of its elements from the sums of the row to its write, block_size apart, so that
-  // neighbouring lanes use neighbouring banks.
-  __device__ int most_cached() const { return plan.row_cache_bytes / int(2 * sizeof(S) * lanes * block_size); }
-  __device__ static S* row_cache() {
-    return reinterpret_cast<S*>(onepass_shared + sizeof(SharedStorage)) + threadIdx.x;
+  // The row cache of a lane, from the sums of a row to its write: u of its vectors and, where both fit, p. Every 16
+  // bytes belong to one thread, whatever it keeps there, as the warps of a block may be at different items; those of
+  // neighbouring lanes are neighbours, so that they use neighbouring banks.
+  struct alignas(lanes * sizeof(S)) CachedVector {
+    R x;
+  };
+  __device__ static CachedVector& cached(int i) {
+    constexpr int of_thread = 16 / sizeof(CachedVector);
+    CachedVector* const all = reinterpret_cast<CachedVector*>(onepass_shared + sizeof(SharedStorage));
+    return all[(i / of_thread * block_size + int(threadIdx.x)) * of_thread + i % of_thread];
+  }
+  __device__ bool caches_p() const { return o.t->row_cache != RowCache::u; }
+  __device__ int most_cached() const {
+    return cached_vectors(o.t->row_cache, plan.row_cache_bytes, sizeof(CachedVector));
   }
 
-  __device__ double& coefficient(int r) const { return plan.coefficients[o.t->first_coefficient + o.first_row + r]; }
+  __device__ double& coefficient(int r) const { return plan.coefficients[o.t->first_coefficient + o.first_row() + r]; }
 
-  // Moments and sums of the rows, and p as `policy` says. Leaves the statistics in shared storage.
+  // Moments and sums of the rows, and p as `policy` says.
   __device__ void update(WritePolicy policy) const {
     const Rule rule = o.scalars->rule;
-    const int width = subgroup_width(most_cached());
+    const int width = width_of_rows(most_cached());
+    const bool with_p = caches_p();
     each_row(width, [&](int r, const Row& s, int vectors, int rank) {
       RowSums lane_sums;
-      S* cached = row_cache();
-      each_vector(s, vectors, rank, width, true, [&](const auto& place, auto& e) {
-#pragma unroll
-        for (int i = 0; i < lanes; ++i, cached += 2 * block_size) {
-          const S u = e.template direct<true>(rule, i);
-          add_products(lane_sums, e.p[i], e.g[i], u);
-          cached[0] = e.p[i];
-          cached[block_size] = u;
-        }
-        e.write_moments(o, place);
+      int i = 0;
+      each_elements(s, vectors, rank, width, true, [&](auto whole, const auto& place, auto& e) {
+        const R u = e.template direct<true>(rule);
+        add_products(lane_sums, e.p, e.g, u);
+        cached(i++).x = u;
+        if (with_p) cached(i++).x = e.p;
+        e.template write_moments<whole>(o, place);
       });
       const RowSums sums = Group::sum(lane_sums, width, shared);
       RowDecision step{};
@@ -138,7 +160,7 @@ struct Rows {
       if (!step.deferred) write_cached(s, vectors, rank, width, step, policy);
       RowStats stats;
       if (vectors > 0 && rank == 0) stats = stats_of(r, sums, step);
-      Group::collect(stats, width, shared);
+      collect(stats, width, stats_of_warp);
     });
   }
 
@@ -154,51 +176,53 @@ struct Rows {
     const S d = S(step.step.d), k = S(step.step.k), c = S(step.c);
     const bool buffer_too =
         Rule::id == RuleId::momentum && policy == WritePolicy::buffered && o.scalars->project_momentum;
-    const S* cached = row_cache();
-    for (int j = rank; j < vectors; j += width) {
-      const auto place = o.place(s, j);
-      S p[lanes], b[lanes];
+    const bool with_p = caches_p();
+    int i = 0;
+    each_round<at_a_time>(s, vectors, rank, width, [&](auto whole, auto count, int j) {
+      R p[count], u[count];
 #pragma unroll
-      for (int i = 0; i < lanes; ++i, cached += 2 * block_size) {
-        const S old_p = cached[0], u = cached[block_size];
-        b[i] = u - c * old_p;  // of a buffer that is the direction itself
-        p[i] = apply(old_p, u, d, k);
+      for (int n = 0; n < count; ++n) {
+        u[n] = cached(i++).x;
+        if (with_p)
+          p[n] = cached(i++).x;
+        else
+          o.p.template read<whole>(o.place(s, j + n * width), p[n]);
       }
-      if (buffer_too) o.m.write(place, b);
-      o.p.write(place, p);
-    }
+#pragma unroll
+      for (int n = 0; n < count; ++n) {
+        const auto place = o.place(s, j + n * width);
+        if (buffer_too) o.m.template write<whole>(place, u[n] - c * p[n]);  // the direction itself is the buffer
+        o.p.template write<whole>(place, apply(p[n], u[n], d, k));
+      }
+    });
   }
+
+  // Vectors in flight where p and g alone are read.
+  static constexpr int loads_at_a_time = lanes == 1 ? 1 : 4;
 
   // Sums of p and g only. The gradient's scale is linear, and applied to the sums.
   __device__ void gate_stats() const {
     const double scale = o.scalars->rule.grad_scale;
-    const int width = subgroup_width(16);
+    const int width = width_of_rows(16);
     each_row(width, [&](int, const Row& s, int vectors, int rank) {
       RowSums lane_sums;
-      constexpr int at_a_time = lanes == 1 ? 1 : 4;
-      for (int j = rank; j < vectors; j += at_a_time * width) {
-        S p[at_a_time][lanes], g[at_a_time][lanes];
+      each_round<loads_at_a_time>(s, vectors, rank, width, [&](auto whole, auto count, int j) {
+        R p[count], g[count];
 #pragma unroll
-        for (int n = 0; n < at_a_time; ++n) {
-          if (j + n * width >= vectors) continue;
-          const auto place = o.place(s, j + n * width);
-          o.p.read(place, p[n]);
-          o.g.read(place, g[n]);
+        for (int n = 0; n < count; ++n) {
+          o.p.template read<whole>(o.place(s, j + n * width), p[n]);
+          o.g.template read<whole>(o.place(s, j + n * width), g[n]);
         }
 #pragma unroll
-        for (int n = 0; n < at_a_time; ++n) {
-          if (j + n * width >= vectors) continue;
-#pragma unroll
-          for (int i = 0; i < lanes; ++i) add_products(lane_sums, p[n][i], g[n][i], S(0));
-        }
-      }
+        for (int n = 0; n < count; ++n) add_products(lane_sums, p[n], g[n], R(0));
+      });
       RowSums sums = Group::sum(lane_sums, width, shared);
       if (width > warp_size) Group::sync();  // before the sums of the next row come where these were
       sums.pg *= scale;
       sums.gg *= scale * scale;
       RowStats stats;
       if (vectors > 0 && rank == 0) stats = {sums, o.piece ? 0 : o.scalars->projection.cosine_squared(sums), false};
-      Group::collect(stats, width, shared);
+      collect(stats, width, stats_of_warp);
     });
   }
 
@@ -208,7 +232,7 @@ struct Rows {
     const Projection& pr = scalars.projection;
     const Rule rule = scalars.rule;
     const Gate gate = v.gate;
-    const int width = subgroup_width(16);
+    const int width = width_of_rows(16);
     each_row(width, [&](int r, const Row& s, int vectors, int rank) {
       if (vectors == 0) return;
       const double own = load(&coefficient(r), of_stats);
@@ -221,15 +245,10 @@ struct Rows {
       const Affine correct = correction(done.step, wanted);
       const S d = S(correct.d), k = S(correct.k);
       const bool buffer_too = Rule::id == RuleId::momentum && scalars.project_momentum && gate != Gate::none;
-      each_vector(s, vectors, rank, width, rule.reads_gradient(), [&](const auto& place, auto& e) {
-#pragma unroll
-        for (int i = 0; i < lanes; ++i) {
-          const S u = e.template direct<false>(rule, i);
-          e.moment[0][i] = e.moment[0][i] - S(c) * e.p[i];
-          e.p[i] = apply(e.p[i], u, d, k);
-        }
-        if (buffer_too) o.m.write(place, e.moment[0]);
-        o.p.write(place, e.p);
+      each_elements(s, vectors, rank, width, rule.reads_gradient(), [&](auto whole, const auto& place, auto& e) {
+        const R u = e.template direct<false>(rule);
+        if (buffer_too) o.m.template write<whole>(place, e.moment[0] - S(c) * e.p);
+        o.p.template write<whole>(place, apply(e.p, u, d, k));
       });
     });
   }

@@ -13,7 +13,7 @@ from tensors import gradient, values
 def test_alternating_row_cache_sizes() -> None:
     """Their row caches differ in size; the shared memory limit is an attribute of a kernel, not of a plan."""
     opts = []
-    for columns in (9_500, 12_000, 200):
+    for columns in (9_500, 18_000, 200):
         pair = [to_device(values((3, columns), float32, columns)) for _ in range(2)]
         opts.append([onepass.AdamP([p], lr=1e-2, weight_decay=0.1, backend=BACKEND) for p in pair])
     assert len({_step(alone) for alone, _ in opts}) > 1

@@ -448,7 +448,7 @@ def test_failed_upload_is_repeated() -> None:
 def test_plans_with_different_row_cache_sizes() -> None:
     """The shared memory limit is an attribute of a kernel, not of a plan: of two alternating plans, the later needs less."""
     record = RECORDS["AdamP"]
-    shapes = [[(3, 12_000)], [(3, 40)]]
+    shapes = [[(3, 18_000)], [(3, 40)]]
     made = [
         [record.make([torch.ones(s) for s in shape], backend=backend, **record.typical) for shape in shapes]
         for backend in ("emulated", "cpu")

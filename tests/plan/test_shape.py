@@ -14,7 +14,7 @@ import pytest
 from emulated_backend import emulated
 
 F32, F64, BF16 = 0, 1, 2
-LANES = {F32: 4, F64: 2, BF16: 8}
+LANES = {F32: 4, F64: 2, BF16: 4}
 SHARED_STORAGE, BLOCK, WARP = (emulated.limits[name] for name in ("shared_storage", "block", "warp"))
 
 
@@ -140,24 +140,42 @@ def test_rows_that_fit_stay_whole(dtype: int, packed: bool) -> None:
     assert -(-(largest + lanes - 1) // lanes) <= slots(t, room) * BLOCK
 
 
-def test_row_cache_for_two_or_three_blocks(device: Device) -> None:
-    """Three resident blocks; two if that keeps a row whole. Static shared memory and the driver's reserve are included."""
-    reserved = emulated.device.shared_reserved
-    third, _, _ = laid_out(Tensor(F32, [3, 1000]))
-    assert third > 0 and third % 8192 == 0
-    assert 3 * (third + SHARED_STORAGE + reserved) <= device.shared < 3 * (third + 8192 + SHARED_STORAGE + reserved)
-    longest = kept(Tensor(F32, [1, 1]), third, BLOCK)
+def cached_alone(t: Tensor, room: int) -> int:
+    """Longest row of which u alone fits, at any alignment."""
+    return (2 * slots(t, room) * BLOCK - 1) * LANES[t.dtype]
 
-    half, _, items = laid_out(Tensor(F32, [3, longest]), Tensor(F32, [3, longest + 1]))
-    assert 2 * (half + SHARED_STORAGE + reserved) <= device.shared < 2 * (half + 8192 + SHARED_STORAGE + reserved)
-    assert all(item.begin == 0 and item.end >= longest for item in items) and half + SHARED_STORAGE <= device.per_block
 
-    # Three for a row that would be cut anyway, and for one without row sums.
-    for t in (
-        Tensor(F32, [3, kept(Tensor(F32, [1, 1]), half, BLOCK) + 1]),
-        Tensor(F32, [longest + 1], False),
-    ):
-        assert laid_out(t)[0] == third
+def resident(room: int, device: Device) -> int:
+    """Blocks that share a multiprocessor. Static shared memory and the driver's reserve are included."""
+    return device.shared // (room + SHARED_STORAGE + emulated.device.shared_reserved)
+
+
+def test_row_cache_of_four_blocks_or_fewer(device: Device) -> None:
+    """Four resident blocks; fewer if that keeps more rows on the chip, whole or their u. A room is as large as they allow."""
+    one = Tensor(F32, [1, 1])
+    quarter, _, _ = laid_out(Tensor(F32, [3, 1000]))
+    assert quarter > 0 and quarter % 4096 == 0
+    assert resident(quarter, device) == 4 and resident(quarter + 4096, device) == 3
+
+    # A little fewer resident blocks cost less than to read p again; half as many more.
+    third, _, items = laid_out(Tensor(F32, [3, kept(one, quarter, BLOCK) + 1]))
+    assert resident(third, device) == 3 and {(item.begin, item.rows) for item in items} <= {(0, 1), (0, 2), (0, 3)}
+    room, _, items = laid_out(Tensor(F32, [3, cached_alone(one, third)]))
+    assert resident(room, device) == 3 and all(item.begin == 0 for item in items)
+    half, _, items = laid_out(Tensor(F32, [3, cached_alone(one, third) + 1]))
+    assert resident(half, device) == 2 and all(item.begin == 0 for item in items)
+    assert half + SHARED_STORAGE <= device.per_block
+
+    # Four for a row that would be cut anyway, and for one without row sums.
+    for t in (Tensor(F32, [3, cached_alone(one, half) + 1]), Tensor(F32, [100_000], False)):
+        assert laid_out(t)[0] == quarter
+
+
+@pytest.mark.parametrize("device", ["H100"], indirect=True)
+@pytest.mark.parametrize("length", [11_008, 14_336, 18_944])
+def test_down_projections_of_llama_stay_whole(length: int) -> None:
+    _, _, items = laid_out(Tensor(F32, [4096, length]))
+    assert {(item.begin, item.end) for item in items} == {(0, length)}
 
 
 def test_small_tensors_go_to_warps() -> None:

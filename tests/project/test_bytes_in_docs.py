@@ -25,7 +25,7 @@ MEASURED = ("speculate", False)
 CLIPS = ("clips", True)
 NESTEROV = ("nesterov", True)
 PROJECT = ("project_momentum", True)
-LONG_ROWS = (2, 20_000)
+LONG_ROWS = (2, 40_000)
 
 Options = tuple[tuple[str, Any], ...]
 

@@ -24,15 +24,15 @@ def row_cache_bytes_of(length: int, dtype: torch.dtype, packed: bool) -> int:
 
 
 def limits(dtype: torch.dtype, packed: bool) -> set[int]:
-    """Row lengths around those that fill the row cache of a warp and of a block; and the larger one of a block whose rows
-    need it."""
-    lanes = 16 // dtype.itemsize if packed else 1
+    """Row lengths around those that fill the row cache of a warp and of a block, with p and u or u alone; and the larger
+    one of a block whose rows need it."""
+    lanes = (2 if dtype == torch.float64 else 4) if packed else 1
     block = emulated.limits["block"]
-    slot = 2 * max(dtype.itemsize, 4) * lanes * block
+    slot = max(dtype.itemsize, 4) * lanes * block
     found = set()
-    for threads in (emulated.limits["warp"], block):
-        full = row_cache_bytes_of(1, dtype, packed) // slot * threads * lanes
-        wide = row_cache_bytes_of(full + 1, dtype, packed) // slot * threads * lanes
+    for threads, kept in ((emulated.limits["warp"], 2), (block, 2), (block, 1)):
+        full = row_cache_bytes_of(1, dtype, packed) // (kept * slot) * threads * lanes
+        wide = row_cache_bytes_of(full + 1, dtype, packed) // (kept * slot) * threads * lanes
         for most in {full, wide}:
             found |= {most - lanes - 1, most - lanes, most - lanes + 1, most - 1, most, most + 1}
     return found
@@ -57,8 +57,8 @@ def test_rows_that_just_fit_the_row_cache(dtype: torch.dtype, layout: str, recor
 
 
 def test_wide_rows_enlarge_the_row_cache() -> None:
-    opt = onepass.AdamP([torch.ones(2, 12_000)], backend="emulated")
-    opt.param_groups[0]["params"][0].grad = torch.ones(2, 12_000)
+    opt = onepass.AdamP([torch.ones(2, 18_000)], backend="emulated")
+    opt.param_groups[0]["params"][0].grad = torch.ones(2, 18_000)
     opt.step()
     assert plan_of(opt).row_cache_bytes > row_cache_bytes_of(1000, torch.float32, True)
 
@@ -104,6 +104,16 @@ def test_correction_writes_deferred_rows_only() -> None:
     assert (verdict.gate, verdict.corrected) == ("none", False)
     # Each row is written once: `update` does not write the deferred one.
     assert traffic.of("p") == (4 + 4 / 64, 4) and traffic.of("m") == (4 + 4 / 64, 4)
+
+
+def test_more_corrections_than_a_warp_has_lanes() -> None:
+    """All predictions are wrong, of tensors that warps step and of some that blocks step. Then none is."""
+    record = RECORDS["AdamP"]
+    shapes = [(8, 8)] * 40 + [(64, 200)] * 3 + [(4, 4)] * 30
+    both = SideBySide(record, record.typical, [values(s, torch.float32, i) for i, s in enumerate(shapes)], "emulated")
+    for time in range(3):
+        both.step(lambda p: gradient("channel", p, 3))
+        assert {verdict.corrected for verdict in both.opt.last_step().values()} == {time == 0}
 
 
 @each_optimizer

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,34 +109,42 @@ def kernels_of(binary: str | Path) -> list[Kernel]:
     return [Kernel(key[0], name, *usage[key], instructions[key]) for key, name in zip(usage, names, strict=True)]
 
 
-def wide_accesses(kernel: Kernel) -> tuple[int, int]:
-    """Loads and stores of 16 bytes of global memory; cache hints are between the parts of their names."""
-    loads, stores = (
-        sum(bool(re.fullmatch(rf"{name}\.E(\.\w+)*\.128(\.\w+)*", i)) for i in kernel.instructions)
-        for name in ("LDG", "STG")
+def wide_accesses(kernel: Kernel) -> dict[str, int]:
+    """Loads and stores of vectors of global memory with a streaming hint, as those of elements have it, by their bytes."""
+    found = Counter(
+        f"{match[1]}.{int(match[2]) // 8}"
+        for i in kernel.instructions
+        if (match := re.fullmatch(r"(LDG\.E\.NA|STG\.E\.EF)\.(64|128)", i))
     )
-    return loads, stores
+    return {name.replace(".E.NA", "").replace(".E.EF", ""): count for name, count in sorted(found.items())}
 
 
-def wide_accesses_wanted(kernel: Kernel) -> tuple[int, int]:
-    """Their number if every operand of a packed tensor is accessed so: each traversal of csrc/cuda/rows.cuh, once for blocks
-    and once for warps. A vector is 16 bytes of p; the moments of its elements take as many or more."""
+def wide_accesses_wanted(kernel: Kernel) -> dict[str, int]:
+    """Their number if every operand of a packed tensor is accessed a vector at a time in whole rounds: each traversal of
+    csrc/cuda/rows.cuh, once for blocks and once for warps. A vector is 4 elements, and 2 of float64."""
     item = {"float": 4, "double": 8}.get(kernel.storage, 2)
-    lanes = 16 // item
+    lanes = 2 if item == 8 else 4
+    param, moment = lanes * item, lanes * max(4, item)
     count = 0 if "Sgd" in kernel.short_name else 1 if "Momentum" in kernel.short_name else 2
-    moment = lanes * max(4, item) // 16  # accesses for one moment of a vector
-    at_a_time = 2 if lanes == 4 else 1  # Operands::at_a_time of item.cuh
-    loads, stores = at_a_time * (2 + count * moment), at_a_time * (1 + count * moment)
-    buffer = moment if count == 1 else 0  # which is projected too, if asked for
-    both = {
-        "step": (loads, stores),
-        "square_sum": (4, 0),
-        "gate_stats": (4 * 2, 0),
-        # A tensor that is not projected is stepped in place of updated. p is written from shared memory, a vector at a time.
-        "update": (2 * loads, stores + at_a_time * count * moment + 1 + buffer),
-        "correct": (loads, at_a_time * (1 + buffer)),
-    }.get(kernel.function, (0, 0))
-    return 2 * both[0], 2 * both[1]
+    at_a_time = 1 if item == 8 else 2  # Operands::at_a_time of item.cuh
+    buffer = 1 if count == 1 else 0  # which is projected too, if asked for
+    step = [("LDG", param, 2), ("LDG", moment, count), ("STG", param, 1), ("STG", moment, count)]
+    # p is read again where u alone was kept.
+    update = [("LDG", param, 3), ("LDG", moment, count), ("STG", param, 1), ("STG", moment, count + buffer)]
+    correct = [("LDG", param, 2), ("LDG", moment, count), ("STG", param, 1), ("STG", moment, buffer)]
+    traversals = {
+        "step": [(at_a_time, step)],
+        "square_sum": [(4, [("LDG", param, 1)])],
+        "gate_stats": [(4, [("LDG", param, 2)])],
+        # A tensor that is not projected is stepped in place of updated.
+        "update": [(at_a_time, step), (at_a_time, update)],
+        "correct": [(at_a_time, correct)],
+    }
+    wanted: Counter[str] = Counter()
+    for times, accesses in traversals.get(kernel.function, []):
+        for name, size, number in accesses:
+            wanted[f"{name}.{size}"] += 2 * times * number
+    return dict(sorted((+wanted).items()))
 
 
 def spills(kernel: Kernel) -> list[str]:
