@@ -109,13 +109,13 @@ def life_of(item: Item, costs: Costs, publishes: bool) -> Iterator[Step]:
             yield "wait", costs.publishing + costs.meeting
 
 
-def simulate(item: Item, costs: Costs, blocks: int, publishes: bool, until: float = 200_000.0) -> float:
+def simulate(item: Item, costs: Costs, blocks: int, publishes: bool, until: float = 400_000.0) -> float:
     """Bytes per ns that the warps of so many blocks would move."""
     events: list[tuple[float, int, str, int, int]] = []  # when, number, what, warp or scheduler, version
     schedulers = [Scheduler(costs.ghz) for _ in range(SCHEDULERS)]
     lives = [life_of(item, costs, publishes) for _ in range(blocks * WARPS_OF_BLOCK)]
     waiting: list[list[int]] = [[] for _ in range(blocks)]
-    moved = counted_from = 0.0
+    moved = 0.0
     number = 0
 
     def push(at: float, what: str, who: int, version: int = 0) -> None:
@@ -167,4 +167,4 @@ def simulate(item: Item, costs: Costs, blocks: int, publishes: bool, until: floa
             for warp in schedulers[who].advance(now):
                 push(now, "go", warp)
             plan_end(who)
-    return moved / (until - until / 4 - counted_from)
+    return moved / (until - until / 4)

@@ -79,7 +79,8 @@ void cut(Plan& plan, int tensor, int row_cache_bytes) {
     const int64_t round = block_size / width * std::max<int64_t>(1, t.length);
     plan.cut(tensor, std::max<int64_t>(1, item_elements / round) * round, longest);
   } else {
-    plan.cut(tensor, 2 * item_elements, longest);  // a few of the long rows, which share the cost of starting an item
+    // A few of the long rows, as many as come closest to an item.
+    plan.cut(tensor, std::max<int64_t>(1, (item_elements + t.length / 2) / t.length) * t.length, longest);
   }
 }
 
