@@ -29,11 +29,13 @@ help:
 	@echo 'make bench    time a step beside torch and adamp: a table, a CSV and figures in bench/results/'
 	@echo 'make bench-readme   the same from a clean commit on a quiet machine, and the tables of the README from it'
 	@echo 'make bench-tables   the tables of the README from the CSV files it names'
+	@echo 'make predict  what the CUDA kernels can be expected to reach on a GPU, by a model: ARGS="--gpu H200"'
 	@echo 'make lint     ruff, mypy, clang-format'
 	@echo 'make format   put the sources into the format that lint asks for'
 	@echo 'make debug    the CPU kernels without optimization and with symbols, and compile_commands.json; undone by the next target'
 	@echo 'make clean    remove what was built (rm -r .venv also removes what was installed)'
 	@echo 'make test-gpu, bench-gpu   tests and bench on an NVIDIA GPU: nothing is installed, $(PYTHON) is used as it is'
+	@echo 'make explore-gpu   time variants of the CUDA kernels there: what limits them'
 
 demo: .venv/.demo $(BUILT_FOR_DEMO)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -71,6 +73,9 @@ bench: .venv/.demo $(BUILT)
 bench-readme: .venv/.test $(BUILT)
 	$(BIN)/python bench/run.py --readme $(ARGS)
 
+predict: .venv/.test $(BUILT)
+	$(BIN)/python bench/predict.py $(ARGS)
+
 bench-tables: .venv/.test $(BUILT)
 	$(BIN)/python bench/tables.py $(ARGS)
 
@@ -82,6 +87,10 @@ test-gpu: built-gpu
 
 bench-gpu: built-gpu
 	PYTHONPATH=$(GPU_ROOT) $(PYTHON) bench/gpu.py $(ARGS)
+
+# Variants of the kernels, each built apart: what a cost is worth.
+explore-gpu: built-gpu
+	PYTHONPATH=$(GPU_ROOT) $(PYTHON) bench/explore.py $(ARGS)
 
 # The package as it would be installed, in a folder that can be imported from.
 built-gpu:
@@ -144,4 +153,4 @@ $(BUILT_FOR_DEMO): .venv/.build $(SOURCES)
 	@touch $@
 
 .NOTPARALLEL:
-.PHONY: help demo check test test-all test-elsewhere sanitize mutate bench bench-readme bench-tables test-gpu bench-gpu built-gpu lint format debug clean
+.PHONY: help demo check test test-all test-elsewhere sanitize mutate bench bench-readme bench-tables predict test-gpu bench-gpu explore-gpu built-gpu lint format debug clean

@@ -177,6 +177,10 @@ def traffic(counted: Counted) -> str:
     return markdown(["step, a matrix of 1,024 x 1,024", "counted in", "p, g, moments", "all"], lines)
 
 
+def predicted_table(rows: list[Row]) -> str:
+    return markdown(list(rows[0]), [list(row.values()) for row in rows])
+
+
 def targets(listed: Sequence[Target]) -> str:
     lines = []
     for target in listed:

@@ -34,7 +34,6 @@ class Item:
 
     passes: int
     rounds: float  # of a pass; the last may be a part of one
-    loaded: int  # bytes, of a warp and a whole round
     round: Work
     row: Work | None = None  # its end, and the write of what was kept
     row_meets: int = 0  # how often the warps of the block meet there

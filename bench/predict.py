@@ -4,7 +4,7 @@ The layout of a launch is the library's own, for any device; instructions are th
 the machine code. Of the memory only a latency is assumed and, fitted to what BabelStream reaches on an H200 with little in
 flight (NVIDIA/cccl, issue 1673), how a kernel approaches the bandwidth of a copy. See docs/prediction.md.
 
-    python bench/predict.py [--kernels]
+    python bench/predict.py [--gpu H200]
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -60,8 +59,13 @@ MODELS: dict[str, tuple[Shape, ...]] = {
     "Llama 1 B": llama_shapes(),
 }
 STORAGE = {"float32": "float, float, Adam<float>", "bfloat16": "BFloat16, float, Adam<float>"}
-BYTES = {"float32": 28, "bfloat16": 22}
-DTYPE = {"float32": 0, "bfloat16": 2}  # as emulated.launch_layout_of has it
+DTYPES = ("float32", "float64", "bfloat16")  # as emulated.launch_layout_of numbers them
+DTYPES_SHOWN = tuple(STORAGE)
+BYTES = {  # of an element
+    "float32": {"step": 28, "update": 28, "gate_stats": 8},
+    "bfloat16": {"step": 22, "update": 22, "gate_stats": 4},
+}
+TITLE = "Predicted, not measured: share of the bandwidth of a copy"
 
 
 @cache
@@ -99,24 +103,25 @@ def costs(gpu: Gpu) -> Costs:
     return Costs(gpu.ghz, LATENCY, OPENING, PUBLISHING, MEETING)
 
 
-def elementwise(gpu: Gpu, dtype: str, kernel: str = "step") -> Item:
+def elementwise(gpu: Gpu, dtype: str) -> Item:
     """Items of 8,192 elements, a quarter for each warp."""
-    name = f"{kernel}<{STORAGE[dtype]}>"
-    own = counted()[gpu.arch, name, "round"]
+    name = f"step<{STORAGE[dtype]}>"
     rounds = 8192 // WARPS_OF_BLOCK // (2 * VECTOR * LANES)
-    moved = float(rounds * LANES * (own["loaded"] + own["stored"]))
-    return Item(1, rounds, LANES * own["loaded"], work(gpu, name, "round", CYCLES_IN_ROUND), bytes=moved)
+    moved = 8192 * BYTES[dtype]["step"] / WARPS_OF_BLOCK
+    return Item(1, rounds, work(gpu, name, "round", CYCLES_IN_ROUND), bytes=moved)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a launch cuts tensors: its bytes for rows, resident blocks, and of each tensor the rows of an item."""
+    """How a launch cuts tensors."""
 
     row_cache_bytes: int
-    blocks: int
-    rows_of_item: dict[int, int]
-    items: list[tuple[int, int, int, int, int]]
-    block_items: int
+    blocks: int  # resident, of a multiprocessor
+    items: list[tuple[int, int, int, int, int]]  # tensor, first row, rows, first element and end in the row
+    block_items: int  # the first items are for blocks, the others for warps
+
+    def rows_of_item(self, tensor: int) -> int:
+        return next(item[2] for item in self.items if item[0] == tensor)
 
 
 def layout_of(gpu: Gpu, shapes: Sequence[Shape], dtype: str, projected: bool) -> Layout:
@@ -127,49 +132,43 @@ def layout_of(gpu: Gpu, shapes: Sequence[Shape], dtype: str, projected: bool) ->
     try:
         for name, value in zip(names, (gpu.multiprocessors, gpu.shared, gpu.shared - 1024), strict=True):
             setattr(emulated.device, name, value)
-        tensors = [(DTYPE[dtype], list(shape), projected and len(shape) > 1, True) for shape in shapes]
+        tensors = [(DTYPES.index(dtype), list(shape), projected and len(shape) > 1, True) for shape in shapes]
         row_cache_bytes, block_items, items = emulated.launch_layout_of(tensors)
     finally:
         for name, value in zip(names, kept, strict=True):
             setattr(emulated.device, name, value)
-    storage = emulated.limits["shared_storage"]
-    blocks = min(4, gpu.shared // (row_cache_bytes + storage + 1024)) if projected else 4
-    rows = {}
-    for tensor, _, count, *_ in items:
-        rows.setdefault(tensor, count)
-    return Layout(row_cache_bytes, blocks, rows, items, block_items)
+    of_block = row_cache_bytes + emulated.limits["shared_storage"] + 1024
+    return Layout(row_cache_bytes, min(4, gpu.shared // of_block) if projected else 4, items, block_items)
 
 
-def updated(gpu: Gpu, dtype: str, layout: Layout, length: int, rows: int) -> Item:
-    """Items of `rows` rows that fit on chip."""
+def rowwise(gpu: Gpu, dtype: str, layout: Layout, function: str, length: int, rows: int) -> Item:
+    """Items of `rows` rows in `update`, where they fit on chip, or in `gate_stats`."""
     from emulated_backend import emulated
 
-    name = f"update<{STORAGE[dtype]}>"
-    vectors = -(-length // VECTOR)
-    cached = layout.row_cache_bytes // (2 * 16 * LANES * WARPS_OF_BLOCK)
-    reads_p_again = length > (cached * LANES * WARPS_OF_BLOCK - 1) * VECTOR
-    width = emulated.subgroup_width(vectors, rows, 2 * cached if reads_p_again else cached, LANES * WARPS_OF_BLOCK)
-    of_lane = -(-vectors // width)
-    rounds = of_lane / 2
-    whole_block = width > LANES
-    passes = rows if whole_block else -(-rows // (LANES * WARPS_OF_BLOCK // width))
-    own = counted()[gpu.arch, name, "round"]
+    name = f"{function}<{STORAGE[dtype]}>"
+    vectors, block = -(-length // VECTOR), LANES * WARPS_OF_BLOCK
+    most = layout.row_cache_bytes // (2 * 16 * block)  # vectors of a lane, of p and of u
+    if length > (most * block - 1) * VECTOR:  # u alone
+        most *= 2
+    if function == "gate_stats":
+        most = 16
+    width = emulated.subgroup_width(vectors, rows, most, block)
+    halvings = min(width, LANES).bit_length() - 1
+    at_a_time = {"update": 2, "gate_stats": 4}[function]
+    rounds = -(-vectors // width) / at_a_time
+    passes = rows if width > LANES else -(-rows // (block // width))
 
-    round_work = work(gpu, name, "round", CYCLES_IN_ROUND)
-    end = work(gpu, name, "row", CYCLES_IN_ROW)
-    for part, count in (("sum", min(width, LANES).bit_length() - 1), ("join", 6 - min(width, LANES).bit_length())):
-        if count:
-            end += work(gpu, name, part, CYCLES_IN_ROW, count)
-    end += work(gpu, name, "write", CYCLES_IN_ROUND, rounds)
-    moved = float(passes and rows * length * BYTES[dtype] / WARPS_OF_BLOCK / passes)
-    return Item(passes, rounds, LANES * own["loaded"], round_work, end, 2 if whole_block else 0, moved)
+    end = work(gpu, name, "row", CYCLES_IN_ROW) + work(gpu, name, "sum", CYCLES_IN_ROW, halvings)
+    end += work(gpu, name, "join", CYCLES_IN_ROW, 5 - halvings)
+    if function == "update":
+        end += work(gpu, name, "write", CYCLES_IN_ROUND, rounds)
+    moved = rows * length * BYTES[dtype][function] / WARPS_OF_BLOCK / passes
+    return Item(passes, rounds, work(gpu, name, "round", CYCLES_IN_ROUND), end, 2 if width > LANES else 0, moved)
 
 
 def tail(times: Sequence[float]) -> float:
     """How much longer a launch takes than if its blocks, that work so long each, ended together. Those that are left share
     the bandwidth, but none works more than twice as fast as with all the others."""
-    if not times:
-        return 1.0
     left, at, before = len(times), 0.0, 0.0
     for own in sorted(times):
         at += (own - before) * max(left / len(times), 0.5)
@@ -178,49 +177,48 @@ def tail(times: Sequence[float]) -> float:
     return at / (sum(times) / len(times))
 
 
-def block_times(gpu: Gpu, layout: Layout, rates: dict[int, float]) -> list[float]:
-    """Of the items that fall to each block in turn."""
+def block_times(gpu: Gpu, layout: Layout, speeds: Sequence[float]) -> list[float]:
+    """Of the items that fall to each block in turn, for tensors that are stepped at such speeds."""
     grid = gpu.multiprocessors * layout.blocks
     times = [0.0] * grid
     for i, (tensor, _, rows, begin, end) in enumerate(layout.items):
-        elements = rows * (end - begin)
+        time = rows * (end - begin) / speeds[tensor]
         if i < layout.block_items:
-            times[i % grid] += elements / rates[tensor]
+            times[i % grid] += time
         else:
-            times[(i - layout.block_items) // WARPS_OF_BLOCK % grid] += elements / rates[tensor] / WARPS_OF_BLOCK
+            times[(layout.block_items + (i - layout.block_items) // WARPS_OF_BLOCK) % grid] += time
     return times
 
 
 @dataclass(frozen=True)
 class Prediction:
     ns: float
-    share: float  # of a copy, of the bytes that the step has to move
+    share: float  # of a copy's bandwidth, for the bytes that the step has to move
 
 
-def adamw(gpu: Gpu, shapes: Sequence[Shape], dtype: str) -> Prediction:
-    layout = layout_of(gpu, shapes, dtype, False)
-    rate = share(simulate(elementwise(gpu, dtype), costs(gpu), 4, False) * gpu.multiprocessors, gpu.copy)
-    least = numel_of(tuple(shapes)) * BYTES[dtype] / gpu.copy
-    ns = least / rate * tail(block_times(gpu, layout, defaultdict(lambda: 1.0)))
-    return Prediction(ns, least / ns)
+def launch(gpu: Gpu, shapes: Sequence[Shape], dtype: str, function: str, layout: Layout) -> float:
+    """ns of a kernel over all tensors. Vectors are stepped elementwise by `update`, and passed over by `gate_stats`."""
+    known: dict[tuple[int, int], float] = {}
+    speeds = []
+    for tensor, shape in enumerate(shapes):
+        projects = function != "step" and len(shape) > 1
+        key = (numel_of((shape[1:],)), layout.rows_of_item(tensor)) if projects else (0, 0)
+        if key not in known:
+            item = rowwise(gpu, dtype, layout, function, *key) if projects else elementwise(gpu, dtype)
+            most = simulate(item, costs(gpu), layout.blocks, projects) * gpu.multiprocessors
+            known[key] = share(most, gpu.copy) * gpu.copy / BYTES[dtype][function]
+        speeds.append(known[key])
+    times = block_times(gpu, layout, speeds)
+    return sum(times) * tail(times)
 
 
-def adamp(gpu: Gpu, shapes: Sequence[Shape]) -> Prediction:
-    """float32, every matrix projected and predicted."""
-    layout = layout_of(gpu, shapes, "float32", True)
-    speeds: dict[tuple[int, int], float] = {}
-    rates: dict[int, float] = {}
-    for i, shape in enumerate(shapes):
-        length = numel_of((shape[1:],)) if len(shape) > 1 else 0
-        key = (length, layout.rows_of_item[i] if length else 0)
-        if key not in speeds:
-            item = updated(gpu, "float32", layout, *key) if length else elementwise(gpu, "float32")
-            most = simulate(item, costs(gpu), layout.blocks, bool(length)) * gpu.multiprocessors
-            speeds[key] = share(most, gpu.copy)
-        rates[i] = speeds[key]
-    times = block_times(gpu, layout, rates)
-    least = numel_of(tuple(shapes)) * BYTES["float32"] / gpu.copy
-    ns = sum(times) * BYTES["float32"] / gpu.copy * tail(times) + LAUNCH
+def predict(gpu: Gpu, shapes: Sequence[Shape], dtype: str, projected: bool) -> Prediction:
+    """AdamW, or AdamP with every matrix projected: predicted in float32, while bfloat16 takes `gate_stats` first."""
+    layout = layout_of(gpu, shapes, dtype, projected)
+    kernels = ["step"] if not projected else ["update"] if dtype == "float32" else ["gate_stats", "update"]
+    ns = sum(launch(gpu, shapes, dtype, kernel, layout) for kernel in kernels)
+    ns += LAUNCH * len(kernels[1:] + ["correct"] * projected)
+    least = numel_of(tuple(shapes)) * sum(BYTES[dtype][kernel] for kernel in kernels) / gpu.copy
     return Prediction(ns, least / ns)
 
 
@@ -228,31 +226,30 @@ def prediction_rows(gpus: Iterable[Gpu] = GPUS) -> list[dict[str, str]]:
     rows = []
     for gpu in gpus:
         for model, shapes in MODELS.items():
-            plain, projecting = adamw(gpu, shapes, "float32"), adamp(gpu, shapes)
+            found = {
+                f"{name}, {dtype}": predict(gpu, shapes, dtype, name == "AdamP")
+                for dtype in DTYPES_SHOWN
+                for name in ("AdamW", "AdamP")
+            }
+            ratio = found["AdamP, float32"].ns / found["AdamW, float32"].ns
             rows.append(
-                {
-                    "GPU": gpu.name,
-                    "model": model,
-                    "AdamW": f"{plain.share:.1%}",
-                    "AdamW bf16": f"{adamw(gpu, shapes, 'bfloat16').share:.1%}",
-                    "AdamP": f"{projecting.share:.1%}",
-                    "AdamP / AdamW": f"{projecting.ns / plain.ns:.3f}",
-                }
+                {"GPU": gpu.name, "model": model}
+                | {name: f"{prediction.share:.1%}" for name, prediction in found.items()}
+                | {"time of AdamP / AdamW, float32": f"{ratio:.2f}"}
             )
     return rows
 
 
 def prediction_table(rows: Sequence[dict[str, str]]) -> str:
-    return table({name: (lambda row, name=name: row[name]) for name in rows[0]}, rows)
+    return table({name: (lambda row, name=name: str(row[name])) for name in rows[0]}, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", action="append", choices=[gpu.name for gpu in GPUS])
+    parser.add_argument("--gpu", action="append", choices=[gpu.name for gpu in GPUS], help="may be repeated")
     args = parser.parse_args()
     chosen = [gpu for gpu in GPUS if not args.gpu or gpu.name in args.gpu]
-    print("Predicted, not measured: share of the bandwidth of a copy\n")
-    print(prediction_table(prediction_rows(chosen)))
+    print(f"{TITLE}:\n\n{prediction_table(prediction_rows(chosen))}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from cpu_report import FIELDS, memory_row, memory_table, time_rows, time_table
 from figure import figure
 from harness import time_case
 from memory import measure
+from predict import GPUS, TITLE, prediction_rows, prediction_table
 from program import RESULTS, csv_path, parser_of, say, say_about, say_goals, since
 from results_file import DIRTY, Row, write_csv
 from traffic import traffic_rows
@@ -81,6 +82,8 @@ def main() -> None:
     if not args.case or "traffic" in args.case:
         counted = traffic_rows()
         say(f"\nBytes per parameter, counted:\n{traffic_table(counted)}{since(started)}")
+        predicted = prediction_rows(gpu for gpu in GPUS if gpu.name in ("H100", "H200"))
+        say(f"\n{TITLE} (docs/prediction.md):\n{prediction_table(predicted)}\n{since(started)}")
 
     if rows:
         say_goals(goals, args.quick)

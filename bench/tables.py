@@ -1,5 +1,5 @@
-"""Writes the tables of the README and docs/targets.md: from the CSV files that their markers name, by counting bytes, and
-from targets.py.
+"""Writes the tables of the README and docs/: from the CSV files that their markers name, by counting bytes, by the model of
+predict.py, and from targets.py.
 
 A block of a page between `<!-- bench: NAME from bench/results/FILE.csv -->` and `<!-- /bench -->` is what the function
 NAME of BLOCKS makes of that file (see blocks.py). No figure in it is written by hand.
@@ -13,11 +13,11 @@ import re
 import sys
 from pathlib import Path
 
-from blocks import BLOCKS, TARGETS, Counted, Row, targets, traffic
+from blocks import BLOCKS, TARGETS, Counted, Row, predicted_table, targets, traffic
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = (README, ROOT / "docs/targets.md")
+PAGES = (README, ROOT / "docs/targets.md", ROOT / "docs/prediction.md")
 BLOCK = re.compile(r"<!-- bench: (\w+)(?: from (\S+\.csv))? -->\n(.*?)<!-- /bench -->", re.DOTALL)
 
 
@@ -41,10 +41,17 @@ def sources(text: str) -> list[str]:
     return list(dict.fromkeys(match[2] for match in BLOCK.finditer(text) if match[2]))
 
 
-def render(text: str, root: Path = ROOT, use: str | None = None, counted: Counted | None = None, up: str = "") -> str:
+def render(
+    text: str,
+    root: Path = ROOT,
+    use: str | None = None,
+    counted: Counted | None = None,
+    predicted: list[Row] | None = None,
+    up: str = "",
+) -> str:
     """The page with its blocks made anew, from the file `use` if that is given, else from those that the markers name.
 
-    The table of bytes is left alone where `counted` is not given. up: what leads from the page to the root.
+    The tables of bytes and of predictions are left alone where those are not given. up: what leads from the page to the root.
     """
     seen: set[str] = set()
 
@@ -52,11 +59,13 @@ def render(text: str, root: Path = ROOT, use: str | None = None, counted: Counte
         name, file = match[1], match[2]
         if name == "traffic":
             return match[0] if counted is None else f"<!-- bench: traffic -->\n{traffic(counted)}<!-- /bench -->"
+        if name == "predicted":
+            return match[0] if predicted is None else f"<!-- bench: predicted -->\n{predicted_table(predicted)}<!-- /bench -->"
         if name in TARGETS:
             return f"<!-- bench: {name} -->\n{targets(TARGETS[name])}<!-- /bench -->"
         if name not in BLOCKS or file is None:
             raise ValueError(
-                f"`{match[0].splitlines()[0]}` names none of {', '.join([*BLOCKS, *TARGETS])}, traffic, or no CSV file"
+                f"`{match[0].splitlines()[0]}` names none of {', '.join([*BLOCKS, *TARGETS])}, traffic, predicted, or no CSV file"
             )
         file = use or file
         rows = read(root / file)
@@ -71,11 +80,12 @@ def up_from(page: Path) -> str:
     return "../" if page.parent.name == "docs" else ""
 
 
-def write(use: Path | None = None, counted: Counted | None = None) -> None:
+def write(use: Path | None = None, counted: Counted | None = None, predicted: list[Row] | None = None) -> None:
     name = None if use is None else use.resolve().relative_to(ROOT).as_posix()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        page.write_text(render(text, use=name, counted=counted, up=up_from(page)), encoding="utf-8")
+        new = render(text, use=name, counted=counted, predicted=predicted, up=up_from(page))
+        page.write_text(new, encoding="utf-8")
 
 
 def main(given: list[str]) -> None:
@@ -85,19 +95,21 @@ def main(given: list[str]) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing: fail if the tables differ")
     parser.add_argument("--use", type=Path, metavar="CSV", help="take this file in place of those that the pages name")
     parser.add_argument(
-        "--no-traffic", action="store_true", help="leave out the table of bytes, whose counting takes a minute"
+        "--no-traffic", action="store_true", help="leave out the tables of bytes and of predictions, which take a minute"
     )
     args = parser.parse_args(given)
-    counted = None
+    counted = predicted = None
     if not args.no_traffic:
+        from predict import prediction_rows
         from traffic import traffic_rows
 
-        counted = traffic_rows()
+        counted, predicted = traffic_rows(), prediction_rows()
     if not args.check:
-        write(use=args.use, counted=counted)
+        write(use=args.use, counted=counted, predicted=predicted)
         return
     for page in PAGES:
-        if render(text := page.read_text(encoding="utf-8"), counted=counted, up=up_from(page)) != text:
+        text = page.read_text(encoding="utf-8")
+        if render(text, counted=counted, predicted=predicted, up=up_from(page)) != text:
             sys.exit(f"{page.name} differs from its CSV files: write its tables with `make bench-tables`, not by hand.")
 
 

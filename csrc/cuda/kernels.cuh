@@ -166,8 +166,10 @@ __device__ __forceinline__ void run_items(const KernelParams<Rule>& params) {
     }
   });
 
+  // From the block on that comes after that of the last item, so that none has one more of both.
+  const int block = int(blockIdx.x + gridDim.x - plan.block_items % gridDim.x) % gridDim.x;
   FinishedItem& own = shared.finished[warp()];
-  each_item(plan, plan.block_items, plan.all_items, int(blockIdx.x) * warps + warp(), warps, backwards,
+  each_item(plan, plan.block_items, plan.all_items, block * warps + warp(), warps, backwards,
             [&](const DeviceItem& item, int index, bool) {
               if (publishes && lane() == 0) own.of_warp[warp()] = {}, own.index = -1;
               with_item(params, item, [&](const ItemView<Rule>& o) {

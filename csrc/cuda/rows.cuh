@@ -56,20 +56,23 @@ struct Rows {
 
   // Calls round(whole, count, j) for every width-th vector j of a span, from `rank` on. `count` of them, each `width`
   // after the one before, are a round, whose loads are in flight together: the compiler cannot move a load above a
-  // store. Where all are whole, no access needs a test; the others come one by one.
+  // store. Where all are whole, no access needs a test; the vectors of the other rounds come one by one.
   template <int count, class Round>
   __device__ __forceinline__ void each_round(const Row& s, int vectors, int rank, int width, const Round& round) const {
     if constexpr (lanes == 1) {
       for (int j = rank; j < vectors; j += width) round(std::false_type{}, std::integral_constant<int, 1>{}, j);
     } else {
-      const int first = o.aligned ? s.first_whole() : vectors, end = s.end_of_whole() - (count - 1) * width;
-      for (int j = rank; j < vectors; j += count * width) {
-        if (j >= first && j < end) {
+      const int first = o.aligned ? s.first_whole() : vectors, end = s.end_of_whole();
+      for (int j = rank; j < vectors;) {
+        if (j >= first && j < end - (count - 1) * width) {
           round(std::true_type{}, std::integral_constant<int, count>{}, j);
+          j += count * width;
         } else {
-#pragma unroll 1
-          for (int n = 0; n < count && j + n * width < vectors; ++n)
-            round(std::false_type{}, std::integral_constant<int, 1>{}, j + n * width);
+          if (j >= first && j < end)
+            round(std::true_type{}, std::integral_constant<int, 1>{}, j);
+          else
+            round(std::false_type{}, std::integral_constant<int, 1>{}, j);
+          j += width;
         }
       }
     }

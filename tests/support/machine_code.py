@@ -142,8 +142,9 @@ def wide_accesses_wanted(kernel: Kernel) -> dict[str, int]:
     }
     wanted: Counter[str] = Counter()
     for times, accesses in traversals.get(kernel.function, []):
+        with_single = times + (times > 1)  # the last vector of a lane may be without others
         for name, size, number in accesses:
-            wanted[f"{name}.{size}"] += 2 * times * number
+            wanted[f"{name}.{size}"] += 2 * with_single * number
     return dict(sorted((+wanted).items()))
 
 

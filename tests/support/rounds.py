@@ -206,25 +206,30 @@ Parts = Iterator[tuple[str, list[Circuit]]]  # the first without those that foll
 
 
 def parts_of(flow: Flow, function: str) -> Parts:
-    if function != "update":
-        for circuit in flow.loops("LDG.E.NA"):
-            yield "round", [circuit]
-        return
-    updates = [c for c in flow.loops("LDG.E.NA") if any(name.startswith("STS") for name in flow.accesses(c))]
-    writes = [c for c in flow.loops("LDS.128") if any(name.startswith("STG.E.EF") for name in flow.accesses(c))]
-    stages = {8: [], 10: []}  # type: dict[int, list[Circuit]]
-    for circuit in flow.loops("SHFL"):
-        shuffles = sum(i.name == "SHFL" for i in flow.instructions(circuit))
-        if len(flow.instructions(circuit)) < 50 and shuffles in stages:
-            stages[shuffles].append(circuit)
-    for part, circuits in (("round", updates), ("write", writes), ("sum", stages[8]), ("join", stages[10])):
+    rounds = list(flow.loops("LDG.E.NA"))
+    stages: dict[int, list[Circuit]] = {8: [], 10: []}  # by the shuffles of a sum, and of statistics
+    writes: list[Circuit] = []
+    if function == "update":
+        rounds = [c for c in rounds if any(name.startswith("STS") for name in flow.accesses(c))]
+        loops = flow.loops("LDS.128")
+        writes = [c for c in loops if any(name.startswith("STG.E.EF") for name in flow.accesses(c))]
+    if function in ("update", "gate_stats"):
+        for circuit in flow.loops("SHFL"):
+            shuffles = sum(i.name == "SHFL" for i in flow.instructions(circuit))
+            if len(flow.instructions(circuit)) < 80 and shuffles in stages:
+                stages[shuffles].append(circuit)
+    for part, circuits in (("round", rounds), ("write", writes), ("sum", stages[8]), ("join", stages[10])):
         for circuit in circuits:
             yield part, [circuit]
-    for update in updates:
-        ways = ([update[-1], *side_by_side(flow, update), stage[-1], write[-1]] for write in writes for stage in stages[8])
-        rows = [(row, stops) for stops in ways if (row := flow.circuit(stops))]
-        row, stops = min(rows, key=lambda found: len(flow.instructions(found[0])))
-        inner = [next(c for c in circuits if c[-1] in stops) for circuits in ([update], writes, stages[8])]
+    for own in rounds if stages[8] else []:
+        rows = []
+        for stage in stages[8]:
+            for write in [[c] for c in writes] or [list[Circuit]()]:
+                inner = [own, stage, *write]
+                stops = [own[-1], *side_by_side(flow, own), *(c[-1] for c in inner[1:])]
+                if row := flow.circuit(stops):
+                    rows.append((len(flow.instructions(row)), row, stops, inner))
+        _, row, stops, inner = min(rows)
         yield "row", [flow.by_way_of(row, stops, flow.in_double), *inner]
 
 
