@@ -2,8 +2,7 @@
 
 plan.py            which rows of which tensors go into which program: pure, without Triton
 launch.py          the launches of a step
-kernels.py         a kernel for each phase, and the dispatch over tile configurations
-tiles.py           the phases on one tile
+kernels.py         a kernel for each phase, on one tile
 gate.py            from row statistics to verdicts
 rules.py           one element, or the scalars of one row: reference.py and csrc/rules/, under the same names
 memory.py          tables and elements in global memory

@@ -1,4 +1,4 @@
-"""The kernels: one for each phase of a step.
+"""The kernels: one for each phase of a step. A program steps one tile: some rows of one width, padded to a power of two.
 
     gate_stats  sums of p and g, for tensors that do not speculate (then `decide` of gate.py)
     step        moments and p in one pass, for tensors without a gate
@@ -6,8 +6,11 @@
     correct     p of the tensors whose prediction was wrong, or that have deferred rows
     square_sum  of the gradients, row by row, for clipping; then `add_up`
 
-A program steps one tile. Its tile configuration, `config`, is the width of a padded row, 16 << config//2 elements, and
-whether accesses are 16 bytes wide (odd). A kernel is compiled for every configuration of the plan: a bit of CONFIGS each.
+A kernel is launched for each tile configuration of the plan, and compiled for it alone, so that the registers of one do not
+limit how many programs of another run at once: WIDTH and ROWS of the tile, and ALIGNED, the elements of 16 bytes where
+accesses are as wide, else 0. The rows of a launch begin at `first`; the table has `count`.
+
+Whether the step is skipped is asked by the writes alone: a read that waited for it would come a latency later.
 """
 
 from __future__ import annotations
@@ -15,98 +18,133 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import plan
+from .gate import gate_to_write
 from .jit import device
-from .memory import GG, SCALARS_FIELDS
-from .plan import PROGRAM, SHIFTS
-from .rules import SKIPPED
-from .tiles import correct_tile, gate_stats_tile, square_sum_tile, step_tile, update_tile
-
-PROGRAM_FIELDS = tl.constexpr(len(PROGRAM))
-MAX_CONFIGS = tl.constexpr(2 * SHIFTS[-1] + 2)
-
-# Phases.
-STEP = tl.constexpr(0)
-GATE_STATS = tl.constexpr(1)
-UPDATE = tl.constexpr(2)
-CORRECT = tl.constexpr(3)
-SQUARE_SUM = tl.constexpr(4)
-
-# Called in place, and not named in the loop over configurations: a constexpr cannot be assigned twice, and such a loop is
-# unrolled into one scope.
-rows_per_program = triton.constexpr_function(plan.rows_per_program)
+from .memory import (
+    BUCKET,
+    DEFERRED,
+    GG,
+    PG,
+    PIECES,
+    PP,
+    PU,
+    SCALARS_FIELDS,
+    SPECULATES,
+    TENSOR_FIELDS,
+    V_C,
+    V_GATE,
+    V_NEEDS_CORRECTION,
+    V_WRITTEN,
+    VERDICT_FIELDS,
+    C,
+    G,
+    M,
+    P,
+    V,
+    load_rows,
+    of,
+    operand,
+    read,
+    row_sum,
+    within,
+    write,
+)
+from .rules import (
+    ADAM_RULE,
+    CHANNEL,
+    LAYER,
+    NONE,
+    PROJECT_MOMENTUM,
+    SGD_RULE,
+    SKIPPED,
+    S,
+    advance,
+    affine,
+    apply,
+    coefficient,
+    correction,
+    direction,
+    gradient,
+    reads_gradient,
+    recoverable,
+)
 
 
 @device
-def dispatch(PHASE: tl.constexpr, programs, first_program, row_table, count, tensors, scalars_table, row_stats, verdicts,
-             RULE: tl.constexpr, PARAM: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr,
-             CONFIGS: tl.constexpr, VECTOR: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
-    """Runs a phase on this program's tile, unless its step is skipped. Arguments that the phase does not use: anything."""
-    program = programs + (first_program + tl.program_id(0)).to(tl.int64) * PROGRAM_FIELDS
-    scalars = scalars_table
-    own = tl.load(program)
-    if PHASE != SQUARE_SUM:
-        scalars = scalars_table + tl.load(program + 2) * SCALARS_FIELDS
-        own = tl.where(tl.load(scalars + SKIPPED) != 0, -1, own)
-    first = tl.load(program + 1)
-    for config in tl.static_range(MAX_CONFIGS):
-        if (CONFIGS >> config) % 2 == 1:  # noqa: SIM102  (known at compile time)
-            if own == config:
-                if PHASE == STEP:
-                    step_tile(row_table, count, tensors, scalars, first, RULE, PARAM, MOMENT, WORK, 16 << config // 2,
-                              rows_per_program(config, TILE), config % 2 * VECTOR)  # fmt: skip
-                elif PHASE == GATE_STATS:
-                    gate_stats_tile(row_table, count, tensors, scalars, row_stats, first, PARAM, 16 << config // 2,
-                                    rows_per_program(config, TILE), config % 2 * VECTOR)  # fmt: skip
-                elif PHASE == UPDATE:
-                    update_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, RULE, PARAM, MOMENT, WORK,
-                                16 << config // 2, rows_per_program(config, TILE), config % 2 * VECTOR,
-                                PROJECTS_MOMENTUM)  # fmt: skip
-                elif PHASE == CORRECT:
-                    correct_tile(row_table, count, tensors, scalars, row_stats, verdicts, first, RULE, PARAM, MOMENT, WORK,
-                                 16 << config // 2, rows_per_program(config, TILE), config % 2 * VECTOR,
-                                 PROJECTS_MOMENTUM)  # fmt: skip
-                else:
-                    square_sum_tile(row_table, count, tensors, row_stats, first, PARAM, 16 << config // 2,
-                                    rows_per_program(config, TILE), config % 2 * VECTOR)  # fmt: skip
+def first_row(first, ROWS: tl.constexpr):
+    """The first row of this program's tile."""
+    return first + tl.program_id(0).to(tl.int64) * ROWS
 
 
-@triton.jit(do_not_specialize=["first_program", "count"])
-def step(programs, first_program, row_table, count, tensors, scalars_table, RULE: tl.constexpr, PARAM: tl.constexpr,
-         MOMENT: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr, CONFIGS: tl.constexpr,
-         VECTOR: tl.constexpr):  # fmt: skip
-    dispatch(STEP, programs, first_program, row_table, count, tensors, scalars_table, tensors, tensors, RULE, PARAM,
-             MOMENT, WORK, TILE, CONFIGS, VECTOR, False)  # fmt: skip
+@device
+def scalars_of(row_table, tensors, scalars_table, first):
+    """The scalars of the bucket of a tile, whose first row is never an empty one."""
+    return scalars_table + of(tensors + tl.load(row_table + first) * TENSOR_FIELDS, BUCKET) * SCALARS_FIELDS
 
 
-@triton.jit(do_not_specialize=["first_program", "count"])
-def gate_stats(programs, first_program, row_table, count, tensors, scalars_table, row_stats, PARAM: tl.constexpr,
-               TILE: tl.constexpr, CONFIGS: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
-    dispatch(GATE_STATS, programs, first_program, row_table, count, tensors, scalars_table, row_stats, row_stats, None,
-             PARAM, None, None, TILE, CONFIGS, VECTOR, False)  # fmt: skip
+@device
+def unless_skipped(length, scalars):
+    """The lengths of the rows to write: 0 where the step is skipped."""
+    return tl.where(tl.load(scalars + SKIPPED) != 0, 0, length)
 
 
-@triton.jit(do_not_specialize=["first_program", "count"])
-def update(programs, first_program, row_table, count, tensors, scalars_table, row_stats, verdicts, RULE: tl.constexpr,
-           PARAM: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr, CONFIGS: tl.constexpr,
-           VECTOR: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
-    dispatch(UPDATE, programs, first_program, row_table, count, tensors, scalars_table, row_stats, verdicts, RULE, PARAM,
-             MOMENT, WORK, TILE, CONFIGS, VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
+@triton.jit(do_not_specialize=["first", "count"])
+def step(row_table, first, count, tensors, scalars_table, RULE: tl.constexpr, PARAM: tl.constexpr, MOMENT: tl.constexpr,
+         WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    first = first_row(first, ROWS)
+    _, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
+    scalars = scalars_of(row_table, tensors, scalars_table, first)
+    there = within(length, WIDTH, ALIGNED)
+    at_p = operand(tensor, P, start, PARAM, WIDTH, ALIGNED)
+    p = read(at_p, there, PARAM)
+    g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
+    m = p
+    v = p
+    if RULE != SGD_RULE:
+        at_m = operand(tensor, M, start, MOMENT, WIDTH, ALIGNED)
+        m = read(at_m, there, MOMENT)
+    if RULE == ADAM_RULE:
+        at_v = operand(tensor, V, start, MOMENT, WIDTH, ALIGNED)
+        v = read(at_v, there, MOMENT)
+    there = within(unless_skipped(length, scalars), WIDTH, ALIGNED)
+    g = gradient(p, g, scalars)
+    m, v = advance(g, m, v, scalars, RULE)
+    u = direction(p, g, m, v, scalars, RULE)
+    d, k = affine(NONE, 0.0, scalars)
+    if RULE != SGD_RULE:
+        write(at_m, m, there, MOMENT)
+    if RULE == ADAM_RULE:
+        write(at_v, v, there, MOMENT)
+    write(at_p, apply(p, u, d.to(WORK), k.to(WORK)), there, PARAM)
 
 
-@triton.jit(do_not_specialize=["first_program", "count"])
-def correct(programs, first_program, row_table, count, tensors, scalars_table, row_stats, verdicts, RULE: tl.constexpr,
-            PARAM: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, TILE: tl.constexpr, CONFIGS: tl.constexpr,
-            VECTOR: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
-    dispatch(CORRECT, programs, first_program, row_table, count, tensors, scalars_table, row_stats, verdicts, RULE, PARAM,
-             MOMENT, WORK, TILE, CONFIGS, VECTOR, PROJECTS_MOMENTUM)  # fmt: skip
+@device
+def store_sums(row_stats, count, row, pg, pp, gg):
+    tl.store(row_stats + PG * count + row, pg)
+    tl.store(row_stats + PP * count + row, pp)
+    tl.store(row_stats + GG * count + row, gg)
 
 
-@triton.jit(do_not_specialize=["first_program", "count"])
-def square_sum(programs, first_program, row_table, count, tensors, row_stats, PARAM: tl.constexpr, TILE: tl.constexpr,
-               CONFIGS: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
-    dispatch(SQUARE_SUM, programs, first_program, row_table, count, tensors, row_stats, row_stats, row_stats, None, PARAM,
-             None, None, TILE, CONFIGS, VECTOR, False)  # fmt: skip
+@triton.jit(do_not_specialize=["first", "count"])
+def gate_stats(row_table, first, count, tensors, scalars_table, row_stats, PARAM: tl.constexpr, WIDTH: tl.constexpr,
+               ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    first = first_row(first, ROWS)
+    row, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
+    length = tl.where(of(tensor, SPECULATES) == 0, length, 0)
+    if tl.max(length, axis=0) > 0:
+        there = within(length, WIDTH, ALIGNED)
+        p = read(operand(tensor, P, start, PARAM, WIDTH, ALIGNED), there, PARAM)
+        g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
+        g = gradient(p, g, scalars_of(row_table, tensors, scalars_table, first))
+        store_sums(row_stats, count, row, row_sum(p, g), row_sum(p, p), row_sum(g, g))
+
+
+@triton.jit(do_not_specialize=["first", "count"])
+def square_sum(row_table, first, count, tensors, row_stats, PARAM: tl.constexpr, WIDTH: tl.constexpr,
+               ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    row, _, tensor, start, length = load_rows(row_table, count, tensors, first_row(first, ROWS), ROWS)
+    g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), within(length, WIDTH, ALIGNED), PARAM)
+    tl.store(row_stats + GG * count + row, row_sum(g, g))
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -117,3 +155,101 @@ def add_up(row_stats, count, sum, BLOCK: tl.constexpr):
         row = start + tl.arange(0, BLOCK)
         all_gg += tl.load(row_stats + GG * count + row, mask=row < count, other=0.0)
     tl.store(sum, tl.sum(all_gg, axis=0))
+
+
+@device
+def projects_momentum(projected, scalars):
+    """Whether the momentum buffer of a row is to be projected too. As numbers: Triton's interpreter cannot combine booleans
+    of a scalar and a tensor."""
+    return projected.to(tl.float64) * tl.load(scalars + PROJECT_MOMENTUM) != 0
+
+
+@triton.jit(do_not_specialize=["first", "count"])
+def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts, RULE: tl.constexpr, PARAM: tl.constexpr,
+           MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
+           PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+    first = first_row(first, ROWS)
+    row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
+    scalars = scalars_of(row_table, tensors, scalars_table, first)
+    there = within(length, WIDTH, ALIGNED)
+    at_p = operand(tensor, P, start, PARAM, WIDTH, ALIGNED)
+    at_m = operand(tensor, M, start, MOMENT, WIDTH, ALIGNED)
+    p = read(at_p, there, PARAM)
+    g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
+    m = read(at_m, there, MOMENT)
+    v = p
+    if RULE == ADAM_RULE:
+        at_v = operand(tensor, V, start, MOMENT, WIDTH, ALIGNED)
+        v = read(at_v, there, MOMENT)
+    there = within(unless_skipped(length, scalars), WIDTH, ALIGNED)
+    g = gradient(p, g, scalars)
+    m, v = advance(g, m, v, scalars, RULE)
+    u = direction(p, g, m, v, scalars, RULE)
+    # Moments are written before the sums, so that only p and u are in registers across them.
+    if RULE == ADAM_RULE:
+        write(at_v, v, there, MOMENT)
+    if not PROJECTS_MOMENTUM:
+        write(at_m, m, there, MOMENT)
+    pp = row_sum(p, p)
+    store_sums(row_stats, count, row, row_sum(p, g), pp, row_sum(g, g))
+    pu = row_sum(p, u)
+    c = coefficient(pp, pu, scalars)
+    gate, speculates = gate_to_write(tensor, verdicts + index * VERDICT_FIELDS, scalars)
+    buffered = (gate == CHANNEL) & (of(tensor, PIECES) == 1)
+    d, k = affine(tl.where(buffered, CHANNEL, NONE), c, scalars)
+    # Deferred to `correct`: a row whose known gate needs sums that are not complete here, or whose p could not be recovered.
+    deferred = (gate != NONE) & (buffered == 0)
+    deferred = deferred | (speculates & (recoverable(d, tl.load(scalars + S) * c) == 0))
+
+    tl.store(row_stats + PU * count + row, pu)
+    tl.store(row_stats + C * count + row, c)
+    tl.store(row_stats + DEFERRED * count + row, deferred.to(tl.float64))
+    if PROJECTS_MOMENTUM:
+        # Here the buffer is the direction itself.
+        projected = projects_momentum(buffered & (deferred == 0), scalars)
+        write(at_m, tl.where(projected[:, None], u - c.to(WORK)[:, None] * p, m), there, MOMENT)
+    p = apply(p, u, d.to(WORK)[:, None], k.to(WORK)[:, None])
+    write(at_p, p, there & (deferred == 0)[:, None], PARAM)
+
+
+@triton.jit(do_not_specialize=["first", "count"])
+def correct(row_table, first, count, tensors, scalars_table, row_stats, verdicts, RULE: tl.constexpr, PARAM: tl.constexpr,
+            MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
+            PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+    first = first_row(first, ROWS)
+    row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
+    verdict = verdicts + index * VERDICT_FIELDS
+    length = tl.where(of(verdict, V_NEEDS_CORRECTION) != 0, length, 0)
+    if tl.max(length, axis=0) > 0:
+        scalars = scalars_of(row_table, tensors, scalars_table, first)
+        length = unless_skipped(length, scalars)
+        own = tl.load(row_stats + C * count + row)
+        deferred = tl.load(row_stats + DEFERRED * count + row) != 0
+        buffered = (of(verdict, V_WRITTEN) == CHANNEL) & (of(tensor, PIECES) == 1)
+        d0, k0 = affine(tl.where(buffered, CHANNEL, NONE), own, scalars)
+        d0 = tl.where(deferred, 0.0, d0)
+        k0 = tl.where(deferred, 0.0, k0)
+        gate = of(verdict, V_GATE)
+        c = tl.where(gate == LAYER, of(verdict, V_C), own)
+        d1, k1 = affine(gate, c, scalars)
+        length = tl.where((deferred == 0) & (d0 == d1) & (k0 == k1), 0, length)
+        d, k = correction(d0, k0, d1, k1)
+        d = d.to(WORK)[:, None]
+        k = k.to(WORK)[:, None]
+
+        there = within(length, WIDTH, ALIGNED)
+        at_p = operand(tensor, P, start, PARAM, WIDTH, ALIGNED)
+        at_m = operand(tensor, M, start, MOMENT, WIDTH, ALIGNED)
+        p = read(at_p, there, PARAM)
+        m = read(at_m, there, MOMENT)
+        v = p
+        if RULE == ADAM_RULE:
+            v = read(operand(tensor, V, start, MOMENT, WIDTH, ALIGNED), there, MOMENT)
+        with_gradient = within(tl.where(reads_gradient(scalars), length, 0), WIDTH, ALIGNED)
+        g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), with_gradient, PARAM)
+        g = gradient(p, g, scalars)
+        u = direction(p, g, m, v, scalars, RULE)
+        if PROJECTS_MOMENTUM:
+            projected = projects_momentum(gate != NONE, scalars)
+            write(at_m, m - c.to(WORK)[:, None] * p, there & projected[:, None], MOMENT)
+        write(at_p, apply(p, u, d, k), there, PARAM)

@@ -1,4 +1,4 @@
-"""The launches of a step. Their number depends on the dtypes and rules of the tensors, not on how many there are."""
+"""The launches of a step. Their number depends on the dtypes, rules and row lengths of the tensors, not on how many there are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import device_scalars, gate, kernels
-from .plan import KernelKey, Plan, ProgramRange, itemsize
+from .plan import KernelKey, Launch, Plan, itemsize
 
 RULES = {"adam": 0, "momentum": 1, "sgd": 2}
 INTERPRETED = not isinstance(kernels.step, triton.JITFunction)
@@ -19,7 +19,7 @@ INTERPRETED = not isinstance(kernels.step, triton.JITFunction)
 TENSORS, BLOCK = 16 if INTERPRETED else 1, 1024
 
 # Contraction would round d*p + k*u once less than the reference does.
-OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+OPTIONS = {"enable_fp_fusion": False}
 
 
 def scalars_of(h: Any, rule: str, t: float, first: bool, negated: bool) -> list[float]:
@@ -52,8 +52,8 @@ class DeviceTables:
 
     plan: Plan
     count: int  # of rows in row_table
+    lanes: int  # of a warp
     row_table: Tensor
-    programs: Tensor
     unpredicted: Tensor
     gated: Tensor
     device_counted: Tensor
@@ -69,43 +69,58 @@ class DeviceTables:
     no_scaling: Tensor
 
 
-def constants(key: KernelKey, programs: ProgramRange) -> dict[str, Any]:
-    """What a kernel is compiled for."""
-    return {
-        "RULE": RULES[key.rule],
-        "PARAM": getattr(tl, key.param),
-        "MOMENT": getattr(tl, key.moment),
-        "WORK": tl.float64 if key.param == "float64" else tl.float32,
-        "TILE": programs.tile,
-        "CONFIGS": programs.configs,
-        "VECTOR": 16 // itemsize(key.param),
+def lanes() -> int:
+    """Of a warp of the current device."""
+    return 32 if INTERPRETED else int(triton.runtime.driver.active.get_current_target().warp_size)
+
+
+def constants(launch: Launch, names: list[str]) -> dict[str, Any]:
+    """What a kernel with these parameters is compiled for."""
+    param = launch.key.param
+    every = {
+        "RULE": RULES[launch.key.rule],
+        "PARAM": getattr(tl, param),
+        "MOMENT": getattr(tl, launch.key.moment),
+        "WORK": tl.float64 if param == "float64" else tl.float32,
+        "WIDTH": launch.config.width,
+        "ROWS": launch.rows,
+        "ALIGNED": 16 // itemsize(param) if launch.config.vector else 0,
     }
+    return {name: x for name, x in every.items() if name in names}
+
+
+def run(kernel: Any, t: DeviceTables, launches: list[Launch], *tables: Tensor, **more: Any) -> list[str]:
+    """Launches a kernel for some launches of the plan; returns its name as often."""
+    for launch in launches:
+        kernel[(launch.programs,)](
+            *(t.row_table, launch.first, t.count, t.tensors, *tables),
+            **constants(launch, kernel.arg_names),
+            **more,
+            num_warps=launch.warps(t.lanes),
+            **OPTIONS,
+        )
+    return [kernel.__name__] * len(launches)
 
 
 def square_sum(t: DeviceTables) -> list[str]:
     """Launches the sum of squares over all gradients, into the table of that name; returns the names of the kernels."""
-    for key, programs in t.plan.ranges.items():
-        given = constants(key, programs)
-        del given["RULE"], given["MOMENT"], given["WORK"]
-        kernels.square_sum[(programs.count,)](
-            t.programs, programs.first, t.row_table, t.count, t.tensors, t.row_stats, **given, **OPTIONS
-        )
-    kernels.add_up[(1,)](t.row_stats, t.count, t.square_sum, BLOCK=BLOCK, **OPTIONS)
-    return ["square_sum"] * len(t.plan.ranges) + ["add_up"]
+    launched = run(kernels.square_sum, t, t.plan.launches, t.row_stats)
+    kernels.add_up[(1,)](t.row_stats, t.count, t.square_sum, BLOCK=BLOCK, num_warps=8, **OPTIONS)
+    return [*launched, "add_up"]
 
 
 @dataclass(frozen=True)
 class Step:
     """The launches of one step, phase by phase. `launched`: the names of the kernels so far.
 
-    active: the kernel keys of the tensors that are stepped. gated, unpredicted: those of the projected tensors, and of the
-    projected ones that do not speculate. projects: whether some momentum buffer is projected. scaling: clip, grad_scale and
+    plain, gated: the kernel keys of the tensors that are stepped, without a gate and with one. unpredicted: those of projected
+    tensors that do not speculate. projects: whether some momentum buffer is projected. scaling: clip, grad_scale and
     found_inf of scaling.py's Scaling. exchanges: whether `stats` are exchanged between update and decide.
     """
 
     tables: DeviceTables
     scaling: tuple[Tensor | None, Tensor | None, Tensor | None]
-    active: set[KernelKey]
+    plain: set[KernelKey]
     gated: set[KernelKey]
     unpredicted: set[KernelKey]
     projects: bool
@@ -129,13 +144,17 @@ class Step:
 
     def gate_stats(self) -> None:
         if self.unpredicted:
-            self._per_key(kernels.gate_stats, self.unpredicted, self.tables.row_stats)
+            self._run(kernels.gate_stats, self._launches(True, self.unpredicted), self.tables.row_stats)
             self._decide(self.tables.unpredicted, before_update=True)
 
     def update(self) -> None:
         t = self.tables
-        self._per_key(kernels.step, self.active - self.gated)
-        self._per_key(kernels.update, self.gated, t.row_stats, t.verdicts, PROJECTS_MOMENTUM=self.projects)
+        self._run(kernels.step, self._launches(False, self.plain))
+        self._run(
+            *(kernels.update, self._launches(True, self.gated)),
+            *(t.row_stats, t.verdicts),
+            PROJECTS_MOMENTUM=self.projects,
+        )
         if self.gated and self.exchanges:
             self._decide(t.gated, decides=False)
 
@@ -145,28 +164,18 @@ class Step:
 
     def correct(self) -> None:
         t = self.tables
-        self._per_key(kernels.correct, self.gated, t.row_stats, t.verdicts, PROJECTS_MOMENTUM=self.projects)
+        self._run(
+            *(kernels.correct, self._launches(True, self.gated)),
+            *(t.row_stats, t.verdicts),
+            PROJECTS_MOMENTUM=self.projects,
+        )
 
-    def _per_key(self, kernel: Any, keys: set[KernelKey], *tables: Tensor, **more: Any) -> None:
+    def _launches(self, projected: bool, keys: set[KernelKey]) -> list[Launch]:
+        return [x for x in self.tables.plan.launches if x.projected == projected and x.key in keys]
+
+    def _run(self, kernel: Any, launches: list[Launch], *tables: Tensor, **more: Any) -> None:
         t = self.tables
-        for key, programs in t.plan.ranges.items():
-            if key not in keys:
-                continue
-            given = {**constants(key, programs), **more}
-            if kernel is kernels.gate_stats:
-                del given["RULE"], given["MOMENT"], given["WORK"]
-            kernel[(programs.count,)](
-                t.programs,
-                programs.first,
-                t.row_table,
-                t.count,
-                t.tensors,
-                t.scalars_table,
-                *tables,
-                **given,
-                **OPTIONS,
-            )
-            self.launched.append(kernel.__name__)
+        self.launched.extend(run(kernel, t, launches, t.scalars_table, *tables, **more))
 
     def _decide(self, tensors: Tensor, before_update: bool = False, sums: bool = True, decides: bool = True) -> None:
         t = self.tables
@@ -179,6 +188,7 @@ class Step:
             DECIDES=decides,
             TENSORS=TENSORS,
             BLOCK=BLOCK,
+            num_warps=8,
             **OPTIONS,
         )
         self.launched.append("decide")

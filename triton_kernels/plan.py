@@ -3,23 +3,27 @@
 A projected tensor has rows of its own, the indices of dim 0; any other is cut into rows of `CHUNK` elements. A row longer
 than the widest tile is cut into pieces, each a row of the row table. A program takes as many rows as fill its tile, each
 padded to the width of its tile configuration. Its rows may be of different tensors of one dtype, rule and bucket. A bucket
-is a set of tensors whose scalars are equal: of one group, with one step count.
+is a set of tensors whose scalars are equal: of one group, with one step count. The rows of one launch are consecutive.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Widths of tile configurations are 16 << shift. Far apart, so that few have to be compiled; the widest is the longest
-# row whose p and u fit in the registers of eight warps.
-SHIFTS = (0, 2, 4, 6, 7, 8, 9)
-CHUNK = 4096
-# Elements of a program's tile, unless its one row is wider. 16 for each thread of eight warps.
-TILE = 4096
+# Widths of projected rows. Far apart, since each is a launch; the widest is the longest row whose p and u fit in registers.
+WIDTHS = (16, 64, 256, 1024, 2048, 4096, 8192)
+# Elements of a row of a tensor that is not projected. A shorter one is padded to this, or to 64: two launches at most.
+CHUNK = 2048
+# Elements of a program's tile, unless its one row is wider, and of a thread: half of them in float64.
+TILE, EACH = 1024, 8
+# The most warps of a program that leave each thread the registers for so many. A wider tile has half as many, since 16
+# elements take more registers than the threads of 16 warps of 32 lanes can have.
+MOST_WARPS = 16
 # In the interpreter a program takes milliseconds whatever its size: there, tiles have all rows of a configuration, up to
 # this many elements.
 INTERPRETED_TILE = 1 << 18
@@ -35,8 +39,6 @@ TENSOR = (
     *("bucket", "group", "rows", "length", "pieces", "first_row", "speculates"),
     "unused",
 )
-# Of a program, int64.
-PROGRAM = ("config", "first_row", "bucket")
 # Of a bucket at a step, float64: the scalars of csrc/rules/hyper.h, those of Adam, Momentum and Projection.
 SCALARS = (
     *("grad_scale", "l2", "beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "inv_sqrt_bc2", "eps"),
@@ -60,7 +62,7 @@ FIXED_HYPER = (
 
 
 class KernelKey(NamedTuple):
-    """The kernels of one launch: the storage of parameters and of moments, and the rule."""
+    """What the kernels of a tensor depend on: the storage of parameters and of moments, and the rule."""
 
     param: str
     moment: str
@@ -84,14 +86,29 @@ class TensorDesc:
     bucket: int
 
 
-@dataclass(frozen=True)
-class ProgramRange:
-    """The programs of one kernel key. configs: a bit for each tile configuration that they have."""
+class Config(NamedTuple):
+    """A tile configuration: the width of a padded row, and whether accesses are 16 bytes wide."""
 
-    first: int
-    count: int
-    configs: int
-    tile: int
+    width: int
+    vector: bool
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The programs of one launch: of a kernel key, of projected tensors or of others, of one tile configuration."""
+
+    key: KernelKey
+    projected: bool
+    config: Config
+    rows: int  # of a program
+    first: int  # row
+    programs: int
+
+    def warps(self, lanes: int) -> int:
+        """Of a program, in the compiled kernels. lanes: of a warp."""
+        each = EACH if itemsize(self.key.param) < 8 else EACH // 2
+        warps = max(TILE // EACH, self.rows * self.config.width // each) // lanes
+        return warps if warps <= MOST_WARPS else MOST_WARPS // 2
 
 
 @dataclass(frozen=True)
@@ -99,8 +116,7 @@ class Plan:
     """row_table: tensor, first element and length of every row. first_row, pieces: of each tensor."""
 
     row_table: Tensor
-    programs: Tensor
-    ranges: dict[KernelKey, ProgramRange]
+    launches: list[Launch]
     first_row: list[int]
     pieces: list[int]
 
@@ -111,29 +127,30 @@ def itemsize(dtype: str) -> int:
 
 def longest(dtype: str) -> int:
     """The longest row that is kept in registers from its sums to its write. One of 4096 float64 would spill."""
-    return 2048 if dtype == "float64" else 16 << SHIFTS[-1]
+    return 2048 if dtype == "float64" else WIDTHS[-1]
 
 
-def tile_of(dtype: str) -> int:
-    return TILE // (2 if dtype == "float64" else 1)
+def chunk_of(dtype: str) -> int:
+    return CHUNK // 2 if dtype == "float64" else CHUNK
 
 
-def interpreted_tile(rows: dict[int, int]) -> int:
-    """A tile for a number of rows of each tile configuration."""
-    wanted = max(count * (16 << config // 2) * (1 if config % 2 else 4) for config, count in rows.items())
-    return min(INTERPRETED_TILE, max(TILE, 1 << (wanted - 1).bit_length()))
+def config_of(key: KernelKey, length: int, projected: bool, aligned: bool) -> Config:
+    """The tile configuration of a row."""
+    widths = WIDTHS if projected else (64, chunk_of(key.param))
+    width = next(width for width in widths if length <= width)
+    return Config(width, aligned and width > 16)
 
 
-def config_of(length: int, aligned: bool) -> int:
-    """The tile configuration of a row: twice the shift of its width, and one more where accesses are 16 bytes wide."""
-    shift = next(shift for shift in SHIFTS if length <= 16 << shift)
-    return 2 * shift + (aligned and shift > 0)
-
-
-def rows_per_program(config: int, tile: int) -> int:
+def rows_per_program(key: KernelKey, config: Config) -> int:
     """Rows of a program. With accesses of one element, each element of a thread is in another row, and each row takes
     registers: a quarter of the tile leaves no spills."""
-    return max(1, (tile if config % 2 else tile // 4) // (16 << config // 2))
+    tile = TILE if config.vector else TILE // 4
+    return max(1, (tile // 2 if key.param == "float64" else tile) // config.width)
+
+
+def interpreted_rows(config: Config, buckets: Iterable[int]) -> int:
+    """Rows of a program in the interpreter: all of the bucket that has most."""
+    return min(INTERPRETED_TILE // config.width, 1 << (max(buckets) - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -141,7 +158,7 @@ class _Run:
     """Rows of one tensor and tile configuration."""
 
     tensor: int
-    config: int
+    config: Config
     starts: Tensor
     lengths: Tensor
 
@@ -152,7 +169,7 @@ def cut(tensor: int, desc: TensorDesc) -> list[_Run]:
 
     def run(starts: Tensor, lengths: Tensor, widest: int) -> _Run:
         aligned = desc.aligned and not bool(((starts | lengths) % vector).any())
-        return _Run(tensor, config_of(widest, aligned), starts, lengths)
+        return _Run(tensor, config_of(desc.key, widest, desc.projected, aligned), starts, lengths)
 
     elements = desc.rows * desc.length
     if elements == 0:
@@ -162,8 +179,8 @@ def cut(tensor: int, desc: TensorDesc) -> list[_Run]:
         piece = torch.arange(0, desc.length, longest(desc.key.param))[None, :]
         lengths = (desc.length - piece).clamp(max=longest(desc.key.param)).expand(desc.rows, -1)
         return [run((row + piece).flatten(), lengths.flatten(), int(lengths.max()))]
-    whole, rest = divmod(elements, CHUNK if itemsize(desc.key.param) < 8 else CHUNK // 2)
-    chunk = (elements - rest) // whole if whole else 0
+    chunk = chunk_of(desc.key.param)
+    whole, rest = divmod(elements, chunk)
     runs = [run(torch.arange(whole) * chunk, torch.full((whole,), chunk), chunk)] if whole else []
     if rest:
         runs.append(run(torch.tensor([elements - rest]), torch.tensor([rest]), rest))
@@ -172,40 +189,26 @@ def cut(tensor: int, desc: TensorDesc) -> list[_Run]:
 
 def plan_of(descs: list[TensorDesc], interpreted: bool = False) -> Plan:
     """Cuts every tensor and packs the rows into programs."""
-    runs_of: dict[tuple[KernelKey, int, int], list[_Run]] = {}
+    runs_of: dict[tuple[KernelKey, bool, Config], dict[int, list[_Run]]] = {}
     for tensor, desc in enumerate(descs):
         for run in cut(tensor, desc):
-            runs_of.setdefault((desc.key, desc.bucket, run.config), []).append(run)
-    tiles = {key: tile_of(key.param) for key, _, _ in runs_of}
-    if interpreted:
-        for key in tiles:
-            rows_in = {at[1:]: sum(len(run.starts) for run in runs) for at, runs in runs_of.items() if at[0] == key}
-            most = {config: max(n for (_, c), n in rows_in.items() if c == config) for _, config in rows_in}
-            tiles[key] = interpreted_tile(most)
+            buckets = runs_of.setdefault((desc.key, desc.projected, run.config), {})
+            buckets.setdefault(desc.bucket, []).append(run)
     first_row, pieces = [0] * len(descs), [1] * len(descs)
-    row_table, programs, ranges = [], [], {}
-    count = launched = 0
-    for key, bucket, config in sorted(runs_of):
-        rows = rows_per_program(config, tiles[key])
-        first = count
-        for run in runs_of[key, bucket, config]:
-            desc = descs[run.tensor]
-            if desc.projected:
-                first_row[run.tensor], pieces[run.tensor] = count, len(run.starts) // desc.rows
-            row_table.append(torch.stack([torch.full_like(run.starts, run.tensor), run.starts, run.lengths]))
-            count += len(run.starts)
-        padding = -(count - first) % rows  # empty rows
-        row_table.append(torch.zeros(3, padding, dtype=torch.int64))
-        count += padding
-        old = ranges.get(key, ProgramRange(launched, 0, 0, tiles[key]))
-        row = torch.arange(first, count, rows)
-        programs.append(torch.stack([torch.full_like(row, config), row, torch.full_like(row, bucket)], dim=1))
-        launched += len(row)
-        ranges[key] = replace(old, count=launched - old.first, configs=old.configs | 1 << config)
-    return Plan(
-        torch.cat([torch.zeros(3, 0, dtype=torch.int64), *row_table], dim=1),
-        torch.cat([torch.zeros(0, len(PROGRAM), dtype=torch.int64), *programs]),
-        ranges,
-        first_row,
-        pieces,
-    )
+    row_table, launches, count = [], [], 0
+    for (key, projected, config), buckets in sorted(runs_of.items()):
+        rows, begin = rows_per_program(key, config), count
+        if interpreted:
+            rows = interpreted_rows(config, [sum(len(run.starts) for run in runs) for runs in buckets.values()])
+        for _, runs in sorted(buckets.items()):
+            for run in runs:
+                desc = descs[run.tensor]
+                if projected:
+                    first_row[run.tensor], pieces[run.tensor] = count, len(run.starts) // desc.rows
+                row_table.append(torch.stack([torch.full_like(run.starts, run.tensor), run.starts, run.lengths]))
+                count += len(run.starts)
+            padding = -(count - begin) % rows  # empty rows
+            row_table.append(torch.zeros(3, padding, dtype=torch.int64))
+            count += padding
+        launches.append(Launch(key, projected, config, rows, begin, (count - begin) // rows))
+    return Plan(torch.cat([torch.zeros(3, 0, dtype=torch.int64), *row_table], dim=1), launches, first_row, pieces)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from onepass.triton_kernels import gate, rules, tiles
+from onepass.triton_kernels import gate, kernels, rules
 
 import checks
 from edits import edited
@@ -50,7 +50,7 @@ def _break(patch: pytest.MonkeyPatch, old: str, new: str) -> None:
     module.__package__ = rules.__package__
     exec(compile(source, "a mutant of rules.py", "exec"), module.__dict__)
     for name, value in vars(module).items():
-        for user in (tiles, gate):
+        for user in (kernels, gate):
             if isinstance(value, types.FunctionType) and name in vars(user) and name != "device":
                 patch.setattr(user, name, value)
 

@@ -12,7 +12,6 @@ from onepass.triton_kernels.plan import (
     itemsize,
     longest,
     plan_of,
-    rows_per_program,
 )
 
 import onepass
@@ -74,21 +73,29 @@ def test_every_element_is_in_one_row(dtype: str, interpreted: bool) -> None:
 def test_every_row_is_in_one_program_of_its_configuration(dtype: str, interpreted: bool) -> None:
     shapes = many(dtype)
     plan = plan_of(shapes, interpreted)
-    (programs,) = plan.ranges.values()
     visited = torch.zeros(plan.row_table.size(1), dtype=torch.int64)
-    for config, first, bucket in plan.programs.tolist():
-        rows = range(first, first + rows_per_program(config, programs.tile))
-        visited[rows.start : rows.stop] += 1
-        assert programs.configs >> config & 1
-        for tensor, start, length in plan.row_table[:, rows.start : rows.stop].T.tolist():
-            if length == 0:
-                continue
-            assert length <= 16 << config // 2 and shapes[tensor].bucket == bucket
-            if config % 2:
-                assert shapes[tensor].aligned
-                assert start * itemsize(dtype) % 16 == length * itemsize(dtype) % 16 == 0
+    for launch in plan.launches:
+        width, vector = launch.config
+        for first in range(launch.first, launch.first + launch.programs * launch.rows, launch.rows):
+            visited[first : first + launch.rows] += 1
+            owner, _, length = rows = plan.row_table[:, first : first + launch.rows]
+            assert length[0] > 0, "the first row of a program says which bucket it is of"
+            there = length > 0
+            assert {shapes[i].bucket for i in owner[there].tolist()} == {shapes[int(owner[0])].bucket}
+            assert {shapes[i].projected for i in owner[there].tolist()} == {launch.projected}
+            assert length.max() <= width
+            if vector:
+                assert all(shapes[i].aligned for i in owner[there].tolist())
+                assert not (rows[1:] * itemsize(dtype) % 16).any()
     assert (visited == 1).all()
-    assert programs.count == len(plan.programs)
+
+
+def test_few_launches() -> None:
+    """Each takes time of the host: one for tensors without a gate and with elements enough, two with small ones."""
+    sizes = [64 * i for i in range(1, 100)]
+    assert [x.config for x in plan_of([shape("float32", 1, 2048 * i, False) for i in sizes]).launches] == [(2048, True)]
+    assert len(plan_of([shape("float32", 1, i, False) for i in sizes]).launches) == 2
+    assert len(plan_of([shape("float32", 3, i, True) for i in sizes]).launches) == 6
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -108,15 +115,15 @@ def test_rows_of_a_projected_tensor_are_consecutive(dtype: str) -> None:
 
 def test_small_tensors_share_programs() -> None:
     plan = plan_of([shape("float32", 1, 64, False) for _ in range(1000)])
-    assert len(plan.programs) == 16
-    assert len(plan_of([shape("float32", 8, 8, True) for _ in range(1000)]).programs) == 125
+    assert [x.programs for x in plan.launches] == [63]
+    assert [x.programs for x in plan_of([shape("float32", 8, 8, True) for _ in range(1000)]).launches] == [500]
 
 
-def test_kernel_keys_have_disjoint_ranges() -> None:
+def test_launches_have_disjoint_rows() -> None:
     shapes = [shape(dtype, 3, 100, True) for dtype in DTYPES]
     plan = plan_of(shapes)
-    assert set(plan.ranges) == {s.key for s in shapes}
-    ends = sorted((s.first, s.first + s.count) for s in plan.ranges.values())
+    assert {x.key for x in plan.launches} == {s.key for s in shapes}
+    ends = sorted((x.first, x.first + x.rows * x.programs) for x in plan.launches)
     assert [a for a, _ in ends[1:]] == [b for _, b in ends[:-1]]
 
 
@@ -131,8 +138,8 @@ def test_offsets_are_64_bits_wide() -> None:
 @pytest.mark.parametrize("length", [length for length in LENGTHS if length <= 8192])
 def test_width_of_a_configuration(length: int) -> None:
     for aligned in (False, True):
-        width = 16 << config_of(length, aligned) // 2
-        assert length <= width <= max(16, 4 * length)
+        width, vector = config_of(shape("float32", 1, length, True).key, length, True, aligned)
+        assert length <= width <= max(16, 4 * length) and vector <= aligned
 
 
 @pytest.mark.parametrize("operand", ["none", "p", "g", "exp_avg", "exp_avg_sq"])

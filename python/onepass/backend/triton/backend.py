@@ -204,7 +204,7 @@ class TritonBackend:
         return Step(
             tables,
             (self.scaling.clip, self.scaling.grad_scale, self.scaling.found_inf),
-            active={key for key, _ in stepped},
+            plain={key for key, e in stepped if not e.projected},
             gated={key for key, e in stepped if e.projected},
             unpredicted={key for key, e in stepped if e.projected and not self.tables.speculates(e)},
             projects=any(h.project_momentum and not h.nesterov for h in self.hypers),

@@ -102,7 +102,7 @@ class TableUploader:
 
     def make_tables(self) -> None:
         """Makes the plan and its tables, if anything but addresses and numbers has changed."""
-        from ...triton_kernels.launch import DeviceTables
+        from ...triton_kernels.launch import DeviceTables, lanes
         from ...triton_kernels.plan import ROW_STATS, SCALARS, STATS, TENSOR, VERDICT, plan_of
 
         descs = self.descs()
@@ -120,7 +120,6 @@ class TableUploader:
         self.sent = DeviceTables(
             plan=plan,
             row_table=upload.send(plan.row_table, integers, 1, self.device),
-            programs=upload.send(plan.programs, integers, plan.programs.size(1), self.device),
             unpredicted=upload.send([i for i in projected if not descs[i].speculates], integers, 1, self.device),
             gated=upload.send(projected, integers, 1, self.device),
             device_counted=upload.send(
@@ -131,6 +130,7 @@ class TableUploader:
             device_hypers=empty(0),
             fixed_hypers=empty(0),
             count=plan.row_table.size(1),
+            lanes=lanes(),
             row_stats=empty(len(ROW_STATS), plan.row_table.size(1)),
             stats=empty(len(descs) if self.exchanges else 0, len(STATS)),
             # The next step may be skipped, and does not replace those of the last step then.
@@ -147,15 +147,14 @@ class TableUploader:
         """The table of tensors."""
         plan, table = self.sent.plan, []
         for i, e in enumerate(self.bound):
-            if not e.operands:
-                table.append([0] * TENSOR_WIDTH)
-                continue
             h = self.hypers[e.group]
-            p, g, m, v = e.addresses()
-            g = g or 1  # a tensor without elements is stepped too: its steps count
-            step = e.step.data_ptr() if e.step is not None and h.device_hyper is not None else 0
-            counter = e.counter.data_ptr() if e.counter is not None else 0
-            speculates = 0 if not self.speculates(e) else 1 if self.predicts(e) else 2
+            p = g = m = v = step = counter = speculates = 0
+            if e.operands:
+                p, g, m, v = e.addresses()
+                g = g or 1  # a tensor without elements is stepped too: its steps count
+                step = e.step.data_ptr() if e.step is not None and h.device_hyper is not None else 0
+                counter = e.counter.data_ptr() if e.counter is not None else 0
+                speculates = 0 if not self.speculates(e) else 1 if self.predicts(e) else 2
             table.append(
                 [
                     *(p, g, m, v, step, counter, e.negative, e.first_step),
