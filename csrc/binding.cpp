@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 #include <unordered_set>
 
 namespace py = pybind11;
@@ -42,18 +43,71 @@ bool packs(const Tensor& t) {
   return t.rows == 1 || t.p.strides[0] == t.length;
 }
 
+const dlpack::ExchangeApi* exchange_api() {
+  auto capsule = py::module_::import("torch").attr("Tensor").attr("__dlpack_c_exchange_api__").cast<py::capsule>();
+  auto api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::capsule_name));
+  if (!api) throw py::error_already_set();
+  if (api->header.version.major != dlpack::supported_major || !api->tensor_from_object)
+    throw std::runtime_error("this torch's DLPack exchange table is of a version that onepass does not know");
+  return api;
+}
+
+template <class T>
+void append(std::string& bytes, const T* values, size_t count) {
+  bytes.append(reinterpret_cast<const char*>(values), count * sizeof(T));
+}
+
 }  // namespace
+
+py::object describe(const py::list& params, const py::dict& state) {
+  static const dlpack::ExchangeApi* const api = exchange_api();
+  static PyObject* const tensor = py::module_::import("torch").attr("Tensor").ptr();
+  static PyObject* const is_neg = py::object(py::handle(tensor).attr("is_neg")).release().ptr();
+  static PyObject* const grad = PyUnicode_InternFromString("grad");
+  std::string addresses, gradients, rest;
+  // Appends the metadata of a tensor to `out`, its address to `at`.
+  const auto add = [](PyObject* object, std::string& out, std::string& at) {
+    dlpack::Tensor x;
+    if (api->tensor_from_object(object, &x) != 0) return PyErr_Clear(), false;
+    const int64_t address = reinterpret_cast<int64_t>(x.data) + static_cast<int64_t>(x.byte_offset);
+    append(at, &address, 1);
+    append(out, &x.device, 1);
+    append(out, &x.dtype, 1);
+    append(out, &x.ndim, 1);
+    append(out, x.shape, x.ndim);
+    append(out, x.strides, x.ndim);
+    return true;
+  };
+  for (py::handle p : params) {
+    if (!add(p.ptr(), rest, rest)) return py::none();
+    auto g = py::reinterpret_steal<py::object>(PyObject_GetAttr(p.ptr(), grad));
+    if (!g) throw py::error_already_set();
+    gradients.push_back(g.is_none() ? 0 : 1);
+    if (g.is_none()) continue;
+    auto negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg, g.ptr()));
+    if (!negated) throw py::error_already_set();
+    gradients.push_back(negated.ptr() == Py_True);
+    if (!add(g.ptr(), gradients, addresses)) return py::none();
+  }
+  PyObject *key, *own, *name, *value;
+  for (Py_ssize_t i = 0; PyDict_Next(state.ptr(), &i, &key, &own);) {
+    append(rest, &key, 1);
+    append(rest, &own, 1);
+    // Entries of others, too: what is no tensor, or one without strides, is told by its identity alone.
+    for (Py_ssize_t j = 0; PyDict_Check(own) && PyDict_Next(own, &j, &name, &value);) {
+      append(rest, &name, 1);
+      append(rest, &value, 1);
+      if (PyObject_TypeCheck(value, reinterpret_cast<PyTypeObject*>(tensor))) add(value, rest, rest);
+    }
+  }
+  return py::make_tuple(py::bytes(addresses), py::bytes(gradients), py::bytes(rest));
+}
 
 Binding::Binding(const py::list& groups, const py::dict& state, const py::list& moments, const std::string& rule,
                  bool projected, bool lazy_buffer, const py::list& first, bool exchanges, dlpack::Device device)
     : device_(device), state_(state.ptr()), moments_(moments), state_entries_(entries_of(state.ptr())) {
-  py::object type = py::module_::import("torch").attr("Tensor");
-  is_neg_ = type.attr("is_neg");
-  auto capsule = type.attr("__dlpack_c_exchange_api__").cast<py::capsule>();
-  api_ = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::capsule_name));
-  if (!api_) throw py::error_already_set();
-  if (api_->header.version.major != dlpack::supported_major || !api_->tensor_from_object)
-    throw std::runtime_error("this torch's DLPack exchange table is of a version that onepass does not know");
+  is_neg_ = py::module_::import("torch").attr("Tensor").attr("is_neg");
+  api_ = exchange_api();
 
   plan_.rule = rule == "adam" ? RuleId::adam : RuleId::momentum;
   plan_.lazy_buffer = lazy_buffer;

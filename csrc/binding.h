@@ -11,6 +11,11 @@
 
 namespace onepass {
 
+// What a step depends on of some parameters and their state, to be compared with that of the last step: the addresses
+// of the gradients (int64); what else DLPack says of these, and which there are; the same of all other tensors, and the
+// identities of the state's entries. None if a tensor cannot be described.
+pybind11::object describe(const pybind11::list& params, const pybind11::dict& state);
+
 // A plan with the Python objects its tensors come from. It borrows those objects, so that Python's garbage collector
 // sees every reference: the caller keeps parameters and state alive for as long as the binding.
 class Binding {

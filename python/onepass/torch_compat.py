@@ -26,8 +26,6 @@ from torch.utils._pytree import tree_map_only as tree_map_only
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Step counts are incremented in one call for all tensors; torch's own optimizers do the same.
-foreach_add_ = torch._foreach_add_
 
 # Keeps torch.compile from tracing a method. `torch.compiler.disable` would do, but takes longer at every call.
 disable_dynamo: Callable[[Callable[P, R]], Callable[P, R]] = torch._disable_dynamo  # type: ignore[attr-defined]

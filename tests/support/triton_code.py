@@ -136,10 +136,8 @@ def main(folder: Path, targets: list[str]) -> None:
                 if kind in code:
                     text = code[kind]
                     (folder / f"{name}.{kind}").write_bytes(text if isinstance(text, bytes) else text.encode())
-            threads = compile["num_warps"] * driver.target.warp_size  # noqa: B023
-            kernels.append(  # noqa: B023  (called in this round)
-                {"name": name, "kernel": fn.name, "run": run, "constants": constants, "threads": threads}
-            )
+            what = {"name": name, "kernel": fn.name, "run": run, "constants": constants}  # noqa: B023
+            kernels.append({**what, "threads": compile["num_warps"] * driver.target.warp_size})  # noqa: B023
 
         knobs.runtime.jit_post_compile_hook = keep
         driver = Driver(target)

@@ -1,6 +1,6 @@
 """The Triton backend: the same phases as the compiled backends, with no compiler at install.
 
-Reads the address of every tensor at every step, has tables.py upload what has changed, and launches the kernels of
+Asks at every step whether all tensors are where they were (readings.py), reads each if not, has tables.py upload what has changed, and launches the kernels of
 triton_kernels/. Nothing here needs the compiled module.
 """
 
@@ -20,11 +20,11 @@ from ...hyperparams import Hyper, has_moments
 from ...last_step import GateStatistics
 from ...scaling import NO_SCALING, Scaling
 from ...spec import OptimizerSpec
-from ...torch_compat import foreach_add_
 from ..base import Groups
 from ..decided import Decided, DecidedParams, rows_of
 from . import upload
 from .bound_param import BoundParam, Wanted
+from .readings import Readings
 from .tables import TableUploader
 
 OLDEST = (3, 5)
@@ -68,7 +68,10 @@ class TritonBackend:
         self.hypers: list[Hyper] = []
         self.scaling = NO_SCALING  # of the present step, as the launches
         self.step: Any = None
-        self.changed = True  # whether any tensor differs from the last step
+        self.holds = False  # whether there are references to gradients
+        self.changed = True  # whether the tensors have been read one by one since the last step
+        self.active: list[BoundParam] = []  # those with a gradient
+        self.keys_of: Any = None  # with which tensors and plan `keys` were found
 
     # ------------------------------------------------------------------ binding
 
@@ -83,6 +86,7 @@ class TritonBackend:
                 param.new_buffer = state[p][self.spec.moments[0]] if param.first_step else None
                 self.bound.append(param)
         self.tables = TableUploader(self.spec, self.indices, self.bound, self.device, self.graph_tensors, exchanges)
+        self.readings = Readings(self.bound, state)
 
     def ready(self, groups: Groups, hypers: list[Hyper], needs_state: bool) -> bool:
         for i, params in zip(self.indices, self.params, strict=True):
@@ -96,12 +100,23 @@ class TritonBackend:
             for h in self.hypers
         ]
         try:
+            found = self.readings.compare(wanted, needs_state)
+            if found == "same" or (found == "moved" and self.tables.move(self.readings.addresses())):
+                return True
+            self.readings.forget()
+            self.holds = True
             # get(), so that no entry is made of a parameter that has none.
-            readings = {e.read(self.state.get(e.p, {}), wanted[e.group], needs_state) for e in self.bound}
+            if not all([e.read(self.state.get(e.p, {}), wanted[e.group], needs_state) for e in self.bound]):
+                return False
+            self.readings.keep(wanted, needs_state)
         except (KeyError, AttributeError, TypeError, RuntimeError, NotImplementedError):
             return False  # some tensor differs from what was bound; checks.py finds out how
-        self.changed |= "changed" in readings
-        return "differs" not in readings
+        self.changed, self.tables.gradients = True, None
+        self.active = [e for e in self.bound if e.operands]
+        self.buffered = [e for e in self.active if e.buffers]
+        self.stepped = [e.p for e in self.active]
+        self.gated: Decided = [(i, e.p) for i, e in enumerate(self.bound) if e.operands and e.projected]
+        return True
 
     def unstepped(self) -> list[Tensor]:
         numbers = [i for i, e in enumerate(self.bound) if e.first_step]
@@ -157,28 +172,26 @@ class TritonBackend:
         with self.on_device():
             self.step.correct()
         self.step = None
-        active = [e for e in self.bound if e.operands]
-        for e in active:
+        for e in self.buffered:
             e.scatter()
-        counted = [e.step for e in active if e.step is not None and not self.tables.device_hyper(e)]
-        if counted:
-            foreach_add_(counted, 1.0)
-        for e in active:
-            if e.first_step and not self.tables.device_hyper(e):
-                e.first_step, e.new_buffer, e.keys = False, None, []  # the table is to be sent again
-        decided: Decided = [(i, e.p) for i, e in enumerate(self.bound) if e.operands and e.projected]
+        self.tables.scalars.count()
+        for e in self.first:
+            e.first_step, e.new_buffer = False, None
+            self.readings.forget()  # the table is to be sent again
         if self.scaling.found_inf is None:
-            self.decided = DecidedParams(decided)
+            self.decided = DecidedParams(self.gated)
         else:
-            self.decided.add(decided, self.scaling.found_inf)
+            self.decided.add(self.gated, self.scaling.found_inf)
         # So that autograd refuses a backward pass through weights that were written to.
-        increment_version([e.p for e in active])
+        increment_version(self.stepped)
         self.release_gradients()
 
     def release_gradients(self) -> None:
         """Releases the gradients, so that their memory is freed when they are replaced."""
-        for e in self.bound:
-            e.operands = e.operands[:1]
+        if self.holds:
+            for e in self.bound:
+                e.operands = e.operands[:1]
+        self.holds = False
 
     def prepare(self) -> Any:
         """The tables of the next launches, up to date; copies operands that the kernels cannot read in place."""
@@ -190,23 +203,30 @@ class TritonBackend:
             for table in (*vars(tables).values(), self.tables.scalars.numbers, *buffers):
                 if isinstance(table, Tensor):  # torch must not reuse it before this stream is done
                     table.record_stream(self.stream)
-        for e in self.bound:
-            if e.operands:
-                e.gather()
+        for e in self.buffered:
+            e.gather()
         return tables
 
     def step_of(self, tables: Any) -> Any:
         from ...triton_kernels.launch import Step
 
-        stepped = [
-            (key, e) for key, e in zip(self.tables.kernel_keys, self.bound, strict=True) if e.operands and e.p.numel()
-        ]
+        if self.keys_of is None or self.keys_of[0] is not self.active or self.keys_of[1] is not tables.plan:
+            stepped = [
+                (key, e)
+                for key, e in zip(self.tables.kernel_keys, self.bound, strict=True)
+                if e.operands and e.p.numel()
+            ]
+            self.keys = {
+                "plain": {key for key, e in stepped if not e.projected},
+                "gated": {key for key, e in stepped if e.projected},
+                "unpredicted": {key for key, e in stepped if e.projected and not self.tables.speculates(e)},
+            }
+            self.first = [e for e in self.active if e.first_step and not self.tables.device_hyper(e)]
+            self.keys_of = self.active, tables.plan
         return Step(
             tables,
             (self.scaling.clip, self.scaling.grad_scale, self.scaling.found_inf),
-            plain={key for key, e in stepped if not e.projected},
-            gated={key for key, e in stepped if e.projected},
-            unpredicted={key for key, e in stepped if e.projected and not self.tables.speculates(e)},
+            **self.keys,
             projects=any(h.project_momentum and not h.nesterov for h in self.hypers),
             exchanges=self.exchanges,
         )

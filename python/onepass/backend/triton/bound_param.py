@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ OperandKey = tuple[int, tuple[Any, ...]]
 # Of a group: the state keys of the moments, whether a step reads a step count, whether the device counts, and whether there
 # is a plan, so that only the metadata that it was made for will do.
 Wanted = tuple[Sequence[str], bool, bool, bool]
-# What was found of a parameter's tensors: as at the last step, elsewhere in memory or new, or not what was bound.
-Reading = Literal["same", "changed", "differs"]
 
 
 def operand_key(t: Tensor) -> OperandKey:
@@ -49,7 +47,8 @@ class BoundParam:
         self.length = p.numel() // self.rows
         self.param_metadata = operand_key(p)[1]
         self.dtype, self.moment_dtype = (str(d).removeprefix("torch.") for d in (p.dtype, moment_dtype(p.dtype)))
-        self.operands: list[Tensor] = []  # p, g, the moments; empty without a gradient
+        self.operands: list[Tensor] = []  # p, g, the moments: p alone between two steps; empty without a gradient
+        self.operand_count = 0
         self.step: Tensor | None = None
         self.counter: Tensor | None = None
         self.negated = self.first_step = False
@@ -59,40 +58,38 @@ class BoundParam:
         self.buffers: dict[int, Tensor] = {}  # copies of operands whose layout the kernels cannot read
         self.bucket: Any = None
 
-    def read(self, own: dict[str, Any], wanted: Wanted, needs_state: bool) -> Reading:
-        """Reads the addresses of the parameter, its gradient and its state `own`."""
+    def read(self, own: dict[str, Any], wanted: Wanted, needs_state: bool) -> bool:
+        """Reads the addresses of the parameter, its gradient and its state `own`. False if one is not what was bound."""
         moments, counted, on_device, planned = wanted
         g, gated = self.p.grad, self.projected
         if g is None:
-            reading: Reading = "changed" if self.operands else "same"
             self.operands, self.keys = [], []
-            return reading
+            return True
         if not needs_state:
             required = (*moments, *["step"] * counted, *["gate_counter"] * gated)
             if any([own.get(key) is None for key in required]):
                 moments, counted, gated = (), False, False
         self.operands = [self.p, g, *[own[key] for key in moments]]
+        self.operand_count = len(self.operands)
         self.step = own["step"] if counted else None
         self.counter = own["gate_counter"] if gated else None
         keys = [operand_key(t) for t in (*self.operands, self.step, self.counter) if t is not None]
         negated = g.is_neg()
-        if keys == self.keys and negated == self.negated:
-            return "same"
         metadata = [one for _, one in keys]
         if metadata[0] != self.param_metadata or (
             self.first_step and moments and own[moments[0]] is not self.new_buffer
         ):
-            return "differs"
+            return False
         if metadata != self.metadata:
             if planned and metadata != self.expected(len(moments), counted, gated, on_device):
-                return "differs"
+                return False
             self.metadata = metadata
             self.keys = keys
             self.lay_out()
         if any(address == 0 and t.numel() for (address, _), t in zip(keys, self.operands, strict=False)):
-            return "differs"
+            return False
         self.keys, self.negated = keys, negated
-        return "changed"
+        return True
 
     def expected(self, moments: int, counted: bool, gated: bool, on_device: bool) -> list[tuple[Any, ...]]:
         """The metadata that a gradient and state must have if they were missing when the parameter was bound. counted, gated:
@@ -130,7 +127,7 @@ class BoundParam:
     def addresses(self) -> list[int]:
         """Addresses of p, g and two moments; 0 where there is none."""
         found = [
-            self.buffers[i].data_ptr() if i in self.buffers else self.keys[i][0] for i in range(len(self.operands))
+            self.buffers[i].data_ptr() if i in self.buffers else self.keys[i][0] for i in range(self.operand_count)
         ]
         return found + [0] * (4 - len(found))
 

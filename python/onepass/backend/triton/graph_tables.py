@@ -33,15 +33,15 @@ class GraphTables:
             shape = (missing, tensors, width)
             self.reserved += torch.empty(shape, dtype=torch.int64, device="cpu", pin_memory=pinned).unbind()
 
-    def tables(self, sent: Any, rows: list[list[int]], others: list[Tensor]) -> Any:
-        """The tables `sent` with a table of tensors of its own, which every replay sends again from the same memory.
+    def tables(self, sent: Any, table: Tensor, others: list[Tensor]) -> Any:
+        """The tables `sent` with a copy of the table of tensors, which every replay sends again from the same memory.
 
         others: what the kernels read besides the tables.
         """
         if not self.reserved:
             raise RuntimeError(upload.CAPTURING)
         host = self.reserved.pop()
-        host.copy_(torch.tensor(rows, device="cpu"))
+        host.copy_(table)
         tables = replace(sent, tensors=upload.to_device(host, self.device))
         self.keep([host, *others, *[t for t in vars(tables).values() if isinstance(t, Tensor)]])
         return tables

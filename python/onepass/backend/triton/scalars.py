@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ class ScalarsUploader:
         self.hypers: list[Hyper] = []  # of the groups, at this step
         self.device_hypers_key: Any = None
         self.numbers: Tensor | None = None  # the device's copies of hyper-parameters that are not tensors
+        self.groups: list[int] = []  # of the active tensors
+        # Of each bucket of active tensors whose steps the host counts: its group, whether its buffers are new and its
+        # gradients negated; and its step counts, in the memory of their tensors, as a call of torch takes longer for each
+        # than all else.
+        self.buckets: dict[int, tuple[tuple[int, bool, bool], list[ctypes.c_float]]] = {}
+        self.counts: dict[int, float] = {}  # of each of these buckets, this step included
 
     def forget(self) -> None:
         """Has everything sent again, to tables that are new."""
@@ -66,24 +73,48 @@ class ScalarsUploader:
         for e in self.bound:
             e.bucket = numbers.setdefault(e.bucket, len(numbers))
 
+    def look(self) -> None:
+        """Looks at the tensors of every bucket, after a change of either."""
+        self.groups = [*dict.fromkeys(e.group for e in self.bound if e.operands)]
+        self.buckets = {}
+        for e in self.bound:
+            if e.operands and not self.device_hyper(e):
+                _, counts = self.buckets.setdefault(e.bucket, ((e.group, e.first_step, e.negative), []))
+                if e.step is not None:
+                    counts.append(ctypes.c_float.from_address(e.step.data_ptr()))
+
+    def read_counts(self) -> bool:
+        """Reads the step counts; False if two in one bucket differ."""
+        for bucket, (_, counts) in self.buckets.items():
+            values = [count.value for count in counts] or [0.0]
+            if values.count(values[0]) != len(values):
+                return False
+            self.counts[bucket] = values[0] + 1
+        return True
+
+    def count(self) -> None:
+        """Counts the step where the host does."""
+        for bucket, (_, counts) in self.buckets.items():
+            for count in counts:
+                count.value = self.counts[bucket]
+
     # ------------------------------------------------------------------ what is sent
 
-    def send_scalars(self, sent: Any, keys: list[Any]) -> None:
+    def send_scalars(self, sent: Any) -> None:
         """Sends the scalars of every bucket whose steps the host counts."""
         from ...triton_kernels.launch import scalars_of
 
-        known: dict[int, list[float]] = {}
-        for e, key in zip(self.bound, keys, strict=True):
-            on_device = self.device_hyper(e)
-            if key is not None and upload.capturing(self.device) and not (on_device and on_device.capturable):
+        for group in self.groups if upload.capturing(self.device) else ():
+            on_device = self.hypers[group].device_hyper
+            if not (on_device and on_device.capturable):
                 raise RuntimeError(
-                    f"onepass: the stream is being captured into a CUDA graph, but param group {self.indices[e.group]} has "
+                    f"onepass: the stream is being captured into a CUDA graph, but param group {self.indices[group]} has "
                     "capturable=False: the step count and lr of this step would be replayed for ever; use capturable=True"
                 )
-            if key is None or e.bucket in known or on_device:
-                continue
-            _, count, first, negated = key
-            known[e.bucket] = scalars_of(self.hypers[e.group], self.spec.rule, count, first, negated)
+        known = {
+            bucket: scalars_of(self.hypers[group], self.spec.rule, self.counts[bucket], first, negated)
+            for bucket, ((group, first, negated), _) in self.buckets.items()
+        }
         if known:
             buckets, width = sent.scalars_table.shape
             rows = [known.get(bucket, [0.0] * width) for bucket in range(buckets)]

@@ -14,7 +14,8 @@ from .bound_param import BoundParam
 from .graph_tables import GraphTables
 from .scalars import ScalarsUploader
 
-TENSOR_WIDTH = 16  # the fields of TENSOR in triton_kernels/plan.py, which is imported when the backend is used
+# The fields of TENSOR in triton_kernels/plan.py, which is imported when the backend is used, and the number of one of them.
+TENSOR_WIDTH, GRADIENT = 16, 1
 
 
 class TableUploader:
@@ -39,35 +40,63 @@ class TableUploader:
         self.graphs = GraphTables(device, graph_tensors)
         self.sent: Any = None  # the tables of the last step that was not captured
         self.structure: Any = None
-        self.stale = True  # whether the table of tensors must be sent
+        self.stale = True  # whether the table of tensors must be made and sent
+        self.moved = False  # whether it must be sent
+        self.gradients: Tensor | None = None  # their addresses, if they have moved since they were read one by one
+        self.table = torch.zeros(0)  # of tensors, on the host
         self.hypers: list[Hyper] = []
-        self.planned: list[Hyper] = []  # with which the plan was made
+        self.planned: Any = None  # what the plan depends on of them
         # Of every tensor: 1 until its first step that the device counts.
         self.first_steps = torch.ones(len(bound), dtype=torch.float64, device=device)
 
     def update(self, hypers: list[Hyper], changed: bool) -> Any:
-        """The tables to launch a step with. changed: whether any tensor differs from the last step."""
+        """The tables to launch a step with. changed: whether the tensors have been read one by one since the last."""
         self.hypers = self.scalars.hypers = hypers
-        keys = self.scalars.keys()
-        splits = self.structure is None or self.scalars.has_split(keys)
-        if splits:
-            self.scalars.split(keys)
-        self.stale |= changed or splits
-        if self.stale or hypers != self.planned:
+        planned = [
+            (rule_of(self.spec, h), *(predicts(h, size) for size in (2, 4, 8)), h.device_hyper is None) for h in hypers
+        ]
+        self.stale |= changed or planned != self.planned
+        if changed or self.structure is None or not self.scalars.read_counts():
+            self.look()
+        if self.stale:
             self.make_tables()
-            self.planned = hypers
-        self.scalars.send_scalars(self.sent, keys)
+            self.planned = planned
+            self.table = torch.tensor(self.describe(), dtype=torch.int64, device="cpu")
+        if self.gradients is not None and (self.stale or self.moved):
+            self.table[self.table[:, GRADIENT] != 0, GRADIENT] = self.gradients.clamp(min=1)
+        self.scalars.send_scalars(self.sent)
         self.scalars.send_device_hypers(self.sent)
         if upload.capturing(self.device):
             buffers = [buffer for e in self.bound for buffer in e.buffers.values()]
             numbers = [t for t in (self.scalars.numbers,) if t is not None]
-            return self.graphs.tables(self.sent, self.describe(), [*buffers, *numbers])
-        if self.stale:
-            self.sent.tensors = upload.send(self.describe(), torch.int64, TENSOR_WIDTH, self.device)
+            self.moved |= self.stale
             self.stale = False
+            return self.graphs.tables(self.sent, self.table, [*buffers, *numbers])
+        if self.stale or self.moved:
+            self.sent.tensors = upload.send(self.table.clone(), torch.int64, TENSOR_WIDTH, self.device)
+            self.stale = self.moved = False
         if any(h.device_hyper for h in hypers):
             self.graphs.reserve(len(self.bound), TENSOR_WIDTH)
         return self.sent
+
+    def look(self) -> None:
+        """Looks at every tensor: which share their scalars."""
+        keys = self.scalars.keys()
+        if self.structure is None or self.scalars.has_split(keys):
+            self.scalars.split(keys)
+            self.stale = True
+        self.scalars.look()
+        self.scalars.read_counts()
+
+    def move(self, addresses: Tensor) -> bool:
+        """Takes new addresses of all gradients, none of which is copied; False if the plan may have to be another."""
+        old = self.gradients
+        if old is None:
+            old = torch.tensor([e.keys[1][0] for e in self.bound if e.operands], dtype=torch.int64, device="cpu")
+        if bool((((old == 0) != (addresses == 0)) | ((old ^ addresses) % 16 != 0)).any()):
+            return False
+        self.gradients, self.moved = addresses, True
+        return True
 
     def device_hyper(self, e: BoundParam) -> DeviceHyper | None:
         return self.scalars.device_hyper(e)
