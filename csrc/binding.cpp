@@ -104,8 +104,13 @@ py::object describe(const py::list& params, const py::dict& state) {
 }
 
 Binding::Binding(const py::list& groups, const py::dict& state, const py::list& moments, const std::string& rule,
-                 bool projected, bool lazy_buffer, const py::list& first, bool exchanges, dlpack::Device device)
-    : device_(device), state_(state.ptr()), moments_(moments), state_entries_(entries_of(state.ptr())) {
+                 bool projected, bool lazy_buffer, const py::list& first, bool exchanges, const py::dict& direct_reads,
+                 dlpack::Device device)
+    : device_(device),
+      direct_(direct_reads),
+      state_(state.ptr()),
+      moments_(moments),
+      state_entries_(entries_of(state.ptr())) {
   is_neg_ = py::module_::import("torch").attr("Tensor").attr("is_neg");
   api_ = exchange_api();
 
@@ -183,9 +188,7 @@ bool Binding::ready(const py::list& groups, bool needs_state) {
     t.active = !gradients_[i].is_none();
     if (!t.active) continue;
     if (!read(sources_[i], t, gradients_[i].ptr(), needs_state)) return false;
-    py::object negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), gradients_[i].ptr()));
-    if (!negated) throw py::error_already_set();
-    t.negated = negated.ptr() == Py_True;
+    t.negated = is_negated(gradients_[i].ptr());
   }
   return true;
 }
@@ -227,16 +230,16 @@ bool Binding::read_state(Source& source, Tensor& t, bool needs_state) const {
         !(source.moment[j] && read_operand(source.moment[j], t, t.moment_dtype, t.moment[j])))
       return false;
   const dlpack::Device count_device = plan_.device_hypers[t.group].on_device ? device_ : dlpack::Device{dlpack::cpu, 0};
-  if (rule_id == RuleId::adam) t.step = static_cast<float*>(number(source.step, 32, count_device));
+  if (rule_id == RuleId::adam) t.step = static_cast<float*>(number(source.step, dlpack::float32, count_device));
   if (rule_id == RuleId::adam && !t.step && !may_lack(source.step)) return false;
-  if (t.projected) t.gate_counter = static_cast<uint8_t*>(number(source.gate_counter, 8, device_));
+  if (t.projected) t.gate_counter = static_cast<uint8_t*>(number(source.gate_counter, dlpack::uint8, device_));
   return !t.projected || t.gate_counter || may_lack(source.gate_counter);
 }
 
 // The address of a tensor of one number, or null.
-void* Binding::number(PyObject* object, int bits, dlpack::Device device) const {
+void* Binding::number(PyObject* object, dlpack::DataType dtype, dlpack::Device device) const {
   dlpack::Tensor x;
-  return object && describe(object, device, x) && x.dtype.bits == bits ? x.data : nullptr;
+  return object && describe(object, device, x) && x.dtype == dtype ? x.data : nullptr;
 }
 
 // Takes the address of one operand if it is still what was bound.
@@ -252,12 +255,19 @@ bool Binding::read_operand(PyObject* object, const Tensor& t, Dtype dtype, View&
 // Describes a tensor on `device`; false if there is no describing it. What is wrong with it, the caller finds out in
 // Python.
 bool Binding::describe(PyObject* object, dlpack::Device device, dlpack::Tensor& out) const {
-  if (api_->tensor_from_object(object, &out) != 0) {
+  if (!direct_.describe(object, out) && api_->tensor_from_object(object, &out) != 0) {
     PyErr_Clear();
     return false;
   }
   out.data = static_cast<char*>(out.data) + out.byte_offset;
   return out.device.type == device.type && out.device.id == device.id;
+}
+
+bool Binding::is_negated(PyObject* gradient) const {
+  if (direct_.can_read(gradient)) return direct_.is_neg(gradient);
+  py::object negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), gradient));
+  if (!negated) throw py::error_already_set();
+  return negated.ptr() == Py_True;
 }
 
 py::list Binding::end() {

@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "direct_reads.h"
 #include "dlpack.h"
 #include "plan.h"
 #include "rules/verdict.h"
@@ -22,7 +23,7 @@ class Binding {
  public:
   Binding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
           const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first, bool exchanges,
-          dlpack::Device device);
+          const pybind11::dict& direct_reads, dlpack::Device device);
 
   void set_hypers(const pybind11::list& hypers);
 
@@ -62,7 +63,7 @@ class Binding {
 
   void add(PyObject* param, int group, bool projected);
   void add_device_hyper(pybind11::handle given, const Hyper& fixed);
-  void* number(PyObject* object, int bits, dlpack::Device device) const;
+  void* number(PyObject* object, dlpack::DataType dtype, dlpack::Device device) const;
   bool same_state();
   bool same_entries(Source& source) const;
   bool read(Source& source, Tensor& t, PyObject* gradient, bool needs_state) const;
@@ -71,7 +72,9 @@ class Binding {
   bool read_device_numbers();
   bool read_device_number(PyObject* object, DeviceNumber& number) const;
   bool describe(PyObject* object, dlpack::Device device, dlpack::Tensor& out) const;
+  bool is_negated(PyObject* gradient) const;
 
+  DirectReads direct_;
   const dlpack::ExchangeApi* api_;
   pybind11::object is_neg_;  // torch.Tensor.is_neg: complex autograd leaves gradients to be negated by their reader
   PyObject* state_;

@@ -8,7 +8,7 @@
 namespace onepass::dlpack {
 
 enum DeviceType : int32_t { cpu = 1, cuda = 2 };
-enum TypeCode : uint8_t { floating = 2, bfloat = 4 };
+enum TypeCode : uint8_t { unsigned_integer = 1, floating = 2, bfloat = 4 };
 
 struct Device {
   int32_t type;
@@ -19,7 +19,12 @@ struct DataType {
   uint8_t code;
   uint8_t bits;
   uint16_t lanes;
+
+  bool operator==(const DataType&) const = default;
 };
+
+constexpr DataType float16{floating, 16, 1}, float32{floating, 32, 1}, float64{floating, 64, 1};
+constexpr DataType bfloat16{bfloat, 16, 1}, uint8{unsigned_integer, 8, 1};
 
 struct Tensor {
   void* data;

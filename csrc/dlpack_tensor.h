@@ -10,12 +10,10 @@
 namespace onepass {
 
 inline bool dtype_of(const dlpack::DataType& type, Dtype& out) {
-  if (type.lanes != 1) return false;
-  if (type.code == dlpack::bfloat && type.bits == 16) return out = Dtype::bf16, true;
-  if (type.code != dlpack::floating) return false;
-  if (type.bits == 16) return out = Dtype::f16, true;
-  if (type.bits == 32) return out = Dtype::f32, true;
-  if (type.bits == 64) return out = Dtype::f64, true;
+  if (type == dlpack::bfloat16) return out = Dtype::bf16, true;
+  if (type == dlpack::float16) return out = Dtype::f16, true;
+  if (type == dlpack::float32) return out = Dtype::f32, true;
+  if (type == dlpack::float64) return out = Dtype::f64, true;
   return false;
 }
 

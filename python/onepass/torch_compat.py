@@ -5,9 +5,11 @@ Also what torch reads of an optimizer under private names: `TorchOptimizer`.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -29,6 +31,38 @@ R = TypeVar("R")
 
 # Keeps torch.compile from tracing a method. `torch.compiler.disable` would do, but takes longer at every call.
 disable_dynamo: Callable[[Callable[P, R]], Callable[P, R]] = torch._disable_dynamo  # type: ignore[attr-defined]
+
+
+# Functions of torch's stable C interface that say what a tensor is. The last is C++, since that interface does not tell of
+# the sign. They take a handle, which is a pointer to an at::Tensor.
+TENSOR_READS = {
+    "data_ptr": "aoti_torch_get_data_ptr",
+    "dim": "aoti_torch_get_dim",
+    "sizes": "aoti_torch_get_sizes",
+    "strides": "aoti_torch_get_strides",
+    "dtype": "aoti_torch_get_dtype",
+    "device_type": "aoti_torch_get_device_type",
+    "device_index": "aoti_torch_get_device_index",
+    "is_neg": "_ZN2at6native6is_negERKNS_6TensorE",
+}
+
+
+def torch_library() -> ctypes.CDLL:
+    """What this process has loaded of torch, in which C functions are found by name."""
+    return ctypes.CDLL(torch._C.__file__)
+
+
+@contextmanager
+def handle_of(t: Tensor) -> Iterator[int]:
+    """A handle of a tensor."""
+    capsule = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(t)
+    get = ctypes.pythonapi["PyCapsule_GetPointer"]  # not the attribute, whose types others may set
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    handle = get(capsule, None)
+    try:
+        yield handle
+    finally:
+        torch_library().aoti_torch_delete_tensor_object(ctypes.c_void_p(handle))
 
 
 def has_exchange_table() -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 
+import pytest
 import torch
 
 from paths import IMPORTED
@@ -18,6 +19,7 @@ import test_block_orders
 import test_capturable
 import test_clip
 import test_cuda_arithmetic
+import test_direct_reads
 import test_exchanges
 import test_gate
 import test_grad_scaler
@@ -78,6 +80,10 @@ def of_the_kernels(backend: str) -> Iterator[partial[None]]:
     for lr_wd in (0.7, 1.0):
         yield partial(test_gate.test_decay_around_the_recovery_limit, backend, lr_wd, "channel")
     yield partial(test_replaced.test_replaced_gradients, backend, adam, test_replaced._elsewhere)
+    yield partial(test_direct_reads.test_moved_state, backend, test_direct_reads.by_data, "AdamW", None)
+    yield partial(test_direct_reads.test_other_strides_at_the_same_address, backend, None)
+    yield partial(test_direct_reads.test_another_dtype_at_the_same_address, backend, "step", None)
+    yield partial(test_direct_reads.test_sign_changes_at_the_same_address, backend, test_direct_reads.as_new, None)
     yield from of_exchanges(backend)
     yield from of_scaled_gradients(backend)
 
@@ -172,10 +178,10 @@ def of_the_triton_rule(backend: str) -> Iterator[partial[None]]:
 
 
 def failure(test: partial[None]) -> str | None:
-    """The assertion error of a test, or None."""
+    """What a test that fails says, or None."""
     try:
         test()
-    except AssertionError as error:
+    except (AssertionError, pytest.fail.Exception) as error:
         return f"{test.func.__name__}: {error}"
     return None
 

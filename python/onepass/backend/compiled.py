@@ -12,6 +12,7 @@ from .._version import __version__
 from ..hyperparams import Hyper
 from ..spec import OptimizerSpec
 from ..torch_compat import has_exchange_table
+from . import direct_reads
 from .base import Groups
 
 try:
@@ -70,6 +71,7 @@ class CompiledBackend:
             lazy_buffer=spec.lazy_buffer,
             first=first,
             exchanges=exchanges,
+            direct_reads=direct_reads.FOUND,
         )
 
     def make_plan(self, **arguments: Any) -> None:
