@@ -131,6 +131,9 @@ Binding::Binding(const py::list& groups, const py::dict& state, const py::list& 
 }
 
 void Binding::add(PyObject* param, int group, bool projected) {
+  const py::object gradient = py::handle(param).attr("grad");
+  compare_reads(param);
+  compare_reads(gradient.ptr());
   dlpack::Tensor x;
   if (!describe(param, device_, x)) throw std::runtime_error("a parameter cannot be described through DLPack");
   Tensor t;
@@ -151,6 +154,7 @@ void Binding::add(PyObject* param, int group, bool projected) {
   if (PyObject* own = PyDict_GetItemWithError(state_, param)) {
     source.state = own;
     source.entries = entries_of(own);
+    for (const auto& [key, value] : source.entries) compare_reads(value);
     for (size_t j = 0; j < moments_.size(); ++j)
       source.moment[j] = PyDict_GetItemWithError(own, py::object(moments_[j]).ptr());
     source.step = PyDict_GetItemString(own, "step");
@@ -162,10 +166,20 @@ void Binding::add(PyObject* param, int group, bool projected) {
     view.strides = strides_of(x);
     t.packed &= view.strides == t.p.strides;
   };
-  adopt(py::handle(param).attr("grad").ptr(), t.g);
+  adopt(gradient.ptr(), t.g);
   for (int j = 0; j < max_moments; ++j) adopt(source.moment[j], t.moment[j]);
   plan_.tensors.push_back(std::move(t));
   sources_.push_back(std::move(source));
+}
+
+// The proof at import is of tensors on the CPU. Where direct reads say something else than the table of a tensor that
+// is bound, they are given up.
+void Binding::compare_reads(PyObject* object) {
+  dlpack::Tensor x, y;
+  if (!direct_.describe(object, x)) return;
+  const bool known = api_->tensor_from_object(object, &y) == 0;
+  if (!known) PyErr_Clear();
+  if (!known || !same_description(x, y)) direct_ = DirectReads({});
 }
 
 // ---------------------------------------------------------------- every step

@@ -73,6 +73,7 @@ class Binding {
   bool read_device_number(PyObject* object, DeviceNumber& number) const;
   bool describe(PyObject* object, dlpack::Device device, dlpack::Tensor& out) const;
   bool is_negated(PyObject* gradient) const;
+  void compare_reads(PyObject* object);
 
   DirectReads direct_;
   const dlpack::ExchangeApi* api_;

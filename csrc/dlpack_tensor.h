@@ -35,4 +35,10 @@ inline bool same_shape(const dlpack::Tensor& x, const std::vector<int64_t>& shap
   return x.ndim == static_cast<int>(shape.size()) && std::equal(shape.begin(), shape.end(), x.shape);
 }
 
+inline bool same_description(const dlpack::Tensor& x, const dlpack::Tensor& y) {
+  return x.device.type == y.device.type && x.device.id == y.device.id && x.dtype == y.dtype &&
+         same_shape(x, {y.shape, y.shape + y.ndim}) && same_strides(x, {y.strides, y.strides + y.ndim}) &&
+         static_cast<char*>(x.data) + x.byte_offset == static_cast<char*>(y.data) + y.byte_offset;
+}
+
 }  // namespace onepass

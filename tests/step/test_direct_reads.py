@@ -309,6 +309,17 @@ def test_tensor_that_is_not_found_in_its_object(monkeypatch: pytest.MonkeyPatch)
 
 
 @each_host
+@pytest.mark.parametrize("wrong", [{"float32": "float16", "float16": "float32"}, {"sizes": "strides"}])
+def test_proof_that_does_not_hold_for_what_is_bound(
+    backend: str, wrong: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof has no tensors of other devices: every binding compares with the table too."""
+    found = {key: direct_reads.FOUND[value] for key, value in wrong.items()}
+    monkeypatch.setattr(direct_reads, "FOUND", {**direct_reads.FOUND, **found})
+    assert_same_state(*_pair("AdamW", backend))
+
+
+@each_host
 def test_subclasses(backend: str, way: None) -> None:
     """Any class of tensors that is not a wrapper is stepped."""
 
