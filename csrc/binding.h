@@ -74,6 +74,7 @@ class Binding {
   bool describe(PyObject* object, dlpack::Device device, dlpack::Tensor& out) const;
   bool is_negated(PyObject* gradient) const;
   void compare_reads(PyObject* object);
+  void prefetch(const Source& source) const;
 
   DirectReads direct_;
   const dlpack::ExchangeApi* api_;

@@ -62,6 +62,13 @@ class DirectReads {
     return true;
   }
 
+  // Brings what `describe` reads of a tensor, or of null or anything else, into the caches.
+  void prefetch(PyObject* object) const {
+    if (!object || !can_read(object)) return;
+    const char* at = *static_cast<const char* const*>(in(object));
+    for (int line = 0; line < 3; ++line) __builtin_prefetch(at + 64 * line);
+  }
+
   // Whether a tensor is the negative of what is in its memory. Only of one that can be read.
   bool is_neg(PyObject* object) const { return is_neg_(in(object)); }
 
