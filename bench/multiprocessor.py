@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 SCHEDULERS = 4
 WARPS_OF_BLOCK = 4
+LEAST = 1e-6  # ns: what is left to do after less is rounding
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Scheduler:
         for job in self.jobs.values():
             job[0] -= passed * job[1]
         self.at = now
-        done = [warp for warp, job in self.jobs.items() if job[0] <= 1e-9]
+        done = [warp for warp, (left, rate, _) in self.jobs.items() if left / rate <= LEAST]
         for warp in done:
             del self.jobs[warp]
         return done

@@ -32,14 +32,25 @@ int row_cache_bytes_of(const Limits& limits, int blocks, int shared_storage_byte
   return (std::min(share, limits.shared_per_block) - shared_storage_bytes) / 4096 * 4096;  // p and u of a vector each
 }
 
+int vectors_of_row(const Tensor& t) {
+  return static_cast<int>((t.length + lanes_of(t) - 1) / lanes_of(t));
+}
+
+// Lanes that share a row.
+int width_of_rows(const Tensor& t, RowCache cache, int row_cache_bytes) {
+  return subgroup_width(vectors_of_row(t), t.rows, vectors_cached(t, cache, row_cache_bytes), block_size);
+}
+
 // The time of a projected tensor, in bytes of an element: those that it moves, over the share of the bandwidth that so
-// many resident blocks can use.
+// many resident blocks can use, and over that of the lanes that have a vector.
 double cost_of(const Tensor& t, int row_cache_bytes, int blocks) {
   constexpr double share[] = {0, 0.45, 0.75, 0.93, 0.96};  // of a copy, by the model in bench/
   const RowCache cache = row_cache_of(t, row_cache_bytes);
   // Where p is read again, 4 more, but mostly from the second-level cache: counted as one.
   const int bytes = cache == RowCache::p_and_u ? 28 : cache == RowCache::u ? 29 : 40;
-  return double(t.elements()) * bytes / share[blocks];
+  const int vectors = vectors_of_row(t), width = width_of_rows(t, cache, row_cache_bytes);
+  const double busy = cache == RowCache::none ? 1 : double(vectors) / ((vectors + width - 1) / width * width);
+  return double(t.elements()) * bytes / share[blocks] / busy;
 }
 
 // As many blocks as the registers allow, up to four, or fewer, where that keeps more rows whole.
@@ -50,7 +61,7 @@ int row_cache_bytes_of(const Plan& plan, const Limits& limits, int shared_storag
     const int bytes = row_cache_bytes_of(limits, blocks, shared_storage_bytes);
     double cost = 0;
     for (const Tensor& t : plan.tensors)
-      if (t.projected) cost += cost_of(t, bytes, blocks);
+      if (t.projected && t.elements() > 0) cost += cost_of(t, bytes, blocks);
     if (least < 0 || cost < least) best = bytes, least = cost;
   }
   return best;
@@ -74,9 +85,7 @@ void cut(Plan& plan, int tensor, int row_cache_bytes) {
     plan.cut(tensor, longest, longest);
   } else if (fits_a_warp(t, row_cache_bytes)) {
     // As many rows as keep all lanes busy.
-    const int lanes = lanes_of(t), vectors = static_cast<int>((t.length + lanes - 1) / lanes);
-    const int width = subgroup_width(vectors, t.rows, vectors_cached(t, cache, row_cache_bytes), block_size);
-    const int64_t round = block_size / width * std::max<int64_t>(1, t.length);
+    const int64_t round = block_size / width_of_rows(t, cache, row_cache_bytes) * std::max<int64_t>(1, t.length);
     plan.cut(tensor, std::max<int64_t>(1, item_elements / round) * round, longest);
   } else {
     // A few of the long rows, as many as come closest to an item.

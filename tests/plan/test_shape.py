@@ -195,6 +195,13 @@ def test_rows_too_long_for_a_warp_go_to_blocks() -> None:
         assert laid_out(Tensor(F64, [1, most + 1]))[1] == 1
 
 
+def test_blocks_are_fewer_where_their_lanes_would_be_idle(device: Device) -> None:
+    """A row of 768 would leave a quarter of a block without a vector, and fills a warp that keeps six vectors a lane."""
+    room, _, _ = laid_out(Tensor(F32, [5000, 768]))
+    assert slots(Tensor(F32, [1, 1]), room) >= 6
+    assert device.shared // (room + SHARED_STORAGE + 1024) == (3 if device.shared < 110_000 else 4)
+
+
 def test_item_sizes_of_blocks() -> None:
     """About 8,192 elements; rows too long for a warp as many as come closest; short rows a multiple of the number of warps."""
     for t in (

@@ -16,7 +16,7 @@ from records import RECORDS
 from tensors import values
 
 # Rows for a lane, a warp and a block, rows cut into pieces, vectors; few elements in all.
-SHAPES = [(6, 20), (13,), (40, 9), (3, 1025), (2, 15_000), (1, 1)]
+SHAPES = [(6, 20), (13,), (40, 9), (3, 1025), (1, 30_000), (1, 1)]
 
 
 def main() -> None:
