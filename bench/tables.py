@@ -60,7 +60,11 @@ def render(
         if name == "traffic":
             return match[0] if counted is None else f"<!-- bench: traffic -->\n{traffic(counted)}<!-- /bench -->"
         if name == "predicted":
-            return match[0] if predicted is None else f"<!-- bench: predicted -->\n{predicted_table(predicted)}<!-- /bench -->"
+            return (
+                match[0]
+                if predicted is None
+                else f"<!-- bench: predicted -->\n{predicted_table(predicted)}<!-- /bench -->"
+            )
         if name in TARGETS:
             return f"<!-- bench: {name} -->\n{targets(TARGETS[name])}<!-- /bench -->"
         if name not in BLOCKS or file is None:
@@ -95,7 +99,9 @@ def main(given: list[str]) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing: fail if the tables differ")
     parser.add_argument("--use", type=Path, metavar="CSV", help="take this file in place of those that the pages name")
     parser.add_argument(
-        "--no-traffic", action="store_true", help="leave out the tables of bytes and of predictions, which take a minute"
+        "--no-traffic",
+        action="store_true",
+        help="leave out the tables of bytes and of predictions, which take a minute",
     )
     args = parser.parse_args(given)
     counted = predicted = None

@@ -63,7 +63,9 @@ def test_no_circuit_where_nothing_leads_back() -> None:
 
 def test_a_guarded_call_is_a_branch() -> None:
     """As nvcc leaves a loop on sm_8x."""
-    left = CODE.replace("@P3 BRA 0x10", "@P3 CALL.REL.NOINC 0xd0").replace("/*00d0*/                   EXIT", "/*00d0*/                   BRA 0x10")
+    left = CODE.replace("@P3 BRA 0x10", "@P3 CALL.REL.NOINC 0xd0").replace(
+        "/*00d0*/                   EXIT", "/*00d0*/                   BRA 0x10"
+    )
     (circuit,) = flow_of(left).loops("LDG")
     assert len(flow_of(left).instructions(circuit)) == 11
 

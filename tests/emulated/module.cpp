@@ -137,5 +137,6 @@ PYBIND11_MODULE(emulated, m) {
   m.def("wrong_roots", &wrong_roots);
   m.def("wrong_quotients", &wrong_quotients);
   m.def("launch_layout_of", &launch_layout_of, py::arg("tensors"));
-  m.def("subgroup_width", &cuda::subgroup_width, py::arg("vectors"), py::arg("rows"), py::arg("most"), py::arg("group"));
+  m.def("subgroup_width", &cuda::subgroup_width, py::arg("vectors"), py::arg("rows"), py::arg("most"),
+        py::arg("group"));
 }

@@ -96,7 +96,9 @@ class Flow:
         if last.name in ("EXIT", "RET"):
             return following if last.guard else []
         # On sm_8x a call with a guard is a branch out of a loop. BRA.DIV is taken where the lanes of a warp have parted.
-        branches = (last.name == "BRA" and not last.opcode.startswith("BRA.DIV")) or (last.name == "CALL" and last.guard)
+        branches = (last.name == "BRA" and not last.opcode.startswith("BRA.DIV")) or (
+            last.name == "CALL" and last.guard
+        )
         if not branches:
             return following
         target = [] if last.target is None else [self.block_at[last.target]]
@@ -288,7 +290,9 @@ def write_table(rounds: Iterable[Round]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", metavar="FILE")
-    parser.add_argument("--write", action="store_true", help="write tests/builds/rounds.csv; it needs every architecture")
+    parser.add_argument(
+        "--write", action="store_true", help="write tests/builds/rounds.csv; it needs every architecture"
+    )
     args = parser.parse_args()
     if not args.files:
         from onepass.backend import compiled
