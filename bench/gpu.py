@@ -14,11 +14,12 @@ import torch
 from check import absentees, check_all
 from gpu_cases import ALL, cases
 from gpu_clock import FULL, QUICK, Gpu
-from gpu_report import FIELDS, LEGEND, case_table, goals, markdown_table, rows_of
+from gpu_report import FIELDS, LEGEND, add_predictions, case_table, goals, markdown_table, rows_of
 from harness import time_case
 from program import csv_path, parser_of, say, say_about, say_goals, since
 from rehearsal import Rehearsal
 from results_file import Row, write_csv
+from tables import ROOT, shown
 
 COPY_NUMEL = 2**30  # 4 GiB, read once and written once
 
@@ -60,9 +61,10 @@ def main(given: list[str]) -> None:
     wrong, right = check_all(chosen, clock, say)
     say(f"Checked against the reference: {len(right)} contenders. {since(started)}")
 
-    path, rows = csv_path(args, about), []
+    path, rows, predicted = csv_path(args, about), [], shown(ROOT / "docs/prediction.md", "predicted")
     for case in (case.without(wrong) for case in chosen):
         own = rows_of(case, time_case(case, clock, args.seed), usual, clock.cache_bytes)
+        add_predictions(own, str(about["device"]), predicted)
         say(f"\n{case_table(case, own, clock.cache_bytes)}\n{since(started)}")
         rows += own
         write_csv(rows, about, FIELDS, path)

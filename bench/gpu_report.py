@@ -14,7 +14,7 @@ from targets import goals as goals_of
 
 FIELDS = (
     "case", "contender", "dtype", "tensors", "parameters", "rounds", "repeat", "device_us", "q1_us", "q3_us", "host_us",
-    "graph_us", "bytes_per_parameter", "gb_per_s", "copy_share", "baseline", "ratio", "corrected_percent", "in_cache",
+    "graph_us", "bytes_per_parameter", "gb_per_s", "copy_share", "predicted_share", "baseline", "ratio", "corrected_percent", "in_cache",
     "failed", "copy_best_gb_per_s", "copy_gb_per_s", "date", "device", "driver", "cuda", "archs", "torch", "onepass",
     "commit",
 )  # fmt: skip
@@ -41,6 +41,26 @@ def rows_of(case: Case, timings: dict[str, Timing], copy: float, cache_bytes: in
             "ratio": round(medians[name] / medians[baseline], 4) if baseline in medians else None,
         }
     return rows
+
+
+# Cases of the models that predict.py knows.
+PREDICTED = {
+    "gpt2-tangent": "GPT-2",
+    "resnet50-tangent": "ResNet-50",
+    "llama-1b-tangent": "Llama 1 B",
+    "gpt2-bf16": "GPT-2",
+    "llama-1b-bf16": "Llama 1 B",
+}
+
+
+def add_predictions(rows: list[Row], device: str, predicted: list[Row]) -> None:
+    """Puts what the model predicts for this GPU beside what was measured; `predicted` as in docs/prediction.md."""
+    known = {(row["GPU"], row["model"]): row for row in predicted}
+    gpu = next((name for name, _ in known if name in device), None)
+    for row in rows:
+        own = known.get((gpu, PREDICTED.get(row["case"])), {})
+        share = own.get(f"{row['contender'].removeprefix('onepass ')}, {row['dtype']}")
+        row["predicted_share"] = round(float(share.rstrip("%")) / 100, 4) if share else None
 
 
 def micro(seconds: list[float]) -> float | None:
@@ -81,13 +101,14 @@ COLUMNS: Columns = {
     "bytes/param": lambda row: number(row["bytes_per_parameter"]),
     "GB/s": lambda row: number(row["gb_per_s"]),
     "of a copy": lambda row: "" if row["copy_share"] is None else percent(100 * row["copy_share"]),
+    "predicted": lambda row: "" if row.get("predicted_share") is None else percent(100 * row["predicted_share"]),
     "ratio": lambda row: "" if row["ratio"] is None else f"{row['ratio']:.3f}",
     "to": lambda row: "" if row["ratio"] is None else row["baseline"],
     "corrected": lambda row: percent(row["corrected_percent"]),
 }
 LEGEND = """device us: median time of a step by the device's clock; *: the host is slower, so the device waits for it.
 host us: until step() returns. graph us: a replay of the captured step. of a copy: share of the measured bandwidth of a
-device copy. ratio: device us over that of the contender in the next column."""
+device copy; predicted: by the model of docs/prediction.md. ratio: device us over that of the contender in the next column."""
 IN_README = ("contender", "device us", "host us", "graph us", "bytes/param", "GB/s", "of a copy", "ratio", "to")
 
 

@@ -80,6 +80,13 @@ def render(
     return BLOCK.sub(block, text)
 
 
+def shown(page: Path, name: str) -> list[Row]:
+    """The rows of a table of a page."""
+    (table,) = (match[3] for match in BLOCK.finditer(page.read_text(encoding="utf-8")) if match[1] == name)
+    header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
 def up_from(page: Path) -> str:
     return "../" if page.parent.name == "docs" else ""
 

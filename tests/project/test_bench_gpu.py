@@ -27,6 +27,7 @@ import gpu_cases
 import gpu_report
 import harness
 import inputs
+import tables
 import targets
 from gpu_clock import Effort, Gpu
 from rehearsal import Rehearsal
@@ -250,6 +251,27 @@ def test_rows() -> None:
 
 def verdicts(rows: list[dict]) -> dict[str, bool]:
     return {goal.what: goal.reached for goal in gpu_report.goals(rows)}
+
+
+def test_predictions_stand_beside_measurements() -> None:
+    predicted = tables.shown(BENCH.parent / "docs/prediction.md", "predicted")
+    assert {row["model"] for row in predicted} == set(gpu_report.PREDICTED.values())
+    assert set(gpu_report.PREDICTED) <= {case.name for case in gpu_cases.cases()}
+    rows = [
+        {"case": case, "contender": contender, "dtype": dtype}
+        for case, contender, dtype in (
+            ("gpt2-tangent", "onepass AdamP", "float32"),
+            ("llama-1b-bf16", "onepass AdamW", "bfloat16"),
+            ("gpt2-tangent", "onepass AdamP (triton)", "float32"),
+            ("gpt2", "onepass AdamP", "float32"),
+        )
+    ]
+    gpu_report.add_predictions(rows, "NVIDIA H200", predicted)
+    by_model = {row["model"]: row for row in predicted if row["GPU"] == "H200"}
+    want = [by_model["GPT-2"]["AdamP, float32"], by_model["Llama 1 B"]["AdamW, bfloat16"]]
+    assert [row["predicted_share"] for row in rows] == [*(pytest.approx(float(x[:-1]) / 100) for x in want), None, None]
+    gpu_report.add_predictions(rows, "NVIDIA T4", predicted)
+    assert all(row["predicted_share"] is None for row in rows)
 
 
 def test_goals_reached_and_missed() -> None:
