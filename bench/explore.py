@@ -1,4 +1,4 @@
-"""What limits the CUDA kernels on the GPU at hand: times them beside variants of their own sources, each built apart.
+"""Times of variants of the CUDA kernels, each built apart from edited sources: what limits the kernels on this GPU.
 
 Each variant takes away one cost, or adds one mechanism, so that its gain tells what that is worth. Some step wrongly; their
 time is right. AdamW and AdamP with every matrix projected are timed as replays of captured steps, so that the host does
@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 
 from program import RESULTS, say
-from shapes import Shape, gpt2_shapes, llama_shapes, resnet50_shapes
+from shapes import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests/support"))  # edits.py
@@ -65,11 +65,6 @@ VARIANTS = (
     Variant("the next round prefetched", (("rows.cuh", "Elements<O, Rule> e[count];", AHEAD),)),
     Variant("zero gradients in half of the rows", environment={"ONEPASS_EXPLORE_ZEROS": "1"}),
 )
-MODELS: dict[str, tuple[Shape, ...]] = {
-    "GPT-2": gpt2_shapes(),
-    "ResNet-50": resnet50_shapes(),
-    "Llama 1 B": llama_shapes(),
-}
 FIELDS = ("device", "variant", "model", "optimizer", "us", "q1_us", "q3_us", "copy_share")
 
 
@@ -98,7 +93,7 @@ def build(variant: Variant) -> Path:
 
 
 def time_models(quick: bool, zeros: bool) -> list[dict[str, object]]:
-    """Of the onepass that is imported here. `quick`: on the CPU, a rehearsal."""
+    """Times of the onepass that is imported here. `quick`: on the CPU, a rehearsal."""
     import torch
 
     import onepass

@@ -17,7 +17,7 @@ LEAST = 1e-6  # ns: what is left to do after less is rounding
 
 @dataclass(frozen=True)
 class Work:
-    """What a warp computes: issue slots of its scheduler, and cycles it takes when it is alone."""
+    """Computation of a warp: issue slots of its scheduler, and cycles it takes when it is alone."""
 
     slots: float
     alone: float
@@ -31,7 +31,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Item:
-    """What each warp of a block does with one item: `passes` times some rounds and the end of a row."""
+    """Part of each warp of a block in one item: `passes` times some rounds and the end of a row."""
 
     passes: int
     rounds: float  # of a pass; the last may be a part of one
@@ -87,7 +87,7 @@ Step = tuple[str, object]
 
 
 def life_of(item: Item, costs: Costs, publishes: bool) -> Iterator[Step]:
-    """What a warp does, item after item: ("wait", ns), ("compute", work), ("meet", None), ("moved", bytes)."""
+    """Steps of a warp, item after item: ("wait", ns), ("compute", work), ("meet", None), ("moved", bytes)."""
     count = 0
     while True:
         yield "wait", costs.opening

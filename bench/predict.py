@@ -1,4 +1,4 @@
-"""What the CUDA kernels can be expected to reach, by a model: predicted, not measured.
+"""Predictions of the share of a copy's bandwidth that the CUDA kernels reach, by a model: nothing of it is measured.
 
 The layout of a launch is the library's own, for any device; instructions are those of tests/builds/rounds.csv, counted in
 the machine code. Of the memory only a latency is assumed and, fitted to what BabelStream reaches on an H200 with little in
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from multiprocessor import WARPS_OF_BLOCK, Costs, Item, Work, simulate
 from report import table
-from shapes import Shape, gpt2_shapes, llama_shapes, numel_of, resnet50_shapes
+from shapes import MODELS, Shape, numel_of
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests/support"))  # emulated_backend.py
@@ -55,11 +55,6 @@ GPUS = (
     Gpu("L40S", "sm_89", 142, 2.30, 774, 102400, 2),
     Gpu("RTX 5090", "sm_120", 170, 2.40, 1605, 102400, 2),
 )
-MODELS: dict[str, tuple[Shape, ...]] = {
-    "GPT-2": gpt2_shapes(),
-    "ResNet-50": resnet50_shapes(),
-    "Llama 1 B": llama_shapes(),
-}
 STORAGE = {"float32": "float, float, Adam<float>", "bfloat16": "BFloat16, float, Adam<float>"}
 DTYPES = ("float32", "float64", "bfloat16")  # as emulated.launch_layout_of numbers them
 DTYPES_SHOWN = tuple(STORAGE)

@@ -63,3 +63,11 @@ def llama_shapes(
     for _ in range(blocks):
         shapes += block()
     return (*shapes, (width,))
+
+
+# Those that predict.py and explore.py know, by the names they have in tables.
+MODELS: dict[str, tuple[Shape, ...]] = {
+    "GPT-2": gpt2_shapes(),
+    "ResNet-50": resnet50_shapes(),
+    "Llama 1 B": llama_shapes(),
+}

@@ -118,6 +118,9 @@ def cuda() -> Iterator[partial[None]]:
         yield partial(test_parity.test_layouts, backend, torch.float32, layout, adamp)
     yield partial(test_parity.test_large_tensors, backend, torch.float32, adamw)
     yield partial(wrong_and_right, adamp, adamp.typical)
+    for others in (1.0, 0.0):
+        yield partial(test_cuda_arithmetic.test_root_of_floats_of_every_size, others)
+    yield partial(test_cuda_arithmetic.test_quotients_of_every_size)
     # Capturable groups, and numbers that are kernel parameters or uploaded.
     for record in (adamw, RECORDS["AdamProxL2"], sgd, sgdp):
         for arguments in record.variants.values():
@@ -162,9 +165,6 @@ def cuda() -> Iterator[partial[None]]:
     for gate, predicted in (("none", "channel"), ("layer", "none")):
         yield partial(test_traffic.test_a_correction_reads_p_and_moments_and_writes_p, gate, predicted)
     yield partial(test_rows_on_chip.test_more_corrections_than_a_warp_has_lanes)
-    for others in (1.0, 0.0):
-        yield partial(test_cuda_arithmetic.test_root_of_floats_of_every_size, others)
-    yield partial(test_cuda_arithmetic.test_quotients_of_every_size)
     once_more = test_traffic.CORRECTED | {"p": (8, 4)}
     yield partial(test_traffic.test_a_row_that_is_cut_into_pieces, "channel", "channel", once_more)
 
