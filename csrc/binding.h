@@ -12,10 +12,37 @@
 
 namespace onepass {
 
-// What a step depends on of some parameters and their state, to be compared with that of the last step: the addresses
-// of the gradients (int64); what else DLPack says of these, and which there are; the same of all other tensors, and the
-// identities of the state's entries. None if a tensor cannot be described.
-pybind11::object describe(const pybind11::list& params, const pybind11::dict& state);
+// Reads Python's tensors: directly where that is proven, else through DLPack's exchange table.
+class Reader {
+ public:
+  explicit Reader(const pybind11::dict& direct_reads);
+
+  // Compares direct reads of an object with the table; where they differ, all reads are through the table from then on.
+  void compare(PyObject* object);
+  // Of all that `describe` reads.
+  void compare_all(const pybind11::list& params, const pybind11::dict& state);
+
+  // Describes a tensor, with byte_offset added to its address; false if there is no describing it.
+  bool read(PyObject* object, dlpack::Tensor& out) const;
+  // Complex autograd leaves gradients to be negated by their reader.
+  bool is_negated(PyObject* tensor) const;
+  void prefetch(PyObject* object) const { direct_.prefetch(object); }
+  static pybind11::object gradient_of(PyObject* param);
+
+  // What a step depends on of some parameters and their state, to be compared with that of the last step: the addresses
+  // of the gradients (int64); what else DLPack says of these, and which there are; the same of all other tensors, and
+  // the identities of the state's entries. None if a tensor cannot be described.
+  pybind11::object describe(const pybind11::list& params, const pybind11::dict& state) const;
+
+  const dlpack::ExchangeApi& api() const { return *api_; }
+
+ private:
+  bool is_tensor(PyObject* object) const;
+
+  DirectReads direct_;
+  const dlpack::ExchangeApi* api_;
+  pybind11::object tensor_, is_neg_;  // torch.Tensor, and its is_neg
+};
 
 // A plan with the Python objects its tensors come from. It borrows those objects, so that Python's garbage collector
 // sees every reference: the caller keeps parameters and state alive for as long as the binding.
@@ -72,13 +99,9 @@ class Binding {
   bool read_device_numbers();
   bool read_device_number(PyObject* object, DeviceNumber& number) const;
   bool describe(PyObject* object, dlpack::Device device, dlpack::Tensor& out) const;
-  bool is_negated(PyObject* gradient) const;
-  void compare_reads(PyObject* object);
   void prefetch(const Source& source) const;
 
-  DirectReads direct_;
-  const dlpack::ExchangeApi* api_;
-  pybind11::object is_neg_;  // torch.Tensor.is_neg: complex autograd leaves gradients to be negated by their reader
+  Reader reader_;
   PyObject* state_;
   pybind11::list moments_;
   Entries state_entries_;
@@ -87,6 +110,14 @@ class Binding {
   std::vector<pybind11::object> gradients_;  // kept alive from `ready` to the end of the step
   std::vector<std::pair<DeviceNumber*, pybind11::object>> device_numbers_;
 };
+
+inline void add_reader(pybind11::module_& m) {
+  namespace py = pybind11;
+  py::class_<Reader>(m, "Reader", py::module_local())
+      .def(py::init<const py::dict&>(), py::arg("direct_reads"))
+      .def("compare_all", &Reader::compare_all, py::arg("params"), py::arg("state"))
+      .def("describe", &Reader::describe, py::arg("params"), py::arg("state"));
+}
 
 inline void add_plan(pybind11::module_& m) {
   namespace py = pybind11;

@@ -20,7 +20,7 @@ PYBIND11_MODULE(_C, m) {
       },
       "Every instruction set that this machine can run, best first.");
 
-  m.def("describe", &onepass::describe, py::arg("params"), py::arg("state"));
+  onepass::add_reader(m);
   onepass::add_plan(m);
   using onepass::CpuBinding;
   py::class_<CpuBinding, onepass::Binding>(m, "CpuPlan", py::module_local())

@@ -12,7 +12,7 @@ from torch import Tensor
 import onepass
 from compare import assert_same_state
 from drive import parameters_of, train
-from onepass.backend import compiled
+from onepass.backend import compiled, direct_reads
 from onepass.backend.triton import readings
 from onepass.backend.triton.bound_param import BoundParam
 from oracles import Arguments
@@ -22,9 +22,11 @@ from tensors import values
 SHAPES = [(6, 20), (12,), (4, 4)]
 
 
-@pytest.fixture(params=["compiled", "python"], autouse=True)
+@pytest.fixture(params=["directly", "through the table", "python"], autouse=True)
 def describer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Descriptions of the compiled module, and those of Python in its absence."""
+    """Descriptions of the compiled module, for a torch that fails the proof of direct reads too, and of Python in its absence."""
+    if request.param == "through the table":
+        monkeypatch.setattr(direct_reads, "FOUND", {})
     if request.param == "python":
         monkeypatch.setattr(compiled, "unavailable", lambda: "The compiled module is missing.")
 
@@ -203,3 +205,21 @@ def test_both_descriptions_name_the_same_addresses() -> None:
     found = readings.Readings(opt._execution.backends[0].bound, opt.state)
     found.keep([], True)
     assert found.addresses().tolist() == [p.grad.data_ptr() for p in params]
+
+
+@pytest.mark.parametrize("wrong", [{"float32": "float16", "float16": "float32"}, {"sizes": "strides"}])
+def test_a_proof_that_does_not_hold_for_what_is_read(
+    wrong: dict[str, str], describer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever tensors are read one by one, direct reads are compared with the table, and given up where they differ."""
+    if compiled.unavailable() or not direct_reads.FOUND:
+        pytest.skip("nothing is read directly")
+    monkeypatch.setattr(
+        direct_reads, "FOUND", direct_reads.FOUND | {key: direct_reads.FOUND[x] for key, x in wrong.items()}
+    )
+    assert compiled._C is not None
+    opt = make()
+    known, params = opt._execution.backends[0].readings, parameters_of(opt)
+    through_the_table = compiled._C.Reader({}).describe(params, opt.state)
+    assert compiled._C.Reader(direct_reads.FOUND).describe(params, opt.state) != through_the_table
+    assert known.describe() == through_the_table

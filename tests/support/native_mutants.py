@@ -85,9 +85,9 @@ MUTANTS = [
            "t.step ? t.step : number(source.step, dlpack::float32, count_device)"),
     Mutant("a number's dtype is not compared", "x.dtype == dtype", "true"),
     Mutant("other strides are not seen", "same_strides(x, view.strides)", "true"),
-    Mutant("the sign of a gradient is not asked", "is_negated(gradients_[i].ptr())", "false"),
-    Mutant("the sign of a gradient is asked until it is negated", "is_negated(gradients_[i].ptr())",
-           "(t.negated || is_negated(gradients_[i].ptr()))"),
+    Mutant("the sign of a gradient is not asked", "reader_.is_negated(gradients_[i].ptr())", "false"),
+    Mutant("the sign of a gradient is asked until it is negated", "reader_.is_negated(gradients_[i].ptr())",
+           "(t.negated || reader_.is_negated(gradients_[i].ptr()))"),
     # --- scaled gradients
     Mutant("gradients are not scaled", "h.grad_scale *= factor", "h.grad_scale *= 1", "@;", "cpu/executor.cpp"),
     Mutant("half of the elements are not in the norm", "high_ += b * b", "high_ += b - b"),

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
+from operator import is_
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class TritonBackend:
     def ready(self, groups: Groups, hypers: list[Hyper], needs_state: bool) -> bool:
         for i, params in zip(self.indices, self.params, strict=True):
             given = groups[i]["params"]
-            if len(given) != len(params) or not all([a is b for a, b in zip(given, params, strict=True)]):
+            if len(given) != len(params) or not all(map(is_, given, params)):
                 return False
         self.hypers = [hypers[i] for i in self.indices]
         counted, planned = self.spec.counted and self.spec.rule == "adam", self.tables.structure is not None

@@ -9,17 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import compiled
+from .. import compiled, direct_reads
 from .bound_param import BoundParam, Wanted
 
 # What a step depends on, to be compared: the addresses of the gradients; their metadata, and which there are; the addresses
 # and metadata of all other tensors, and the identities of the state's entries. Bytes from the compiled module, else lists.
 Description = tuple[Any, Any, Any]
-
-
-def describe(params: list[Tensor], state: Any) -> Description:
-    found = None if compiled.unavailable() else compiled._C.describe(params, state)
-    return found or described_in_python(params, state)
 
 
 def described_in_python(params: list[Tensor], state: Any) -> Description:
@@ -53,6 +48,7 @@ class Readings:
     def __init__(self, bound: list[BoundParam], state: Any):
         self.bound, self.state = bound, state
         self.params = [e.p for e in bound]
+        self.reader = None if compiled.unavailable() else compiled._C.Reader(direct_reads.FOUND)
         self.wanted: Any = None  # None: nothing is known
 
     def forget(self) -> None:
@@ -63,7 +59,9 @@ class Readings:
         if any(e.operands and e.buffers for e in self.bound):
             return
         self.wanted, self.with_state = wanted, needs_state
-        self.description = describe(self.params, self.state)
+        if self.reader is not None:
+            self.reader.compare_all(self.params, self.state)
+        self.description = self.describe()
         # So that no other object gets the identity of an entry.
         self.kept = [(p, own, *(own.items() if isinstance(own, dict) else ())) for p, own in self.state.items()]
 
@@ -71,10 +69,14 @@ class Readings:
         """moved: some gradients are elsewhere, at `addresses`, and nothing else differs."""
         if wanted != self.wanted or needs_state > self.with_state:
             return "unknown"
-        before, self.description = self.description, describe(self.params, self.state)
+        before, self.description = self.description, self.describe()
         if before[1:] != self.description[1:]:
             return "unknown"
         return "same" if before[0] == self.description[0] else "moved"
+
+    def describe(self) -> Description:
+        found = None if self.reader is None else self.reader.describe(self.params, self.state)
+        return found or described_in_python(self.params, self.state)
 
     def addresses(self) -> Tensor:
         """Of the gradients, int64."""
