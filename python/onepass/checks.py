@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .dtypes import PARAM_DTYPES, moment_dtype
 from .spec import OptimizerSpec
-from .torch_compat import base_of, is_flat_parameter, is_fsdp, is_traceable_wrapper_subclass
+from .torch_compat import FakeTensor, base_of, is_flat_parameter, is_fsdp, is_traceable_wrapper_subclass
 
 Group = dict[str, Any]
 
@@ -123,6 +123,18 @@ def _cut_from(p: Tensor, sharded: bool) -> str | None:
             "torch.nn.Parameter)"
         )
     return None
+
+
+def check_memory(groups: Sequence[Group], state: Any) -> None:
+    """Raises if a tensor of a step has no memory. It may be a parameter of an optimizer that is never stepped."""
+    for name, p in each_parameter(groups):
+        own = state.get(p)
+        entries = own.items() if isinstance(own, dict) else ()
+        for what, t in (("", p), (" its gradient", p.grad), *((f" its state {key!r}", x) for key, x in entries)):
+            if isinstance(t, FakeTensor):
+                raise TypeError(
+                    f"{name}:{what} is a FakeTensor, which has no memory to step; make it, and step, outside of FakeTensorMode"
+                )
 
 
 def check_gradients(groups: Sequence[Group]) -> None:

@@ -15,7 +15,7 @@ from .arguments import OF_TORCH, refuse_unknown, refuse_unsupported, warn_unknow
 from .backend import registry
 from .backend.base import Backend
 from .checkpoints import Checkpointed
-from .checks import check_gradients, check_parameters, check_rows, check_state
+from .checks import check_gradients, check_memory, check_parameters, check_rows, check_state
 from .clipping import ScaledGradients
 from .execution_state import ExecutionState
 from .forks import one_thread_after_fork
@@ -24,6 +24,7 @@ from .last_step import LastStep
 from .phases import take_step
 from .spec import OptimizerSpec
 from .state import make_state, move_counts
+from .torch_compat import is_faking
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 LossT = TypeVar("LossT")
@@ -149,6 +150,10 @@ class Optimizer(ScaledGradients, Checkpointed):
 
         scaled: whether the step has a `Scaling`. needs_state: whether a step follows; a clipping takes gradients alone.
         """
+        if is_faking():
+            raise RuntimeError(
+                "onepass: a step was taken in torch's FakeTensorMode, in which tensors have no memory; step outside of it"
+            )
         execution, hypers = self._execution, self._hypers()
         layout = [id(self.state), *[(id(group), group["backend"]) for group in self.param_groups]]
         if (
@@ -166,6 +171,7 @@ class Optimizer(ScaledGradients, Checkpointed):
         execution, groups = self._execution, self.param_groups
         for backend in execution.backends:
             backend.release_gradients()
+        check_memory(groups, self.state)
         check_parameters(self.spec, groups)
         check_rows(self.spec, groups)
         check_gradients(groups)

@@ -14,6 +14,10 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+# Tensors without memory, which tell tools what a program would make, and the mode in which all new tensors are such.
+from torch._guards import active_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch.autograd import profiler
 
 # The hooks of all optimizers; there is no public way to ask whether there are any.
@@ -68,6 +72,11 @@ def handle_of(t: Tensor) -> Iterator[int]:
 def has_exchange_table() -> bool:
     """Whether torch has DLPack's C exchange table, through which the compiled module reads tensors: since torch 2.10."""
     return hasattr(Tensor, "__dlpack_c_exchange_api__")
+
+
+def is_faking() -> bool:
+    """Whether torch only pretends to compute at present. Nearly always there is no mode at all, which is told faster."""
+    return bool(torch._C._len_torch_dispatch_stack()) and active_fake_mode() is not None
 
 
 def version_of(t: Tensor) -> int:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import onepass
-from compare import Snapshot, assert_same_bits
+from compare import Snapshot, assert_same_bits, assert_same_state
 from drive import feed, parameters, parameters_of, train
 from error_cases import CASES, GROUP, Case
 from records import RECORDS, Record, each_backend, each_optimizer
@@ -106,6 +107,23 @@ def test_add_param_group_refuses_the_same(backend: str, case: Case) -> None:
         opt.add_param_group(group)
     assert len(opt.param_groups) == 2
     train(opt, [2])
+
+
+@each_backend
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize("clips", [False, True])
+def test_a_step_in_fake_tensor_mode(backend: str, steps: int, clips: bool) -> None:
+    """Of real tensors: nothing is written, no state is made, and the optimizer steps as before outside of the mode."""
+    record = RECORDS["AdamP"]
+    opt, other = (train(record.make(parameters(), backend=backend, **record.typical), range(steps)) for _ in range(2))
+    feed(opt, steps)
+    before = Snapshot(opt)
+    with FakeTensorMode(), pytest.raises(RuntimeError, match=r"in torch's FakeTensorMode.*; step outside of it"):
+        opt.clip_grad_norm_(1.0) if clips else opt.step()
+    before.assert_unchanged()
+    for each in (opt, other):
+        train(each, [steps])
+    assert_same_state(opt, other)
 
 
 def _raises_of(file: Path) -> set[tuple[str, int, int]]:

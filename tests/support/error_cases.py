@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 
 class Wrapper(torch.Tensor):
@@ -75,6 +76,10 @@ def _gradient(make: Callable[[Tensor], Tensor]) -> Spoil:
         p.grad = make(p)
 
     return spoil
+
+
+def _fake(t: Tensor) -> Tensor:
+    return FakeTensorMode().from_tensor(t.detach())
 
 
 @torch.inference_mode()
@@ -204,6 +209,9 @@ CASES = [
          ("share memory", "(3, 1)", "p.clone()")),
     Case("two devices", "AdamW", _replace(lambda p: torch.empty(4, 6, device="meta")), ValueError, GROUP,
          ("one device", "['cpu', 'meta']", "one param group for each device")),
+    Case("fake", "AdamW", _replace(_fake), TypeError, PARAMETER, ("(4, 6): is a FakeTensor", "outside of FakeTensorMode")),
+    Case("fake gradient", "AdamP", _gradient(_fake), TypeError, PARAMETER, ("its gradient is a FakeTensor", "outside of")),
+    Case("fake state", "SGDP", _state("momentum", _fake), TypeError, PARAMETER, ("its state 'momentum' is a FakeTensor", "outside of")),
     Case("sparse gradient", "SGD", _gradient(lambda p: torch.ones(4, 6).to_sparse()), RuntimeError, PARAMETER,
          ("gradient must be dense", "sparse_coo", "sparse=False")),
     Case("wrapped gradient", "SGD", _gradient(lambda p: Wrapper(torch.ones(4, 6))), TypeError, PARAMETER,
