@@ -77,6 +77,26 @@ def first_row(first, ROWS: tl.constexpr):
 
 
 @device
+def read_operands(tensor, start, there, RULE: tl.constexpr, PARAM: tl.constexpr, MOMENT: tl.constexpr,
+                  WIDTH: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    """Pointers to p, m and v; then p, g, m and v. A moment that the rule does not have is p."""
+    at_p = operand(tensor, P, start, PARAM, WIDTH, ALIGNED)
+    p = read(at_p, there, PARAM)
+    g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
+    at_m = at_p
+    at_v = at_p
+    m = p
+    v = p
+    if RULE != SGD_RULE:
+        at_m = operand(tensor, M, start, MOMENT, WIDTH, ALIGNED)
+        m = read(at_m, there, MOMENT)
+    if RULE == ADAM_RULE:
+        at_v = operand(tensor, V, start, MOMENT, WIDTH, ALIGNED)
+        v = read(at_v, there, MOMENT)
+    return at_p, at_m, at_v, p, g, m, v
+
+
+@device
 def scalars_of(row_table, tensors, scalars_table, first):
     """The scalars of the bucket of a tile, whose first row is never an empty one."""
     return scalars_table + of(tensors + tl.load(row_table + first) * TENSOR_FIELDS, BUCKET) * SCALARS_FIELDS
@@ -95,17 +115,7 @@ def step(row_table, first, count, tensors, scalars_table, RULE: tl.constexpr, PA
     _, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     scalars = scalars_of(row_table, tensors, scalars_table, first)
     there = within(length, WIDTH, ALIGNED)
-    at_p = operand(tensor, P, start, PARAM, WIDTH, ALIGNED)
-    p = read(at_p, there, PARAM)
-    g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
-    m = p
-    v = p
-    if RULE != SGD_RULE:
-        at_m = operand(tensor, M, start, MOMENT, WIDTH, ALIGNED)
-        m = read(at_m, there, MOMENT)
-    if RULE == ADAM_RULE:
-        at_v = operand(tensor, V, start, MOMENT, WIDTH, ALIGNED)
-        v = read(at_v, there, MOMENT)
+    at_p, at_m, at_v, p, g, m, v = read_operands(tensor, start, there, RULE, PARAM, MOMENT, WIDTH, ALIGNED)
     there = within(unless_skipped(length, scalars), WIDTH, ALIGNED)
     g = gradient(p, g, scalars)
     m, v = advance(g, m, v, scalars, RULE)
@@ -172,15 +182,7 @@ def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts,
     row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     scalars = scalars_of(row_table, tensors, scalars_table, first)
     there = within(length, WIDTH, ALIGNED)
-    at_p = operand(tensor, P, start, PARAM, WIDTH, ALIGNED)
-    at_m = operand(tensor, M, start, MOMENT, WIDTH, ALIGNED)
-    p = read(at_p, there, PARAM)
-    g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
-    m = read(at_m, there, MOMENT)
-    v = p
-    if RULE == ADAM_RULE:
-        at_v = operand(tensor, V, start, MOMENT, WIDTH, ALIGNED)
-        v = read(at_v, there, MOMENT)
+    at_p, at_m, at_v, p, g, m, v = read_operands(tensor, start, there, RULE, PARAM, MOMENT, WIDTH, ALIGNED)
     there = within(unless_skipped(length, scalars), WIDTH, ALIGNED)
     g = gradient(p, g, scalars)
     m, v = advance(g, m, v, scalars, RULE)
