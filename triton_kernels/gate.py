@@ -79,8 +79,9 @@ def total(x):
 
 
 @triton.jit(do_not_specialize=["count", "tensor_count"])
-def decide(gated, tensor_count, count, tensors, scalars_table, row_stats, stats, verdicts, BEFORE_UPDATE: tl.constexpr,
-           SUMS: tl.constexpr, DECIDES: tl.constexpr, TENSORS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def decide(gated, tensor_count, count, tensors, scalars_table, row_stats, stats, verdicts, corrects,
+           BEFORE_UPDATE: tl.constexpr, SUMS: tl.constexpr, DECIDES: tl.constexpr, TENSORS: tl.constexpr,
+           BLOCK: tl.constexpr):  # fmt: skip
     """Decides the gates of some tensors. BEFORE_UPDATE: of those that do not speculate. After the update: of those that do;
     of the others, adds what the update has brought, <p,u> and whether rows are deferred.
 
@@ -178,6 +179,8 @@ def decide(gated, tensor_count, count, tensors, scalars_table, row_stats, stats,
             tl.store(verdict + V_C, coefficient(pp, pu, scalars), mask=is_one)
             needs_correction = (corrected & speculates) | deferred
             tl.store(verdict + V_NEEDS_CORRECTION, needs_correction.to(tl.float64), mask=is_one)
+            # `update` has set it to 0; all that write to it here write 1.
+            tl.store(corrects + tl.zeros_like(index), 1.0, mask=is_one & needs_correction)
         tl.store(at_counter, next_counter(counter, gate).to(tl.uint8), mask=decided)
         tl.store(verdict + V_GATE, gate.to(tl.float64), mask=decided)
         tl.store(verdict + V_WRITTEN, written.to(tl.float64), mask=decided)

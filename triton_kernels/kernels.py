@@ -73,7 +73,12 @@ from .rules import (
 @device
 def first_row(first, ROWS: tl.constexpr):
     """The first row of this program's tile."""
-    return first + tl.program_id(0).to(tl.int64) * ROWS
+    return row_of_tile(first, tl.program_id(0), ROWS)
+
+
+@device
+def row_of_tile(first, tile, ROWS: tl.constexpr):
+    return first + tile.to(tl.int64) * ROWS
 
 
 @device
@@ -175,9 +180,11 @@ def projects_momentum(projected, scalars):
 
 
 @triton.jit(do_not_specialize=["first", "count"])
-def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts, RULE: tl.constexpr, PARAM: tl.constexpr,
-           MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
-           PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts, corrects, RULE: tl.constexpr,
+           PARAM: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+           ALIGNED: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+    if tl.program_id(0) == 0:
+        tl.store(corrects, 0.0)
     first = first_row(first, ROWS)
     row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     scalars = scalars_of(row_table, tensors, scalars_table, first)
@@ -214,11 +221,10 @@ def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts,
     write(at_p, p, there & (deferred == 0)[:, None], PARAM)
 
 
-@triton.jit(do_not_specialize=["first", "count"])
-def correct(row_table, first, count, tensors, scalars_table, row_stats, verdicts, RULE: tl.constexpr, PARAM: tl.constexpr,
-            MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
-            PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
-    first = first_row(first, ROWS)
+@device
+def correct_tile(row_table, first, count, tensors, scalars_table, row_stats, verdicts, RULE: tl.constexpr,
+                 PARAM: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr,
+                 ROWS: tl.constexpr, ALIGNED: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     verdict = verdicts + index * VERDICT_FIELDS
     length = tl.where(of(verdict, V_NEEDS_CORRECTION) != 0, length, 0)
@@ -255,3 +261,16 @@ def correct(row_table, first, count, tensors, scalars_table, row_stats, verdicts
             projected = projects_momentum(gate != NONE, scalars)
             write(at_m, m - c.to(WORK)[:, None] * p, there & projected[:, None], MOMENT)
         write(at_p, apply(p, u, d, k), there, PARAM)
+
+
+@triton.jit(do_not_specialize=["first", "count", "programs"])
+def correct(row_table, first, count, tensors, scalars_table, row_stats, verdicts, corrects, programs,
+            RULE: tl.constexpr, PARAM: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr,
+            ROWS: tl.constexpr, ALIGNED: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+    """Its programs, of which there are few, take the tiles of `programs` in turn, if any tensor is to be corrected."""
+    if tl.load(corrects) != 0:
+        tile = tl.program_id(0)
+        while tile < programs:
+            correct_tile(row_table, row_of_tile(first, tile, ROWS), count, tensors, scalars_table, row_stats, verdicts,
+                         RULE, PARAM, MOMENT, WORK, WIDTH, ROWS, ALIGNED, PROJECTS_MOMENTUM)  # fmt: skip
+            tile += tl.num_programs(0)

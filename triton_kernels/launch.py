@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import device_scalars, gate, kernels
-from .plan import KernelKey, Launch, Plan, itemsize
+from .plan import EACH, KernelKey, Launch, Plan, itemsize
 
 RULES = {"adam": 0, "momentum": 1, "sgd": 2}
 INTERPRETED = not isinstance(kernels.step, triton.JITFunction)
@@ -20,6 +20,11 @@ TENSORS, BLOCK = 16 if INTERPRETED else 1, 1024
 
 # Contraction would round d*p + k*u once less than the reference does.
 OPTIONS = {"enable_fp_fusion": False}
+# Of a thread with 16 elements, so that two programs of a row of 4,096 are on a multiprocessor; only NVIDIA's compiler takes it.
+MOST_REGISTERS = 128
+# The most programs of `correct`, which take tiles in turn: nearly always they read that nothing is to be corrected, and that
+# takes as long as to begin a program.
+CORRECTING = 1024
 
 
 def scalars_of(h: Any, rule: str, t: float, first: bool, negated: bool) -> list[float]:
@@ -48,11 +53,12 @@ def scalars_of(h: Any, rule: str, t: float, first: bool, negated: bool) -> list[
 class DeviceTables:
     """The plan on the device. unpredicted, gated: the tensors whose gate `decide` decides before and after the update.
     device_counted: those whose steps the device counts. first_steps: of each tensor, whether no step was counted on the
-    device yet. no_scaling: the numbers 1 and 0."""
+    device yet. corrects: whether some tensor is to be corrected. no_scaling: the numbers 1 and 0."""
 
     plan: Plan
     count: int  # of rows in row_table
     lanes: int  # of a warp
+    nvidia: bool
     row_table: Tensor
     unpredicted: Tensor
     gated: Tensor
@@ -64,14 +70,18 @@ class DeviceTables:
     row_stats: Tensor
     stats: Tensor
     verdicts: Tensor
+    corrects: Tensor
     first_steps: Tensor
     square_sum: Tensor
     no_scaling: Tensor
 
 
-def lanes() -> int:
-    """Of a warp of the current device."""
-    return 32 if INTERPRETED else int(triton.runtime.driver.active.get_current_target().warp_size)
+def device() -> tuple[int, bool]:
+    """Lanes of a warp of the current device, and whether it is NVIDIA's."""
+    if INTERPRETED:
+        return 32, True
+    target = triton.runtime.driver.active.get_current_target()
+    return int(target.warp_size), target.backend == "cuda"
 
 
 def constants(launch: Launch, names: list[str]) -> dict[str, Any]:
@@ -92,11 +102,16 @@ def constants(launch: Launch, names: list[str]) -> dict[str, Any]:
 def run(kernel: Any, t: DeviceTables, launches: list[Launch], *tables: Tensor, **more: Any) -> list[str]:
     """Launches a kernel for some launches of the plan; returns its name as often."""
     for launch in launches:
-        kernel[(launch.programs,)](
+        programs = launch.programs
+        own = {"programs": programs} if "programs" in kernel.arg_names else {}
+        limit = {"maxnreg": MOST_REGISTERS} if launch.each(t.nvidia) > EACH else {}
+        kernel[(min(programs, CORRECTING) if own else programs,)](
             *(t.row_table, launch.first, t.count, t.tensors, *tables),
             **constants(launch, kernel.arg_names),
+            **own,
             **more,
-            num_warps=launch.warps(t.lanes),
+            num_warps=launch.warps(t.lanes, t.nvidia),
+            **limit,
             **OPTIONS,
         )
     return [kernel.__name__] * len(launches)
@@ -152,7 +167,7 @@ class Step:
         self._run(kernels.step, self._launches(False, self.plain))
         self._run(
             *(kernels.update, self._launches(True, self.gated)),
-            *(t.row_stats, t.verdicts),
+            *(t.row_stats, t.verdicts, t.corrects),
             PROJECTS_MOMENTUM=self.projects,
         )
         if self.gated and self.exchanges:
@@ -166,7 +181,7 @@ class Step:
         t = self.tables
         self._run(
             *(kernels.correct, self._launches(True, self.gated)),
-            *(t.row_stats, t.verdicts),
+            *(t.row_stats, t.verdicts, t.corrects),
             PROJECTS_MOMENTUM=self.projects,
         )
 
@@ -182,13 +197,13 @@ class Step:
         if not len(tensors):
             return
         gate.decide[(triton.cdiv(len(tensors), TENSORS),)](
-            *(tensors, len(tensors), t.count, t.tensors, t.scalars_table, t.row_stats, t.stats, t.verdicts),
+            *(tensors, len(tensors), t.count, t.tensors, t.scalars_table, t.row_stats, t.stats, t.verdicts, t.corrects),
             BEFORE_UPDATE=before_update,
             SUMS=sums,
             DECIDES=decides,
             TENSORS=TENSORS,
             BLOCK=BLOCK,
-            num_warps=8,
+            num_warps=16,
             **OPTIONS,
         )
         self.launched.append("decide")

@@ -104,10 +104,17 @@ class Launch:
     first: int  # row
     programs: int
 
-    def warps(self, lanes: int) -> int:
+    def each(self, nvidia: bool) -> int:
+        """Elements of a thread. The sums of a long row and what follows from them take each of its threads as long as 7
+        elements do, so there they are more: but elsewhere, threads have fewer registers."""
+        if itemsize(self.key.param) == 8:
+            return EACH // 2
+        return 2 * EACH if nvidia and self.projected and self.config.vector and self.config.width >= TILE else EACH
+
+    def warps(self, lanes: int, nvidia: bool) -> int:
         """Of a program, in the compiled kernels. lanes: of a warp."""
-        each = EACH if itemsize(self.key.param) < 8 else EACH // 2
-        warps = max(TILE // EACH, self.rows * self.config.width // each) // lanes
+        each = self.each(nvidia)
+        warps = max(TILE // max(each, EACH), self.rows * self.config.width // each) // lanes
         return warps if warps <= MOST_WARPS else MOST_WARPS // 2
 
 

@@ -131,7 +131,7 @@ class TableUploader:
 
     def make_tables(self) -> None:
         """Makes the plan and its tables, if anything but addresses and numbers has changed."""
-        from ...triton_kernels.launch import DeviceTables, lanes
+        from ...triton_kernels.launch import DeviceTables, device
         from ...triton_kernels.plan import ROW_STATS, SCALARS, STATS, TENSOR, VERDICT, plan_of
 
         descs = self.descs()
@@ -146,6 +146,7 @@ class TableUploader:
         def empty(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
+        lanes, nvidia = device()
         self.sent = DeviceTables(
             plan=plan,
             row_table=upload.send(plan.row_table, integers, 1, self.device),
@@ -159,11 +160,13 @@ class TableUploader:
             device_hypers=empty(0),
             fixed_hypers=empty(0),
             count=plan.row_table.size(1),
-            lanes=lanes(),
+            lanes=lanes,
+            nvidia=nvidia,
             row_stats=empty(len(ROW_STATS), plan.row_table.size(1)),
             stats=empty(len(descs) if self.exchanges else 0, len(STATS)),
             # The next step may be skipped, and does not replace those of the last step then.
             verdicts=empty(len(descs), len(VERDICT)) if self.sent is None else self.sent.verdicts,
+            corrects=empty(1),
             first_steps=self.first_steps,
             square_sum=empty(1),
             no_scaling=upload.to_device(torch.tensor([1.0, 0.0], dtype=torch.float64, device="cpu"), self.device),
