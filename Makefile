@@ -29,7 +29,7 @@ help:
 	@echo 'make bench    time a step beside torch and adamp: a table, a CSV and figures in bench/results/'
 	@echo 'make bench-readme   the same from a clean commit on a quiet machine, and the tables of the README from it'
 	@echo 'make bench-tables   the tables of the README from the CSV files it names'
-	@echo 'make predict  what the CUDA kernels can be expected to reach on a GPU, by a model: ARGS="--gpu H200"'
+	@echo 'make predict  what the CUDA and Triton kernels can be expected to reach on a GPU, by a model: ARGS="--gpu H200"'
 	@echo 'make lint     ruff, mypy, clang-format'
 	@echo 'make format   put the sources into the format that lint asks for'
 	@echo 'make debug    the CPU kernels without optimization and with symbols, and compile_commands.json; undone by the next target'

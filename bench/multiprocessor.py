@@ -39,6 +39,8 @@ class Item:
     row: Work | None = None  # its end, and the write of what was kept
     row_meets: int = 0  # how often the warps of the block meet there
     bytes: float = 0.0  # that a warp moves in a pass
+    warps: int = WARPS_OF_BLOCK
+    ends_together: bool = False  # no warp begins the next item before all have ended this one
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def life_of(item: Item, costs: Costs, publishes: bool) -> Iterator[Step]:
             if item.row is not None:
                 yield "compute", item.row
             yield "moved", item.bytes
+        if item.ends_together:
+            yield "meet", None
         count += 1
         if publishes and count % costs.items_of_publication == 0:
             yield "meet", None
@@ -113,7 +117,7 @@ def simulate(item: Item, costs: Costs, blocks: int, publishes: bool, until: floa
     """Bytes per ns that the warps of so many blocks would move."""
     events: list[tuple[float, int, str, int, int]] = []  # when, number, what, warp or scheduler, version
     schedulers = [Scheduler(costs.ghz) for _ in range(SCHEDULERS)]
-    lives = [life_of(item, costs, publishes) for _ in range(blocks * WARPS_OF_BLOCK)]
+    lives = [life_of(item, costs, publishes) for _ in range(blocks * item.warps)]
     waiting: list[list[int]] = [[] for _ in range(blocks)]
     moved = 0.0
     number = 0
@@ -147,9 +151,9 @@ def simulate(item: Item, costs: Costs, blocks: int, publishes: bool, until: floa
                 schedulers[scheduler].add(warp, how_much)
                 plan_end(scheduler)
             else:
-                block = warp // WARPS_OF_BLOCK
+                block = warp // item.warps
                 waiting[block].append(warp)
-                if len(waiting[block]) == WARPS_OF_BLOCK:
+                if len(waiting[block]) == item.warps:
                     for other in waiting[block]:
                         push(now + costs.meeting, "go", other)
                     waiting[block] = []

@@ -1,4 +1,5 @@
-"""Predictions of the share of a copy's bandwidth that the CUDA kernels reach, by a model: nothing of it is measured.
+"""Predictions of the share of a copy's bandwidth that the CUDA kernels reach, by a model: nothing of it is measured. Prints
+those of the Triton kernels too (predict_triton.py).
 
 The layout of a launch is the library's own, for any device; instructions are those of tests/builds/rounds.csv, counted in
 the machine code. Of the memory only a latency is assumed and, fitted to what BabelStream reaches on an H200 with little in
@@ -78,15 +79,18 @@ def counted() -> dict[tuple[str, str, str], dict[str, int]]:
 
 
 def work(gpu: Gpu, kernel: str, part: str, cycles: float, factor: float = 1.0) -> Work:
+    return work_of(gpu, counted()[gpu.arch, kernel, part], cycles).times(factor)
+
+
+def work_of(gpu: Gpu, own: dict[str, int], cycles: float) -> Work:
     """Slots are those of the busiest pipe: issue, float64, or the special functions with conversions of 64 bits."""
-    own = counted()[gpu.arch, kernel, part]
     of_warp = LANES * 4  # a warp's lanes on a quarter of a multiprocessor
     pipes = (
         own["instructions"],
         own["float64"] * of_warp / gpu.doubles,
         own["special"] * of_warp / 16 + own["conversions"] * of_warp / min(16, gpu.doubles),
     )
-    return Work(factor * max(pipes), factor * max(cycles * own["instructions"], *pipes))
+    return Work(max(pipes), max(cycles * own["instructions"], *pipes))
 
 
 def share(most: float, copy: float) -> float:
@@ -247,6 +251,12 @@ def main() -> None:
     args = parser.parse_args()
     chosen = [gpu for gpu in GPUS if not args.gpu or gpu.name in args.gpu]
     print(f"{TITLE}:\n\n{prediction_table(prediction_rows(chosen))}")
+    import predict_triton  # which has this model's parts
+
+    if rows := predict_triton.prediction_rows(chosen):
+        print(
+            f"\nThe same of the Triton kernels, where Triton can compile for the GPU here:\n\n{prediction_table(rows)}"
+        )
 
 
 if __name__ == "__main__":

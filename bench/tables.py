@@ -17,6 +17,7 @@ from blocks import BLOCKS, TARGETS, Counted, Row, predicted_table, targets, traf
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+PREDICTED = ("predicted", "predicted_triton")  # of predict.py and predict_triton.py
 PAGES = (README, ROOT / "docs/targets.md", ROOT / "docs/prediction.md")
 BLOCK = re.compile(r"<!-- bench: (\w+)(?: from (\S+\.csv))? -->\n(.*?)<!-- /bench -->", re.DOTALL)
 
@@ -46,7 +47,7 @@ def render(
     root: Path = ROOT,
     use: str | None = None,
     counted: Counted | None = None,
-    predicted: list[Row] | None = None,
+    predicted: dict[str, list[Row]] | None = None,
     up: str = "",
 ) -> str:
     """The page with its blocks made anew, from the file `use` if that is given, else from those that the markers name.
@@ -59,17 +60,14 @@ def render(
         name, file = match[1], match[2]
         if name == "traffic":
             return match[0] if counted is None else f"<!-- bench: traffic -->\n{traffic(counted)}<!-- /bench -->"
-        if name == "predicted":
-            return (
-                match[0]
-                if predicted is None
-                else f"<!-- bench: predicted -->\n{predicted_table(predicted)}<!-- /bench -->"
-            )
+        if name in PREDICTED:
+            rows = None if predicted is None else predicted[name]
+            return match[0] if rows is None else f"<!-- bench: {name} -->\n{predicted_table(rows)}<!-- /bench -->"
         if name in TARGETS:
             return f"<!-- bench: {name} -->\n{targets(TARGETS[name])}<!-- /bench -->"
         if name not in BLOCKS or file is None:
             raise ValueError(
-                f"`{match[0].splitlines()[0]}` names none of {', '.join([*BLOCKS, *TARGETS])}, traffic, predicted, or no CSV file"
+                f"`{match[0].splitlines()[0]}` names none of {', '.join([*BLOCKS, *TARGETS, *PREDICTED])}, traffic, or no CSV file"
             )
         file = use or file
         rows = read(root / file)
@@ -91,7 +89,9 @@ def up_from(page: Path) -> str:
     return "../" if page.parent.name == "docs" else ""
 
 
-def write(use: Path | None = None, counted: Counted | None = None, predicted: list[Row] | None = None) -> None:
+def write(
+    use: Path | None = None, counted: Counted | None = None, predicted: dict[str, list[Row]] | None = None
+) -> None:
     name = None if use is None else use.resolve().relative_to(ROOT).as_posix()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
@@ -113,10 +113,14 @@ def main(given: list[str]) -> None:
     args = parser.parse_args(given)
     counted = predicted = None
     if not args.no_traffic:
-        from predict import prediction_rows
+        import predict
+        import predict_triton
         from traffic import traffic_rows
 
-        counted, predicted = traffic_rows(), prediction_rows()
+        counted = traffic_rows()
+        predicted = {
+            name: module.prediction_rows() for name, module in zip(PREDICTED, (predict, predict_triton), strict=True)
+        }
     if not args.check:
         write(use=args.use, counted=counted, predicted=predicted)
         return

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from onepass.triton_kernels import launch, plan
 from torch import Tensor
 
 import onepass
@@ -15,7 +16,7 @@ from drive import parameters, parameters_of, train, train_both
 from onepass.backend.triton.backend import TritonBackend
 from oracles import Arguments
 from records import RECORDS, Record, each_dtype, each_optimizer, each_projected, each_variant
-from tensors import generator, values
+from tensors import generator, gradient, values
 
 each_count = pytest.mark.parametrize("count", [1, 10, 1500])
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
@@ -106,6 +107,26 @@ def test_nothing_to_step(record: Record) -> None:
         p.grad = torch.zeros_like(p)
     opt.step()
     assert backend_of(opt).launches == []
+
+
+@pytest.mark.parametrize("most", [1, 4, 5])
+def test_few_programs_correct_every_tile(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a row each, after a wrong prediction: they take the tiles in turn."""
+    record = RECORDS["AdamP"]
+    shapes = [(9, 20), (7, 90)]
+    opt, other = (
+        record.make([values(shape, torch.float32, 1) for shape in shapes], backend="triton", **record.typical)
+        for _ in range(2)
+    )
+    monkeypatch.setattr(plan, "interpreted_rows", lambda config, buckets: 1)
+    for each in (opt, other):
+        for p in parameters_of(each):
+            p.grad = gradient("channel", p, 2)
+        each.step()
+        assert all(verdict.corrected for verdict in each.last_step().values())
+        assert [x.programs for x in backend_of(each).tables.sent.plan.launches] == [9, 7]  # one row each, of two widths
+        monkeypatch.setattr(launch, "CORRECTING", most)
+    assert_same_state(opt, other)
 
 
 # ------------------------------------------------------------------ tables

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -10,9 +14,11 @@ from paths import ROOT
 
 sys.path.append(str(ROOT / "bench"))
 import predict
+import predict_triton
 import tables
 from multiprocessor import Costs, Item, Scheduler, Work, simulate
-from predict import GPUS, MODELS, Gpu, block_times, layout_of, prediction_rows, share, tail
+from predict import GPUS, MODELS, Gpu, block_times, layout_of, share, tail
+from shapes import numel_of
 
 FREE = Costs(ghz=1.0, latency=1000.0, opening=0.0, publishing=0.0, meeting=0.0)
 NOTHING = Work(1e-6, 1e-6)
@@ -83,13 +89,71 @@ def test_slow_float64_is_predicted_slower() -> None:
     assert slowed < fast / 2
 
 
-def test_the_table_in_the_docs() -> None:
+# ------------------------------------------------------------------ the Triton kernels
+
+
+def test_warps_that_end_together_wait_for_the_last() -> None:
+    """A latency each, then a meeting: of 40 ns in 1,040."""
+    item = Item(1, 1, NOTHING, bytes=1.0, warps=8)
+    costs = replace(FREE, meeting=40.0)
+    apart, together = (simulate(replace(item, ends_together=x), costs, 1, False) for x in (False, True))
+    assert apart == pytest.approx(8 / 1000, rel=0.02) and together == pytest.approx(8 / 1040, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("registers", "threads", "shared", "programs"),
+    [
+        (128, 64, 1024, 8),
+        (128, 256, 1024, 2),
+        (129, 256, 1024, 1),
+        (32, 128, 1024, 16),
+        (16, 32, 0, 32),
+        (32, 64, 60_000, 3),
+    ],
+)
+def test_programs_on_a_multiprocessor(registers: int, threads: int, shared: int, programs: int) -> None:
+    own = {"registers": registers, "threads": threads, "shared": shared}
+    assert predict_triton.resident(H200, own) == programs
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_element_is_in_a_launch(model: str) -> None:
+    plan = predict_triton.plan_for(MODELS[model], "float32", True)
+    found = sum(predict_triton.elements_of(plan, launch) for launch in plan.launches)
+    assert found == numel_of(MODELS[model])
+
+
+def test_launches_of_a_predicted_step() -> None:
+    names = [name for name, _ in predict_triton.times_of(H200, MODELS["GPT-2"], "bfloat16", True)]
+    assert names == [*["gate_stats"] * 2, "decide", "step", *["update"] * 2, "decide", *["correct"] * 2]
+
+
+def test_slower_programs_are_predicted_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = predict_triton.predict(H200, MODELS["GPT-2"], "float32", True).share
+    for field, factor in (("instructions", 2), ("registers", 3)):
+        slower = {key: own | {field: factor * own[field]} for key, own in predict_triton.counted().items()}
+        with monkeypatch.context() as patch:
+            patch.setattr(predict_triton, "counted", partial(dict, slower))
+            assert predict_triton.predict(H200, MODELS["GPT-2"], "float32", True).share < before - 0.05
+
+
+# ------------------------------------------------------------------ the pages
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "known"),
+    [
+        ("predicted", predict, GPUS),
+        ("predicted_triton", predict_triton, [g for g in GPUS if g.arch in predict_triton.ARCHS]),
+    ],
+)
+def test_the_tables_in_the_docs(name: str, model: Any, known: Sequence[Gpu]) -> None:
     """The rows of two GPUs; `make bench-tables` writes all."""
     page = (ROOT / "docs/prediction.md").read_text(encoding="utf-8")
-    (shown,) = (match[3].splitlines()[2:] for match in tables.BLOCK.finditer(page) if match[1] == "predicted")
+    (shown,) = (match[3].splitlines()[2:] for match in tables.BLOCK.finditer(page) if match[1] == name)
     named = [tuple(line.strip("| ").split(" | ")[:2]) for line in shown]
-    assert named == [(gpu.name, model) for gpu in GPUS for model in MODELS]
-    chosen = [gpu for gpu in GPUS if gpu.name in ("H200", "RTX 5090")]
-    assert len(chosen) == 2
-    for row in prediction_rows(chosen):
+    assert named == [(gpu.name, model) for gpu in known for model in MODELS]
+    chosen = [gpu for gpu in known if gpu.name in ("H200", "RTX 5090")]
+    assert chosen
+    for row in model.prediction_rows(chosen):
         assert f"| {' | '.join(row.values())} |" in shown, "write the table with `make bench-tables`"

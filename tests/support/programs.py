@@ -8,7 +8,7 @@ kernel that may have nothing to do, "idle" is the shortest way of all. The part 
     python tests/support/programs.py [--write] FOLDER
 
 prints those of the kernels in a folder that triton_code.py has filled, or writes them into tests/builds/programs.csv, from
-which bench/predict_triton.py has them. `python tests/support/triton_code.py --models FOLDER sm_80 sm_90 sm_100` fills it
+which bench/predict_triton.py has them. `python tests/support/triton_code.py --predicted FOLDER sm_80 sm_90 sm_100` fills it
 with those of all models of the prediction.
 """
 
@@ -31,7 +31,7 @@ TABLE = Path(__file__).resolve().parents[1] / "builds/programs.csv"
 
 @dataclass(frozen=True, order=True)
 class Program:
-    """A part of a program. width 0: `decide`."""
+    """A part of a program. width 0: `decide`, or "decide before" the update."""
 
     arch: str
     kernel: str
@@ -85,12 +85,14 @@ def parts_of(kernel: str, flow: Flow) -> Iterator[tuple[str, list[Instruction]]]
     if kernel == "decide":
         (loop,) = outer_loops(flow)
         yield "loop", flow.instructions(loop)
-        return
     if kernel in ("gate_stats", "correct"):
         yield "idle", through(flow, [])
     if kernel != "correct":
         stores = [n for n, block in enumerate(flow.blocks) if any(i.name == "STG" for i in block)]
         way = through(flow, stores)
+        if kernel == "decide":
+            yield "row", way
+            return
         first = next((at for at, i in enumerate(way) if i.name == "SHFL"), len(way))
         yield "elements", way[:first]
         if way[first:]:
@@ -118,7 +120,8 @@ def programs_of(folder: Path, target: str) -> list[Program]:
         for part, way in parts_of(kernel["kernel"], flow_of(binary)):
             where = [int(constants.get(name, 0)) for name in ("WIDTH", "ROWS", "ALIGNED")]
             own = (constants.get("PARAM", ""), *where, part, kernel["threads"], registers, shared)
-            found.add(Program(target, kernel["kernel"], *own, **counts(way)))
+            name = kernel["kernel"] + " before" * (constants.get("BEFORE_UPDATE") == "True")
+            found.add(Program(target, name, *own, **counts(way)))
     return sorted(found)
 
 

@@ -1,5 +1,5 @@
 """Compiles the Triton kernels for the parameters of real models, stepped on a fake GPU: `python triton_code.py FOLDER TARGET...`,
-without TRITON_INTERPRET in the environment.
+without TRITON_INTERPRET in the environment. With `--predicted` first, just what the predictions are made of (programs.py).
 
 Only the device is fake: the optimizer's step, the plan, Triton's specialisation of every launch (signature, divisibility,
 constants) and its compilers are real; a launch does nothing. Writes machine code and PTX of every kernel into the folder,
@@ -57,6 +57,14 @@ PAIRS = {
     "sm_100": (("mlp", "float32"), ("llama", "bfloat16"), ("rows", "float64")),
     "gfx942": (("resnet50", "float32"), ("gpt2", "bfloat16"), ("rows", "float16")),
 }
+
+
+def predicted() -> Iterator[tuple[str, str, str]]:
+    """The runs of bench/predict_triton.py."""
+    for model in ("gpt2", "resnet50", "llama"):
+        for dtype in ("float32", "bfloat16"):
+            for optimizer in ("AdamW", "AdamP"):
+                yield model, dtype, optimizer
 
 
 def runs(target: str) -> Iterator[tuple[str, str, str]]:
@@ -119,7 +127,7 @@ def train(model: str, dtype: str, optimizer: str) -> list[list[str]]:
     return launches
 
 
-def main(folder: Path, targets: list[str]) -> None:
+def main(folder: Path, targets: list[str], runs: Callable[[str], Iterator[tuple[str, str, str]]] = runs) -> None:
     import triton
     from triton import knobs
 
@@ -152,4 +160,7 @@ def main(folder: Path, targets: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if sys.argv[1] == "--predicted":
+        main(Path(sys.argv[2]), sys.argv[3:], lambda target: predicted())
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])
