@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from paths import SUPPORT, TESTS
-from tiers import SLOW, TIERS, covering
+from tiers import DEAR, SLOW, TIERS, covering
 
 AXES = {"backend": ["cpu", "triton", "emulated"], "dtype": ["f32", "f64"], "gate": [0, 1, 2], "decay": [False, True]}
 PRODUCT = [list(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
@@ -37,6 +37,15 @@ def test_number_of_cases() -> None:
     for strength in (1, 2, 3, 4):
         fewest = math.prod(longest[:strength])
         assert fewest <= len(covering(PRODUCT, strength)) <= 2 * fewest
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(AXES["backend"])))
+def test_few_cases_are_dear(order: tuple[str, ...]) -> None:
+    """No more than their own pairs need, wherever the dear value is in its list."""
+    axes = {**AXES, "backend": order}
+    cases = [list(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    chosen = [dict(cases[index])["backend"] for index in covering(cases, 2)]
+    assert chosen.count(DEAR) == max(map(len, AXES.values())) <= min(map(chosen.count, order))
 
 
 def test_without_parameters() -> None:

@@ -32,6 +32,9 @@ SLOW = {
     "test_determinism::test_unknown_instruction_set",
 }  # fmt: skip
 
+# Cases with this value of a parameter are taken where no other adds as much: Triton's kernels, interpreted, take ten times as long.
+DEAR = "triton"
+
 Options = Sequence[tuple[str, Hashable]]  # of one case: (parameter, value)
 
 
@@ -75,30 +78,35 @@ def chosen(items: list[pytest.Item], tier: str) -> list[pytest.Item]:
             functions[function].append(item)
     kept = set()
     for cases in functions.values():
-        kept.update(cases[index].nodeid for index in covering([_options(case) for case in cases], strength))
+        options = [_options(case) for case in cases]
+        kept.update(cases[index].nodeid for index in covering(options, strength))
     return [item for item in items if item.nodeid in kept]
 
 
 def covering(cases: Sequence[Options], strength: int) -> list[int]:
     """Indices, in order, of cases that cover every combination of `strength` options in any of all cases.
 
-    Greedy: each next case is the one that adds most; of equals the one whose options were taken least, which spreads
-    parameters of many values over those of few; of these the first.
+    Greedy: each next case is the one that adds most; of equals one that is not dear, so that the dear ones cover what no other
+    does; of these the one whose options were taken least, which spreads parameters of many values over those of few; of these
+    the first.
     """
     groups = [_groups(case, strength) for case in cases]
     spread = [_groups(case, 1) | _groups(case, 2) for case in cases]
+    dear = [any(_is_dear(value) for _, value in case) for case in cases]
     missing = set().union(*groups)
     adds = [len(own) for own in groups]  # at most: it only shrinks
     taken: Counter[Hashable] = Counter()  # options, and pairs of them
     indices = []
     while missing:
-        best: tuple[int, int, int] = (0, 0, 0)
+        best: tuple[int, bool, int, int] = (0, False, 0, 0)
         for index in sorted(range(len(cases)), key=adds.__getitem__, reverse=True):
             if adds[index] < best[0]:
                 break
             adds[index] = len(groups[index] & missing)
-            best = max(best, (adds[index], -sum(map(taken.__getitem__, spread[index])), -index))
-        index = -best[2]
+            if (adds[index], not dear[index]) >= best[:2]:
+                least = -sum(map(taken.__getitem__, spread[index]))
+                best = max(best, (adds[index], not dear[index], least, -index))
+        index = -best[3]
         indices.append(index)
         missing -= groups[index]
         adds[index] = 0
@@ -115,6 +123,10 @@ def _options(item: pytest.Item) -> Options:
     """Equal values are one option, in the list of any decorator. A test without parameters has one case."""
     callspec = getattr(item, "callspec", None)
     return [(name, _key(value)) for name, value in callspec.params.items()] if callspec else [("", "")]
+
+
+def _is_dear(option: Hashable) -> bool:
+    return option in (DEAR, _key(DEAR))
 
 
 def _key(value: object) -> Hashable:
