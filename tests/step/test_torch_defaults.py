@@ -44,12 +44,15 @@ DEFAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
+SHAPES = [(6, 20), (13,), ()]
+
+
 @each_backend
 @each_optimizer
 def test_global_defaults_have_no_effect(backend: str, record: Record) -> None:
     """A plain, a clipped, a scaled and a skipped step, and a checkpoint."""
-    plain = record.make(parameters(), backend=backend, **record.typical)
-    others = {name: record.make(parameters(), backend=backend, **record.typical) for name in DEFAULTS}
+    plain = record.make(parameters(shapes=SHAPES), backend=backend, **record.typical)
+    others = {name: record.make(parameters(shapes=SHAPES), backend=backend, **record.typical) for name in DEFAULTS}
     one, two = torch.tensor(1.0), torch.tensor(2.0)
 
     def run(opt: Any, time: int) -> torch.Tensor:
