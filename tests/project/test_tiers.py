@@ -58,26 +58,19 @@ def test_slow_tests_exist() -> None:
         assert f"def {function}" in next(TESTS.rglob(f"{file}.py")).read_text(), name
 
 
-def _collected(folder: Path, tier: str, *arguments: str) -> list[str]:
-    """Runs pytest in a process of its own: two runs in one process would share modules of the same name."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pytest",
-        "-c",
-        "pyproject.toml",
-        "--collect-only",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
-    environment = {**os.environ, "ONEPASS_TEST_PART": "0/1"}  # of the toy, whatever part of the tests this one is in
-    done = subprocess.run(
-        [*command, f"--tier={tier}", *arguments, "tests"], cwd=folder, env=environment, capture_output=True, text=True
-    )
+def _collected(folder: Path, *runs: list[str]) -> list[list[str]]:
+    """What pytest collects with each of these arguments, all in one other process: in this one, modules of the same name would be
+    shared with its own tests."""
+    given = ["-c", "pyproject.toml", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
+    program = "import pytest, sys; sys.exit(any(print('run') or pytest.main(each) for each in eval(sys.argv[1])))"
+    # Of the toy, whatever part of the tests this one is in; and without Triton, which would have to be imported.
+    environment = {**os.environ, "ONEPASS_TEST_PART": "0/1", "ONEPASS_GPU_TESTS_ON": "cuda"}
+    command = [sys.executable, "-P", "-c", program, repr([[*given, *arguments] for arguments in runs])]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+    outputs = done.stdout.split("run\n")[1:]
+    assert len(outputs) == len(runs), done.stdout
+    return [[line.partition("::")[2] for line in output.splitlines() if "::" in line] for output in outputs]
 
 
 def test_tiers_in_pytest(tmp_path: Path) -> None:
@@ -100,14 +93,16 @@ def test_tiers_in_pytest(tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    found = {tier: _collected(tmp_path, tier) for tier in TIERS}
+    marked = {
+        "emulated": ["test_step[emulated]"],
+        "build": ["test_wheel"],
+        "slow": ["test_bench", "test_without_the_compiled_module"],
+    }
+    runs = [*([f"--tier={tier}"] for tier in TIERS), *(["-m", marker] for marker in marked)]
+    of_runs = _collected(tmp_path, *runs)
+    found = dict(zip(TIERS, of_runs, strict=False))
     assert [len([n for n in names if n.startswith("test_sum")]) for names in found.values()] == [3, 6, 12]
     for slow in ("test_bench", "test_without_the_compiled_module"):
         assert [slow in names for names in found.values()] == [False, True, True]
     assert all("test_more" in names for names in found.values())
-    for marker, names in {
-        "emulated": ["test_step[emulated]"],
-        "build": ["test_wheel"],
-        "slow": ["test_bench", "test_without_the_compiled_module"],
-    }.items():
-        assert sorted(_collected(tmp_path, "test", "-m", marker)) == names
+    assert list(map(sorted, of_runs[len(TIERS) :])) == list(marked.values())
