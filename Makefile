@@ -17,6 +17,12 @@ FORMATTED := $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/emulat
 # One architecture, not the wheel's six: compiling takes that much less time.
 GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | grep -x '[0-9]*')
 export ONEPASS_CUDA_ARCHS ?= $(or $(GPUS),90)
+# The tests start a hundred processes that import torch. Where Python may not keep what it compiles beside the sources, build/
+# does.
+ifneq ($(PYTHONDONTWRITEBYTECODE),)
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
+endif
 
 help:
 	@echo 'make demo     train on real data: a table, and figures in examples/'

@@ -58,7 +58,8 @@ class Scratch:
     def __init__(self, root: Path, folder: Path, tests: Tests) -> None:
         """Copies the files that git lists, and builds them once."""
         self.tree, self.clean, self.tests = folder / "tree", folder / "clean", tests
-        self.environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        bytecode = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
+        self.environment = {key: value for key, value in os.environ.items() if key not in bytecode}
         self.environment |= {"PYTHONSAFEPATH": "1"}
         # tests/support: for the processes that tests start.
         self.environment["PYTHONPATH"] = os.pathsep.join(
