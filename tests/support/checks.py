@@ -186,7 +186,8 @@ def failure(test: partial[None]) -> str | None:
     return None
 
 
-def first_failure(tests: Iterable[partial[None]], first: int = 0) -> tuple[int, str] | None:
-    """The number and the error of a test that fails, or None. Test `first` runs first, then all others in order."""
-    asked = sorted(enumerate(tests), key=lambda numbered: numbered[0] != first)
+def first_failure(tests: Iterable[partial[None]], first: int | str = 0) -> tuple[int, str] | None:
+    """The number and the error of a test that fails, or None. Test `first`, or all of that name, run first, then all others in
+    order."""
+    asked = sorted(enumerate(tests), key=lambda numbered: first not in (numbered[0], numbered[1].func.__name__))
     return next(((i, said) for i, test in asked if (said := failure(test))), None)
