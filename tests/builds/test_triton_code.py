@@ -20,7 +20,7 @@ import pytest
 import onepass
 import triton_code
 from machine_code import resources_of
-from paths import SUPPORT
+from paths import ROOT, SUPPORT
 from programs import programs_of, read_table
 
 TARGETS = list(triton_code.SHARED)
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {
-        "TRITON_CACHE_DIR": str(folder / "cache"),
+        "TRITON_CACHE_DIR": str(ROOT / "build/triton-cache"),  # what has not changed is not compiled again
         "PYTHONPATH": os.pathsep.join([str(Path(onepass.__file__).parents[1]), str(SUPPORT)]),
         "OMP_NUM_THREADS": "1",
     }
