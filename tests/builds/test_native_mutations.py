@@ -16,9 +16,9 @@ from records import COMPILED
 
 
 @pytest.fixture(scope="module")
-def switch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.c_int]:
+def switch() -> Iterator[ctypes.c_int]:
     """Selects the mutant that the "cpu" backend runs; 0 is the unmodified code."""
-    module = native_mutants.build(tmp_path_factory.mktemp("mutants"))
+    module = native_mutants.build()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.import_module("onepass.backend.compiled"), "_C", module)
         yield native_mutants.switch_of(module)

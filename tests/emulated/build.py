@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 
 import pybind11
@@ -33,7 +34,7 @@ KINDS = {
     "sanitized": "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
     " -fno-sanitize=null,pointer-overflow,object-size,vptr",
 }
-# Mostly templates of pybind11, which take longer to compile with sanitizers than all kernels.
+# Mostly templates of pybind11, which take longer to compile with sanitizers than all kernels, and are not sanitized.
 BINDINGS = [Path("csrc/binding.cpp"), Path("csrc/binding_hypers.cpp"), HERE / "module.cpp"]
 
 
@@ -46,20 +47,30 @@ def sources(root: Path = ROOT) -> list[Path]:
     return [path.relative_to(root) for path in ours + host] + BINDINGS
 
 
-def build(kind: str = "plain", root: Path = ROOT) -> Path:
-    """Returns the path of the extension module, up to date; CalledProcessError, with the output, if it fails."""
+def object_of(source: Path, kind: str = "plain", root: Path = ROOT) -> Path:
+    return root / "build" / f"emulated-{kind}" / source.with_suffix(source.suffix + ".o")
+
+
+def build(kind: str = "plain", root: Path = ROOT, made: Mapping[Path, Path] = {}) -> Path:
+    """Returns the path of the extension module, up to date; CalledProcessError, with the output, if it fails.
+
+    made: objects of sources that are not compiled again.
+    """
+    if kind == "sanitized":
+        build("plain", root)
+        made = {path: object_of(path, "plain", root) for path in BINDINGS}
     folder = root / "build" / f"emulated-{kind}"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
-        _write_rules(kind, root, target)
+        _write_rules(kind, root, target, made)
         command = [sys.executable, "-m", "ninja", "-f", str(folder / "build.ninja")]
         subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return target
 
 
-def _write_rules(kind: str, root: Path, target: Path) -> None:
+def _write_rules(kind: str, root: Path, target: Path, made: Mapping[Path, Path]) -> None:
     folder = target.parent
     includes = shlex.join(f"-isystem{path}" for path in (sysconfig.get_path("include"), pybind11.get_include()))
     cxx = os.environ.get("CXX", "g++")
@@ -73,11 +84,10 @@ def _write_rules(kind: str, root: Path, target: Path) -> None:
             deps="gcc",
         )
         n.rule("link", f"{cxx} {KINDS[kind]} -shared $in -o $out")
-        objects = [str(folder / path.with_suffix(path.suffix + ".o")) for path in sources(root)]
-        for source, target_object in zip(sources(root), objects, strict=True):
-            kept = "quick" if kind == "sanitized" and source in BINDINGS else kind
-            n.build(target_object, "cxx", str(source), variables={"kind": KINDS[kept]})
-        n.build(str(target), "link", objects)
+        objects = {source: str(made.get(source) or object_of(source, kind, root)) for source in sources(root)}
+        for source in [source for source in objects if source not in made]:
+            n.build(objects[source], "cxx", str(source), variables={"kind": KINDS[kind]})
+        n.build(str(target), "link", list(objects.values()))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
 
-from native_mutants import ROOT, Mutant, switch_on
+from native_mutants import Mutant, write_sources
+from paths import ROOT, TESTS
+
+sys.path.append(str(TESTS / "emulated"))
+import build as emulated
 
 SECONDS = 60
 
@@ -203,19 +206,81 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-def build(folder: Path) -> Path:
+# The check that notices a mutant runs first where it would be late, which saves minutes. All others follow.
+NOTICED_BY = {
+    "the first vector is always whole": "test_two_plans_give_the_bits_of_one",
+    "all operands are aligned alike": "test_layouts",
+    "every numerator is in the window": "test_quotients_of_every_size",
+    "small roots are not scaled": "test_root_of_floats_of_every_size",
+    "zero over zero is zero": "test_quotients_of_every_size",
+    "every row starts on a vector": "test_changes_in_place",
+    "the maximum is the first lane's": "test_nonfinite_numbers_close_the_gate",
+    "the deferral is the first lane's": "test_nan_survives_zero_lr_and_decay",
+    "the maximum drops NaN": "test_nonfinite_numbers_close_the_gate",
+    "every lane adds its statistics": "test_norm",
+    "no sync before a row's step is broadcast": "test_any_order_matches_the_reference",
+    "no sync between the sums of two rows": "test_same_bits_of_variants",
+    "only the first row is stepped": "test_project_momentum_projects_the_buffer",
+    "rows of one vector less": "test_rows_that_just_fit_the_row_cache",
+    "every row caches p": "test_rows_that_just_fit_the_row_cache",
+    "no row caches p": "test_correction_writes_deferred_rows_only",
+    "a deferred row is not reported": "test_nan_survives_zero_lr_and_decay",
+    "a deferred row is written": "test_correction_writes_deferred_rows_only",
+    "the buffered momentum is not projected": "test_project_momentum_projects_the_buffer",
+    "the gradient's scale is not squared": "test_variants",
+    "correction ignores deferred": "test_nan_survives_zero_lr_and_decay",
+    "correction does all rows again": "test_correction_writes_deferred_rows_only",
+    "correction treats pieces as rows": "test_deferred_piece",
+    "correction reads no gradient": "test_variants",
+    "correction always reads the gradient": "test_a_correction_reads_p_and_moments_and_writes_p",
+    "the corrected buffer is not projected": "test_project_momentum_projects_the_buffer",
+    "the arrivals are not reset": "test_operands_of_different_layouts",
+    "the gate counter is not stored": "test_gate_counter_and_correction",
+    "no coefficient of a layer without speculation": "test_project_momentum_projects_the_buffer",
+    "every kernel steps every dtype": "test_capturable_and_other_groups",
+    "tensors without a gradient are stepped": "test_many_tensors",
+    "another tensor's gradient, in memory": "test_new_gradients",
+    "the first scalars for all tensors, by value": "test_many_tensors",
+    "the gate of gate_stats is ignored": "test_project_momentum_projects_the_buffer",
+    "one round of tensors is corrected": "test_more_corrections_than_a_warp_has_lanes",
+    "the list of corrections grows": "test_layouts",
+    "device_scalars does not count": "test_changes_in_place",
+    "momentum as of the capture": "test_changes_in_place",
+    "floats are read as doubles": "test_float32_hyper_parameters",
+    "no initial_lr": "test_changes_in_place",
+    "the device's decay does not enter the gradient": "test_changes_in_place",
+    "the device's metric decay ignores decouple_lr": "test_changes_in_place",
+    "the device's decay ignores the momentum": "test_changes_in_place",
+    "device_scalars ignores that a gradient is negated": "test_negated_gradients",
+    "device_scalars ignores first buffers": "test_changes_in_place",
+    "a skipped step is counted": "test_nothing_changes_on_overflow",
+    "the clip coefficient is ignored": "test_same_as_scaled_gradients",
+    "the norm includes removed gradients": "test_norm_is_over_all_groups",
+    "an empty tensor is not counted": "test_norm_below_the_limit_changes_nothing",
+    "device_scalars misses every other block": "test_many_tensors",
+    "decide misses the last tensor": "test_two_plans_give_the_bits_of_one",
+    "decide ignores deferred rows": "test_two_plans_give_the_bits_of_one",
+    "device_scalars counts for every dtype": "test_capturable_and_other_groups",
+    "device_scalars counts without a gradient": "test_many_tensors",
+    "upload begins too early": "test_many_tensors",
+    "scalars beyond the arguments": "test_step_counts_that_differ",
+    "the first buffer is always one": "test_changes_in_place",
+    "an address is uploaded once": "test_some_tensors_without_a_gradient",
+}
+
+
+def build(folder: Path = ROOT / "build/cuda-mutants") -> Path:
     """Builds the module with all mutants; returns its path."""
-    import emulated_backend
+    emulated.build()
+    write_sources(folder, "cpu", [emulated.HERE], MUTANTS, emulated.HERE / "module.cpp")
+    # Without mutants, and mostly pybind11.
+    bindings = {path: emulated.object_of(path) for path in emulated.BINDINGS if path.name != "module.cpp"}
+    return emulated.build("quick", folder, bindings)
 
-    shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("cpu"))
-    shutil.copytree(ROOT / "tests/emulated", folder / "tests/emulated")
-    switch_on(folder, MUTANTS, folder / "tests/emulated/module.cpp")
-    return emulated_backend.build("quick", folder)
 
-
-def outcome(switch: ctypes.c_int, number: int, first: int) -> tuple[int, str] | None:
-    """The number and message of a check that fails with the mutant, run in a child process, or None. first: the check to run
-    first."""
+def outcome(switch: ctypes.c_int, number: int, first: int | str) -> tuple[int | str, str] | None:
+    """The number and message of a check that fails with the mutant, run in a child process, or None. first: the number or name
+    of the check to run first."""
     to_read, to_write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -252,10 +317,11 @@ def main() -> None:
     switch = ctypes.c_int.in_dll(ctypes.CDLL(emulated.__file__), "onepass_mutant")
     answers, quiet = os.fdopen(os.dup(1), "w"), os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1), os.dup2(quiet, 2)
-    check = 0
+    check: int | str = 0
     for line in sys.stdin:
         # The check that fails with one mutant mostly fails with the next one, which changes code nearby.
-        noticed = outcome(switch, int(line), check)
+        name = MUTANTS[int(line) - 1].name if int(line) else ""
+        noticed = outcome(switch, int(line), NOTICED_BY.get(name, check))
         check, said = noticed or (check, None)
         print(json.dumps(said), file=answers, flush=True)
 

@@ -12,14 +12,15 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pybind11
+from ninja.ninja_syntax import Writer
 
 import onepass
 from edits import edited, home_of
@@ -100,6 +101,7 @@ MUTANTS = [
 # Another namespace, and so other types for pybind11, lets both modules be in one process.
 DEFINES = ["onepass=onepass_mutants", "ONEPASS_ISA=baseline", 'ONEPASS_BUILD_FLAGS=""']
 DEFINES += [f'ONEPASS_VERSION="{onepass.__version__}"']
+SOURCES = (".h", ".cpp", ".cuh", ".cu")
 FLAGS = ["-std=c++20", "-O1", "-w", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-ffp-contract=off"]
 
 
@@ -117,42 +119,48 @@ def switched(texts: Mapping[str, str], mutants: Sequence[Mutant]) -> dict[str, s
     return texts
 
 
-def switch_on(folder: Path, mutants: Sequence[Mutant], module: Path) -> None:
-    """Writes the mutations into csrc/ of a folder, and the definition of the switch into `module`."""
-    texts = {str(path): path.read_text() for path in (folder / "csrc").rglob("*.*")}
-    for path, text in switched(texts, mutants).items():
-        Path(path).write_text(text)
-    with (folder / "csrc/rules/config.h").open("a") as file:
-        file.write("\nextern int onepass_mutant;\n")
-    with module.open("a") as file:
-        file.write('\n__attribute__((visibility("default"))) int onepass_mutant = 0;\n')
+def write_sources(folder: Path, without: str, more: Sequence[Path], mutants: Sequence[Mutant], module: Path) -> None:
+    """Writes csrc/ with every mutation, without one of its folders, and the sources in `more`; the switch is defined in `module`.
+
+    Files that are up to date stay as they are, so that ninja recompiles only what has changed since the last run.
+    """
+    found = [path for place in (Path("csrc"), *more) for path in (ROOT / place).rglob("*.*") if path.suffix in SOURCES]
+    texts = {
+        str(path.relative_to(ROOT)): path.read_text() for path in found if ROOT / "csrc" / without not in path.parents
+    }
+    ours = {path: text for path, text in texts.items() if path.startswith("csrc")}
+    texts |= switched(ours, mutants)
+    texts["csrc/rules/config.h"] += "\nextern int onepass_mutant;\n"
+    texts[str(module)] += '\n__attribute__((visibility("default"))) int onepass_mutant = 0;\n'
+    for path in folder.rglob("*.*"):
+        if path.suffix in SOURCES and str(path.relative_to(folder)) not in texts:
+            path.unlink()
+    for name, text in texts.items():
+        path = folder / name
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
 
-def write_sources(folder: Path) -> Path:
-    """Writes csrc/ with every mutation, without csrc/cuda/, which needs another compiler."""
-    sources = folder / "csrc"
-    shutil.copytree(ROOT / "csrc", sources, ignore=shutil.ignore_patterns("cuda"))
-    switch_on(folder, MUTANTS, sources / "module.cpp")
-    return sources
-
-
-def build(folder: Path) -> Any:
-    """Builds the module with all mutants, for one instruction set and with little optimization."""
-    sources = write_sources(folder)
+def build(folder: Path = ROOT / "build/native-mutants") -> Any:
+    """Builds the module with all mutants, for one instruction set and with little optimization; without csrc/cuda/, which needs
+    another compiler."""
+    write_sources(folder, "cuda", [], MUTANTS, Path("csrc/module.cpp"))
     cxx = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or "g++"]
     includes = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
-    units = sorted(sources.rglob("*.cpp"))
-
-    def compile_one(unit: Path) -> None:
-        subprocess.run(
-            [*cxx, *FLAGS, *(f"-D{define}" for define in DEFINES), *includes, "-c", unit, "-o", unit.with_suffix(".o")],
-            check=True,
-        )
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(compile_one, sorted(units, key=lambda unit: -unit.stat().st_size)))
     library = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-    subprocess.run([*cxx, "-shared", "-fopenmp", *(u.with_suffix(".o") for u in units), "-o", library], check=True)
+    with (folder / "build.ninja").open("w") as file:
+        n = Writer(file)
+        flags = shlex.join([*FLAGS, *(f"-D{define}" for define in DEFINES), *includes])
+        command = f"{shlex.join(cxx)} {flags} -MD -MF $out.d -c $in -o $out"
+        n.rule("cxx", command, depfile="$out.d", deps="gcc")
+        n.rule("link", f"{shlex.join(cxx)} -shared -fopenmp $in -o $out")
+        units = sorted((folder / "csrc").rglob("*.cpp"), key=lambda unit: -unit.stat().st_size)
+        objects = [str(unit.with_suffix(".o")) for unit in units]
+        for unit, target in zip(units, objects, strict=True):
+            n.build(target, "cxx", str(unit))
+        n.build(str(library), "link", objects)
+    subprocess.run([sys.executable, "-m", "ninja", "--quiet", "-C", str(folder)], check=True)
     loader = importlib.machinery.ExtensionFileLoader("_C", str(library))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("_C", loader))
     loader.exec_module(module)
