@@ -12,6 +12,8 @@ namespace onepass {
 
 namespace {
 
+constexpr const char* remainder_key = "master_param";  // masters.py
+
 std::vector<std::pair<PyObject*, PyObject*>> entries_of(PyObject* dict) {
   std::vector<std::pair<PyObject*, PyObject*>> entries;
   PyObject *key, *value;
@@ -146,8 +148,8 @@ py::object Reader::describe(const py::list& params, const py::dict& state) const
 }
 
 Binding::Binding(const py::list& groups, const py::dict& state, const py::list& moments, const std::string& rule,
-                 bool projected, bool lazy_buffer, const py::list& first, bool exchanges, const py::dict& direct_reads,
-                 dlpack::Device device)
+                 bool projected, bool lazy_buffer, const py::list& first, const py::list& masters, bool exchanges,
+                 const py::dict& direct_reads, dlpack::Device device)
     : device_(device),
       reader_(direct_reads),
       state_(state.ptr()),
@@ -162,14 +164,14 @@ Binding::Binding(const py::list& groups, const py::dict& state, const py::list& 
     groups_.emplace_back();
     for (py::handle p : groups[g].cast<py::list>()) {
       groups_.back().push_back(p.ptr());
-      add(p.ptr(), static_cast<int>(g), projected);
+      add(p.ptr(), static_cast<int>(g), projected, masters[g].cast<bool>());
       plan_.tensors.back().first_step = firsts.count(p.ptr()) > 0;
     }
   }
   gradients_.resize(sources_.size());
 }
 
-void Binding::add(PyObject* param, int group, bool projected) {
+void Binding::add(PyObject* param, int group, bool projected, bool master) {
   const py::object gradient = Reader::gradient_of(param);
   reader_.compare(param);
   reader_.compare(gradient.ptr());
@@ -178,6 +180,7 @@ void Binding::add(PyObject* param, int group, bool projected) {
   Tensor t;
   t.group = group;
   if (!dtype_of(x.dtype, t.dtype)) throw std::runtime_error("a parameter has a dtype that cannot be stepped");
+  t.master = master && t.dtype == Dtype::bf16;
   t.moment_dtype = t.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   t.shape.assign(x.shape, x.shape + x.ndim);
   int64_t elements = 1;
@@ -198,6 +201,7 @@ void Binding::add(PyObject* param, int group, bool projected) {
       source.moment[j] = PyDict_GetItemWithError(own, py::object(moments_[j]).ptr());
     source.step = PyDict_GetItemString(own, "step");
     source.gate_counter = PyDict_GetItemString(own, "gate_counter");
+    source.remainder = t.master ? PyDict_GetItemString(own, remainder_key) : nullptr;
   }
   auto adopt = [&](PyObject* operand, View& view) {
     view.strides = t.p.strides;
@@ -207,6 +211,7 @@ void Binding::add(PyObject* param, int group, bool projected) {
   };
   adopt(gradient.ptr(), t.g);
   for (int j = 0; j < max_moments; ++j) adopt(source.moment[j], t.moment[j]);
+  adopt(source.remainder, t.remainder);
   plan_.tensors.push_back(std::move(t));
   sources_.push_back(std::move(source));
 }
@@ -227,6 +232,7 @@ bool Binding::ready(const py::list& groups, bool needs_state) {
     if (i + 2 < sources_.size()) prefetch(sources_[i + 2]);
     gradients_[i] = Reader::gradient_of(sources_[i].param);
     Tensor& t = plan_.tensors[i];
+    if (t.master != (t.dtype == Dtype::bf16 && plan_.hypers[t.group].master_weights)) return false;
     t.active = !gradients_[i].is_none();
     if (!t.active) continue;
     if (!read(sources_[i], t, gradients_[i].ptr(), needs_state)) return false;
@@ -241,6 +247,7 @@ void Binding::prefetch(const Source& source) const {
   reader_.prefetch(source.param);
   for (PyObject* moment : source.moment) reader_.prefetch(moment);
   reader_.prefetch(source.step);
+  reader_.prefetch(source.remainder);
 }
 
 // Whether every parameter has the state dict that was bound. Entries of others, a hook's say, may come and go.
@@ -260,25 +267,29 @@ bool Binding::same_entries(Source& source) const {
       return PyErr_Clear(), false;
   if (PyDict_GetItemString(source.state, "step") != source.step) return false;
   if (PyDict_GetItemString(source.state, "gate_counter") != source.gate_counter) return false;
+  if (source.remainder && PyDict_GetItemString(source.state, remainder_key) != source.remainder) return false;
   source.entries = entries_of(source.state);
   return true;
 }
 
 // Takes the addresses of a parameter that has a gradient, and of its state.
 bool Binding::read(Source& source, Tensor& t, PyObject* gradient, bool needs_state) const {
-  if (!read_operand(source.param, t, t.dtype, t.p) || !read_operand(gradient, t, t.dtype, t.g)) return false;
-  return moments_of(plan_.rule_id(t.group)) == 0 || read_state(source, t, needs_state);
+  const dlpack::DataType dtype = type_of(t.dtype);
+  if (!read_operand(source.param, t, dtype, t.p) || !read_operand(gradient, t, dtype, t.g)) return false;
+  return (moments_of(plan_.rule_id(t.group)) == 0 && !t.master) || read_state(source, t, needs_state);
 }
 
 // What was missing of the state when it was bound has no address; where state is needed, that is refused.
 bool Binding::read_state(Source& source, Tensor& t, bool needs_state) const {
   if (source.state ? !same_entries(source) : needs_state) return false;
   const auto may_lack = [&](PyObject* object) { return !needs_state && (!object || object == Py_None); };
+  const auto take = [&](PyObject* object, dlpack::DataType dtype, View& view) {
+    return may_lack(object) || (object && read_operand(object, t, dtype, view));
+  };
   const RuleId rule_id = plan_.rule_id(t.group);
   for (int j = 0; j < moments_of(rule_id); ++j)
-    if (!may_lack(source.moment[j]) &&
-        !(source.moment[j] && read_operand(source.moment[j], t, t.moment_dtype, t.moment[j])))
-      return false;
+    if (!take(source.moment[j], type_of(t.moment_dtype), t.moment[j])) return false;
+  if (t.master && !take(source.remainder, dlpack::int16, t.remainder)) return false;
   const dlpack::Device count_device = plan_.device_hypers[t.group].on_device ? device_ : dlpack::Device{dlpack::cpu, 0};
   if (rule_id == RuleId::adam) t.step = static_cast<float*>(number(source.step, dlpack::float32, count_device));
   if (rule_id == RuleId::adam && !t.step && !may_lack(source.step)) return false;
@@ -293,10 +304,9 @@ void* Binding::number(PyObject* object, dlpack::DataType dtype, dlpack::Device d
 }
 
 // Takes the address of one operand if it is still what was bound.
-bool Binding::read_operand(PyObject* object, const Tensor& t, Dtype dtype, View& view) const {
+bool Binding::read_operand(PyObject* object, const Tensor& t, dlpack::DataType dtype, View& view) const {
   dlpack::Tensor x;
-  Dtype given;
-  if (!describe(object, device_, x) || !dtype_of(x.dtype, given) || given != dtype) return false;
+  if (!describe(object, device_, x) || x.dtype != dtype) return false;
   if (!same_shape(x, t.shape) || !same_strides(x, view.strides)) return false;
   view.data = x.data;
   return x.data || t.length == 0;

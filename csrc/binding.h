@@ -49,8 +49,8 @@ class Reader {
 class Binding {
  public:
   Binding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
-          const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first, bool exchanges,
-          const pybind11::dict& direct_reads, dlpack::Device device);
+          const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first,
+          const pybind11::list& masters, bool exchanges, const pybind11::dict& direct_reads, dlpack::Device device);
 
   void set_hypers(const pybind11::list& hypers);
 
@@ -84,18 +84,19 @@ class Binding {
     PyObject* moment[max_moments] = {};
     PyObject* step = nullptr;
     PyObject* gate_counter = nullptr;
+    PyObject* remainder = nullptr;
     PyObject* state = nullptr;
     Entries entries;  // of `state`
   };
 
-  void add(PyObject* param, int group, bool projected);
+  void add(PyObject* param, int group, bool projected, bool master);
   void add_device_hyper(pybind11::handle given, const Hyper& fixed);
   void* number(PyObject* object, dlpack::DataType dtype, dlpack::Device device) const;
   bool same_state();
   bool same_entries(Source& source) const;
   bool read(Source& source, Tensor& t, PyObject* gradient, bool needs_state) const;
   bool read_state(Source& source, Tensor& t, bool needs_state) const;
-  bool read_operand(PyObject* object, const Tensor& t, Dtype dtype, View& view) const;
+  bool read_operand(PyObject* object, const Tensor& t, dlpack::DataType dtype, View& view) const;
   bool read_device_numbers();
   bool read_device_number(PyObject* object, DeviceNumber& number) const;
   bool describe(PyObject* object, dlpack::Device device, dlpack::Tensor& out) const;

@@ -31,6 +31,7 @@ void Binding::set_hypers(const py::list& hypers) {
                             .proximal = flag("proximal"),
                             .project_momentum = flag("project_momentum"),
                             .speculate = flag("speculate"),
+                            .master_weights = flag("master_weights"),
                             .fixed_gate = h.attr("fixed_gate").cast<int>()});
     if (py::object device_hyper = h.attr("device_hyper"); !device_hyper.is_none())
       add_device_hyper(device_hyper, plan_.hypers.back());

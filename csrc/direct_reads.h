@@ -40,6 +40,7 @@ class DirectReads {
     is("float64", dlpack::float64);
     is("bfloat16", dlpack::bfloat16);
     is("uint8", dlpack::uint8);
+    is("int16", dlpack::int16);
   }
 
   bool can_read(PyObject* object) const { return type_ && PyObject_TypeCheck(object, type_); }

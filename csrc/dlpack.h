@@ -8,7 +8,7 @@
 namespace onepass::dlpack {
 
 enum DeviceType : int32_t { cpu = 1, cuda = 2 };
-enum TypeCode : uint8_t { unsigned_integer = 1, floating = 2, bfloat = 4 };
+enum TypeCode : uint8_t { integer = 0, unsigned_integer = 1, floating = 2, bfloat = 4 };
 
 struct Device {
   int32_t type;
@@ -24,7 +24,7 @@ struct DataType {
 };
 
 constexpr DataType float16{floating, 16, 1}, float32{floating, 32, 1}, float64{floating, 64, 1};
-constexpr DataType bfloat16{bfloat, 16, 1}, uint8{unsigned_integer, 8, 1};
+constexpr DataType bfloat16{bfloat, 16, 1}, uint8{unsigned_integer, 8, 1}, int16{integer, 16, 1};
 
 struct Tensor {
   void* data;

@@ -17,6 +17,19 @@ inline bool dtype_of(const dlpack::DataType& type, Dtype& out) {
   return false;
 }
 
+inline dlpack::DataType type_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::bf16:
+      return dlpack::bfloat16;
+    case Dtype::f16:
+      return dlpack::float16;
+    case Dtype::f32:
+      return dlpack::float32;
+    default:
+      return dlpack::float64;
+  }
+}
+
 // The strides of a dimension of one element mean nothing, and frameworks differ in them.
 inline std::vector<int64_t> strides_of(const dlpack::Tensor& x) {
   std::vector<int64_t> strides(x.strides, x.strides + x.ndim);

@@ -25,22 +25,26 @@ inline int64_t work_bytes_of(Dtype t) {
 constexpr int max_moments = 2;
 
 // How a tensor and its moments are stored. Kernels are compiled for these combinations; the arithmetic's dtype follows
-// from that of the parameter (rules/number.h).
+// from that of the parameter (rules/number.h). master: the parameter has a remainder, and is a float32 weight with it.
 struct Storage {
   Dtype param = Dtype::f32, moment = Dtype::f32;
+  bool master = false;
+
+  constexpr bool operator==(const Storage&) const = default;
 };
-constexpr Storage storages[] = {
-    {Dtype::f32, Dtype::f32}, {Dtype::f64, Dtype::f64}, {Dtype::bf16, Dtype::f32}, {Dtype::f16, Dtype::f32}};
+constexpr Storage storages[] = {{Dtype::f32, Dtype::f32},
+                                {Dtype::f64, Dtype::f64},
+                                {Dtype::bf16, Dtype::f32},
+                                {Dtype::f16, Dtype::f32},
+                                {Dtype::bf16, Dtype::f32, true}};
 constexpr int storage_count = sizeof(storages) / sizeof(Storage);
 
-// Of every combination, its place in `storages`, or -1.
-constexpr auto storage_indices = [] {
-  std::array<std::array<int, 4>, 4> indices{};
-  for (auto& of_param : indices) of_param.fill(-1);
+// Its place in `storages`, or -1.
+constexpr int index_of(const Storage& storage) {
   for (int i = 0; i < storage_count; ++i)
-    indices[static_cast<int>(storages[i].param)][static_cast<int>(storages[i].moment)] = i;
-  return indices;
-}();
+    if (storages[i] == storage) return i;
+  return -1;
+}
 
 // Which kernels step a tensor.
 struct KernelKey {
@@ -48,10 +52,7 @@ struct KernelKey {
   RuleId rule = RuleId::adam;
 
   // Among all combinations of storage and rule.
-  int index() const { return storage_index() * rule_count + static_cast<int>(rule); }
-  int storage_index() const {
-    return storage_indices[static_cast<int>(storage.param)][static_cast<int>(storage.moment)];
-  }
+  int index() const { return index_of(storage) * rule_count + static_cast<int>(rule); }
 };
 
 // A dense or strided tensor in memory; strides in elements.
@@ -67,9 +68,10 @@ struct Tensor {
   std::vector<int64_t> shape;
   int64_t rows = 1, length = 0;
   bool projected = false;
-  bool packed = true;  // all operands are laid out alike, with every row contiguous and rows in order
+  bool master = false;  // it has a remainder
+  bool packed = true;   // all operands are laid out alike, with every row contiguous and rows in order
 
-  View p, g, moment[max_moments];
+  View p, g, moment[max_moments], remainder;
   float* step = nullptr;            // null for rules without a count, and where the state is missing
   uint8_t* gate_counter = nullptr;  // null where not projected
   bool active = false;              // has a gradient at this step
@@ -106,14 +108,14 @@ struct Plan {
 
   RuleId rule_id(int group) const { return lazy_buffer && hypers[group].momentum == 0 ? RuleId::sgd : rule; }
 
-  KernelKey key(const Tensor& t) const { return {{t.dtype, t.moment_dtype}, rule_id(t.group)}; }
+  KernelKey key(const Tensor& t) const { return {{t.dtype, t.moment_dtype, t.master}, rule_id(t.group)}; }
 
   // Whether a gate is predicted. A fixed gate is predicted rightly. Otherwise the correction recovers p from p', which
-  // needs more digits than a 16-bit p has; and it cannot undo the projection of a buffer.
+  // needs more digits than 16 bits have; and it cannot undo the projection of a buffer.
   bool predicts(const Tensor& t) const {
     const Hyper& h = hypers[t.group];
     if (h.fixed_gate != no_fixed_gate) return t.projected;
-    return t.projected && h.speculate && !(h.project_momentum && !h.nesterov) && bytes_of(t.dtype) >= 4;
+    return t.projected && h.speculate && !(h.project_momentum && !h.nesterov) && (bytes_of(t.dtype) >= 4 || t.master);
   }
 
   // Whether a tensor is updated before its gate is decided: under the predicted gate, or without a write of p.

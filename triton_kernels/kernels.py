@@ -39,15 +39,17 @@ from .memory import (
     C,
     G,
     M,
-    P,
     V,
     load_rows,
     of,
     operand,
     read,
+    read_weight,
     row_sum,
+    weights,
     within,
     write,
+    write_weight,
 )
 from .rules import (
     ADAM_RULE,
@@ -82,11 +84,11 @@ def row_of_tile(first, tile, ROWS: tl.constexpr):
 
 
 @device
-def read_operands(tensor, start, there, RULE: tl.constexpr, PARAM: tl.constexpr, MOMENT: tl.constexpr,
-                  WIDTH: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
-    """Pointers to p, m and v; then p, g, m and v. A moment that the rule does not have is p."""
-    at_p = operand(tensor, P, start, PARAM, WIDTH, ALIGNED)
-    p = read(at_p, there, PARAM)
+def read_operands(tensor, start, there, RULE: tl.constexpr, PARAM: tl.constexpr, MASTER: tl.constexpr,
+                  MOMENT: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    """Pointers to p, its remainder, m and v; then p, g, m and v. A moment that the rule does not have is p."""
+    at_p, at_r = weights(tensor, start, PARAM, MASTER, WIDTH, ALIGNED)
+    p = read_weight(at_p, at_r, there, PARAM, MASTER)
     g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
     at_m = at_p
     at_v = at_p
@@ -98,7 +100,7 @@ def read_operands(tensor, start, there, RULE: tl.constexpr, PARAM: tl.constexpr,
     if RULE == ADAM_RULE:
         at_v = operand(tensor, V, start, MOMENT, WIDTH, ALIGNED)
         v = read(at_v, there, MOMENT)
-    return at_p, at_m, at_v, p, g, m, v
+    return at_p, at_r, at_m, at_v, p, g, m, v
 
 
 @device
@@ -114,13 +116,15 @@ def unless_skipped(length, scalars):
 
 
 @triton.jit(do_not_specialize=["first", "count"])
-def step(row_table, first, count, tensors, scalars_table, RULE: tl.constexpr, PARAM: tl.constexpr, MOMENT: tl.constexpr,
-         WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+def step(row_table, first, count, tensors, scalars_table, RULE: tl.constexpr, PARAM: tl.constexpr, MASTER: tl.constexpr,
+         MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     first = first_row(first, ROWS)
     _, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     scalars = scalars_of(row_table, tensors, scalars_table, first)
     there = within(length, WIDTH, ALIGNED)
-    at_p, at_m, at_v, p, g, m, v = read_operands(tensor, start, there, RULE, PARAM, MOMENT, WIDTH, ALIGNED)
+    at_p, at_r, at_m, at_v, p, g, m, v = read_operands(
+        tensor, start, there, RULE, PARAM, MASTER, MOMENT, WIDTH, ALIGNED
+    )
     there = within(unless_skipped(length, scalars), WIDTH, ALIGNED)
     g = gradient(p, g, scalars)
     m, v = advance(g, m, v, scalars, RULE)
@@ -130,7 +134,7 @@ def step(row_table, first, count, tensors, scalars_table, RULE: tl.constexpr, PA
         write(at_m, m, there, MOMENT)
     if RULE == ADAM_RULE:
         write(at_v, v, there, MOMENT)
-    write(at_p, apply(p, u, d.to(WORK), k.to(WORK)), there, PARAM)
+    write_weight(at_p, at_r, apply(p, u, d.to(WORK), k.to(WORK)), there, PARAM, MASTER)
 
 
 @device
@@ -141,14 +145,15 @@ def store_sums(row_stats, count, row, pg, pp, gg):
 
 
 @triton.jit(do_not_specialize=["first", "count"])
-def gate_stats(row_table, first, count, tensors, scalars_table, row_stats, PARAM: tl.constexpr, WIDTH: tl.constexpr,
-               ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+def gate_stats(row_table, first, count, tensors, scalars_table, row_stats, PARAM: tl.constexpr, MASTER: tl.constexpr,
+               WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     first = first_row(first, ROWS)
     row, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     length = tl.where(of(tensor, SPECULATES) == 0, length, 0)
     if tl.max(length, axis=0) > 0:
         there = within(length, WIDTH, ALIGNED)
-        p = read(operand(tensor, P, start, PARAM, WIDTH, ALIGNED), there, PARAM)
+        at_p, at_r = weights(tensor, start, PARAM, MASTER, WIDTH, ALIGNED)
+        p = read_weight(at_p, at_r, there, PARAM, MASTER)
         g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
         g = gradient(p, g, scalars_of(row_table, tensors, scalars_table, first))
         store_sums(row_stats, count, row, row_sum(p, g), row_sum(p, p), row_sum(g, g))
@@ -181,15 +186,17 @@ def projects_momentum(projected, scalars):
 
 @triton.jit(do_not_specialize=["first", "count"])
 def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts, corrects, RULE: tl.constexpr,
-           PARAM: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
-           ALIGNED: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+           PARAM: tl.constexpr, MASTER: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr,
+           ROWS: tl.constexpr, ALIGNED: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     if tl.program_id(0) == 0:
         tl.store(corrects, 0.0)
     first = first_row(first, ROWS)
     row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     scalars = scalars_of(row_table, tensors, scalars_table, first)
     there = within(length, WIDTH, ALIGNED)
-    at_p, at_m, at_v, p, g, m, v = read_operands(tensor, start, there, RULE, PARAM, MOMENT, WIDTH, ALIGNED)
+    at_p, at_r, at_m, at_v, p, g, m, v = read_operands(
+        tensor, start, there, RULE, PARAM, MASTER, MOMENT, WIDTH, ALIGNED
+    )
     there = within(unless_skipped(length, scalars), WIDTH, ALIGNED)
     g = gradient(p, g, scalars)
     m, v = advance(g, m, v, scalars, RULE)
@@ -218,13 +225,13 @@ def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts,
         projected = projects_momentum(buffered & (deferred == 0), scalars)
         write(at_m, tl.where(projected[:, None], u - c.to(WORK)[:, None] * p, m), there, MOMENT)
     p = apply(p, u, d.to(WORK)[:, None], k.to(WORK)[:, None])
-    write(at_p, p, there & (deferred == 0)[:, None], PARAM)
+    write_weight(at_p, at_r, p, there & (deferred == 0)[:, None], PARAM, MASTER)
 
 
 @device
 def correct_tile(row_table, first, count, tensors, scalars_table, row_stats, verdicts, RULE: tl.constexpr,
-                 PARAM: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr,
-                 ROWS: tl.constexpr, ALIGNED: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+                 PARAM: tl.constexpr, MASTER: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr,
+                 WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     verdict = verdicts + index * VERDICT_FIELDS
     length = tl.where(of(verdict, V_NEEDS_CORRECTION) != 0, length, 0)
@@ -246,9 +253,9 @@ def correct_tile(row_table, first, count, tensors, scalars_table, row_stats, ver
         k = k.to(WORK)[:, None]
 
         there = within(length, WIDTH, ALIGNED)
-        at_p = operand(tensor, P, start, PARAM, WIDTH, ALIGNED)
+        at_p, at_r = weights(tensor, start, PARAM, MASTER, WIDTH, ALIGNED)
         at_m = operand(tensor, M, start, MOMENT, WIDTH, ALIGNED)
-        p = read(at_p, there, PARAM)
+        p = read_weight(at_p, at_r, there, PARAM, MASTER)
         m = read(at_m, there, MOMENT)
         v = p
         if RULE == ADAM_RULE:
@@ -260,17 +267,17 @@ def correct_tile(row_table, first, count, tensors, scalars_table, row_stats, ver
         if PROJECTS_MOMENTUM:
             projected = projects_momentum(gate != NONE, scalars)
             write(at_m, m - c.to(WORK)[:, None] * p, there & projected[:, None], MOMENT)
-        write(at_p, apply(p, u, d, k), there, PARAM)
+        write_weight(at_p, at_r, apply(p, u, d, k), there, PARAM, MASTER)
 
 
 @triton.jit(do_not_specialize=["first", "count", "programs"])
 def correct(row_table, first, count, tensors, scalars_table, row_stats, verdicts, corrects, programs,
-            RULE: tl.constexpr, PARAM: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr,
-            ROWS: tl.constexpr, ALIGNED: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+            RULE: tl.constexpr, PARAM: tl.constexpr, MASTER: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr,
+            WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     """Its programs, of which there are few, take the tiles of `programs` in turn, if any tensor is to be corrected."""
     if tl.load(corrects) != 0:
         tile = tl.program_id(0)
         while tile < programs:
             correct_tile(row_table, row_of_tile(first, tile, ROWS), count, tensors, scalars_table, row_stats, verdicts,
-                         RULE, PARAM, MOMENT, WORK, WIDTH, ROWS, ALIGNED, PROJECTS_MOMENTUM)  # fmt: skip
+                         RULE, PARAM, MASTER, MOMENT, WORK, WIDTH, ROWS, ALIGNED, PROJECTS_MOMENTUM)  # fmt: skip
             tile += tl.num_programs(0)

@@ -91,6 +91,7 @@ def constants(launch: Launch, names: list[str]) -> dict[str, Any]:
         "RULE": RULES[launch.key.rule],
         "PARAM": getattr(tl, param),
         "MOMENT": getattr(tl, launch.key.moment),
+        "MASTER": launch.key.master,
         "WORK": tl.float64 if param == "float64" else tl.float32,
         "WIDTH": launch.config.width,
         "ROWS": launch.rows,

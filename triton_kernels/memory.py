@@ -12,6 +12,7 @@ P = tl.constexpr(TENSOR.index("p"))
 G = tl.constexpr(TENSOR.index("g"))
 M = tl.constexpr(TENSOR.index("m"))
 V = tl.constexpr(TENSOR.index("v"))
+R = tl.constexpr(TENSOR.index("r"))
 GATE_COUNTER = tl.constexpr(TENSOR.index("gate_counter"))
 BUCKET = tl.constexpr(TENSOR.index("bucket"))
 ROW_COUNT = tl.constexpr(TENSOR.index("rows"))
@@ -90,6 +91,39 @@ def operand(tensor, name, start, DTYPE: tl.constexpr, WIDTH: tl.constexpr, ALIGN
     if ALIGNED:
         pointer = tl.multiple_of(pointer, [16])
     return pointer[:, None] + tl.arange(0, WIDTH)[None, :]
+
+
+@device
+def weights(tensor, start, PARAM: tl.constexpr, MASTER: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointers to the parameter and to its remainder."""
+    at_p = operand(tensor, P, start, PARAM, WIDTH, ALIGNED)
+    at_r = at_p
+    if MASTER:
+        at_r = operand(tensor, R, start, PARAM, WIDTH, ALIGNED)
+    return at_p, at_r
+
+
+@device
+def read_weight(at_p, at_r, there, PARAM: tl.constexpr, MASTER: tl.constexpr):
+    """The parameter, or with its remainder the float32 weight; p alone where both make a NaN of a p that is none."""
+    p = read(at_p, there, PARAM)
+    if MASTER:
+        remainder = tl.load(at_r, mask=there, other=0).to(tl.int16, bitcast=True).to(tl.int32)
+        x = (p.to(tl.int32, bitcast=True) + remainder).to(tl.float32, bitcast=True)
+        p = tl.where(x == x, x, p)
+    return p
+
+
+@device
+def write_weight(at_p, at_r, x, there, PARAM: tl.constexpr, MASTER: tl.constexpr):
+    """With a remainder: rounds to nearest, ties away from zero; a NaN stays one."""
+    if MASTER:
+        bits = x.to(tl.uint32, bitcast=True)
+        high = tl.where(x == x, bits + 0x8000, bits | 0x400000) >> 16
+        tl.store(at_p, high.to(tl.uint16), mask=there)
+        tl.store(at_r, tl.where(x == x, bits & 0xFFFF, 0).to(tl.uint16), mask=there)
+    else:
+        write(at_p, x, there, PARAM)
 
 
 @device

@@ -37,7 +37,7 @@ TENSOR = (
     *("negated", "first_step"),
     # speculates: 0 no, 1 under the predicted gate, 2 without a write of p.
     *("bucket", "group", "rows", "length", "pieces", "first_row", "speculates"),
-    "unused",
+    "r",  # the remainder of p
 )
 # Of a bucket at a step, float64: the scalars of csrc/rules/hyper.h, those of Adam, Momentum and Projection.
 SCALARS = (
@@ -62,11 +62,13 @@ FIXED_HYPER = (
 
 
 class KernelKey(NamedTuple):
-    """What the kernels of a tensor depend on: the storage of parameters and of moments, and the rule."""
+    """What the kernels of a tensor depend on: the storage of parameters and of moments, the rule, and whether the parameter has a
+    remainder."""
 
     param: str
     moment: str
     rule: str  # "adam", "momentum", or "sgd" (without a momentum buffer)
+    master: bool = False
 
 
 @dataclass(frozen=True)

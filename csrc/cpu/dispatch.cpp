@@ -46,7 +46,7 @@ const Variant& chosen() {
 }  // namespace
 
 const Kernels& kernels(const KernelKey& key) {
-  return chosen().table[key.storage_index()][static_cast<int>(key.rule)];
+  return chosen().table[index_of(key.storage)][static_cast<int>(key.rule)];
 }
 
 const char* isa() {

@@ -48,7 +48,7 @@ class CpuExecutor {
   // Scratch memory of one thread: a row of directions or of weights, and contiguous copies of the operands of a strided
   // item.
   struct Scratch {
-    std::vector<char> row, operand[2 + max_moments];
+    std::vector<char> row, operand[3 + max_moments];
   };
 
   // The operands that a kernel has written.

@@ -79,6 +79,7 @@ Tile CpuExecutor::tile_of(const WorkItem& item, int64_t index, Scratch& scratch)
   Tile tile{};
   tile.p = operand(t.p, bytes, scratch.operand[0]);
   tile.g = operand(t.g, bytes, scratch.operand[1]);
+  if (t.master) tile.remainder = static_cast<int16_t*>(operand(t.remainder, 2, scratch.operand[2 + max_moments]));
   for (int j = 0; j < moments_of(plan_.rule_id(t.group)); ++j)
     tile.moment[j] = operand(t.moment[j], bytes_of(t.moment_dtype), scratch.operand[2 + j]);
   tile.rows = item.rows;
@@ -101,6 +102,7 @@ void CpuExecutor::scatter_back(const WorkItem& item, const Tile& tile, Writes wr
   const Tensor& t = plan_.tensors[item.tensor];
   if (t.packed) return;
   if (writes.p) scatter(t, t.p, bytes_of(t.dtype), item, tile.p);
+  if (writes.p && t.master) scatter(t, t.remainder, 2, item, tile.remainder);
   for (int j = 0; j < moments_of(plan_.rule_id(t.group)); ++j)
     if (writes.moments && t.moment[j].data) scatter(t, t.moment[j], bytes_of(t.moment_dtype), item, tile.moment[j]);
 }

@@ -17,15 +17,15 @@ ONEPASS_INLINE void each_pack(int64_t begin, int64_t end, const Body& body) {
   if (i < end) body(i, static_cast<int>(end - i));
 }
 
-template <class P, class N>
-ONEPASS_INLINE auto load_some(const P* from, N n) {
+template <class Address, class N>
+ONEPASS_INLINE auto load_some(Address from, N n) {
   if constexpr (std::is_same_v<N, int>)
     return load(from, n);
   else
     return load(from);
 }
-template <class P, class X, class N>
-ONEPASS_INLINE void store_some(P* to, const X& x, N n) {
+template <class Address, class X, class N>
+ONEPASS_INLINE void store_some(Address to, const X& x, N n) {
   if constexpr (std::is_same_v<N, int>)
     store(to, x, n);
   else
@@ -39,15 +39,17 @@ struct Row {
   typedef Pack<S> R;
   static constexpr int lanes = R::lanes;
 
-  P* p;
-  const P* g;
+  typedef typename ElementOf<P>::type G;
+
+  typename AddressOf<P>::type p;
+  const G* g;
   M* moment[2];
   int64_t length;
 
   Row(const Tile& t, int64_t row) : length(t.length) {
     int64_t at = row * t.length;
-    p = static_cast<P*>(t.p) + at;
-    g = static_cast<const P*>(t.g) + at;
+    p = address_of<P>(t.p, t.remainder, at);
+    g = static_cast<const G*>(t.g) + at;
     for (int j = 0; j < Rule::moments; ++j) moment[j] = static_cast<M*>(t.moment[j]) + at;
   }
 
@@ -166,8 +168,13 @@ struct KernelsOf {
       int64_t i = begin;
       for (; i + 2 * lanes <= end; i += 2 * lanes) {
         R p[2], g[2];
-        load_unordered(row.p + i, p[0], p[1]);
-        load_unordered(row.g + i, g[0], g[1]);
+        if constexpr (std::is_same_v<P, Master>) {  // the order of float32, whose bits these sums are to have
+          p[0] = load(row.p + i), p[1] = load(row.p + i + lanes);
+          g[0] = load(row.g + i), g[1] = load(row.g + i + lanes);
+        } else {
+          load_unordered(row.p + i, p[0], p[1]);
+          load_unordered(row.g + i, g[0], g[1]);
+        }
         even.add(p[0], g[0]);
         odd.add(p[1], g[1]);
       }
@@ -220,7 +227,7 @@ struct KernelsOf {
   }
 
   static double square_sum(const Tile& t) {
-    const P* g = static_cast<const P*>(t.g);
+    const auto* g = static_cast<const typename ElementOf<P>::type*>(t.g);
     Total sum;
     each_pack<lanes>(0, t.rows * t.length, [&](int64_t i, auto n) { sum.add_square(R(load_some(g + i, n))); });
     return sum.value();
@@ -241,7 +248,8 @@ constexpr std::array<Kernels, rule_count> kernels_of() {
 
 // In the order of `storages`.
 extern const KernelTable table = {kernels_of<float, float>(), kernels_of<double, double>(),
-                                  kernels_of<BFloat16, float>(), kernels_of<Half, float>()};
+                                  kernels_of<BFloat16, float>(), kernels_of<Half, float>(),
+                                  kernels_of<Master, float>()};
 
 }  // namespace ONEPASS_ISA
 }  // namespace onepass

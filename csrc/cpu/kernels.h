@@ -11,6 +11,7 @@ namespace onepass {
 // Some contiguous rows of one tensor, and the parameters of their step.
 struct Tile {
   void* p;
+  int16_t* remainder;  // of p, or null
   const void* g;
   void* moment[max_moments];
   int64_t rows, length;

@@ -1,8 +1,10 @@
-// Parameters and moments in memory, to and from packs: float, double, bfloat16 and float16, whole packs and tails.
+// Parameters and moments in memory, to and from packs: float, double, bfloat16 (with a remainder or without) and
+// float16, whole packs and tails.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../rules/number.h"
 #include "simd.h"
@@ -14,6 +16,7 @@ namespace ONEPASS_ISA {
 typedef Pack<float, ONEPASS_VECTOR_BYTES> Floats;
 typedef VectorOf<uint32_t, ONEPASS_VECTOR_BYTES>::type Bits32;
 typedef VectorOf<uint16_t, ONEPASS_VECTOR_BYTES / 2>::type Bits16;
+typedef VectorOf<int16_t, ONEPASS_VECTOR_BYTES / 2>::type Signed16;
 
 template <class To, class From>
 ONEPASS_INLINE To bits_as(const From& from) {
@@ -45,6 +48,19 @@ ONEPASS_INLINE Bits32 widen(const void* from) {
 #endif
 }
 
+ONEPASS_INLINE Bits32 widen_signed(const void* from) {
+#if defined(__AVX512F__)
+  return (Bits32)_mm512_maskz_cvtepi16_epi32(all16, _mm256_loadu_si256((const __m256i*)from));
+#elif defined(__AVX2__)
+  return (Bits32)_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)from));
+#else
+  Signed16 numbers;
+  std::memcpy(&numbers, from, sizeof numbers);
+  return __builtin_convertvector(numbers, Bits32);
+#endif
+}
+
+// The lower 16 bits, of which the upper ones are 0.
 ONEPASS_INLINE void narrow(void* to, Bits32 bits) {
 #if defined(__AVX512F__)
   _mm256_storeu_si256((__m256i*)to, _mm512_maskz_cvtepi32_epi16(all16, (__m512i)bits));
@@ -66,6 +82,35 @@ ONEPASS_INLINE void store_register(BFloat16* to, const Floats& x) {
   Bits32 bits = bits_as<Bits32>(x.v);
   Bits32 rounded = bits + (((bits >> 16) & 1) + 0x7fff);
   narrow(to, (x.v == x.v ? rounded : (bits | 0x400000)) >> 16);
+}
+
+// Where weights of a storage are.
+template <class P>
+struct AddressOf {
+  typedef P* type;
+};
+struct MasterAddress {
+  BFloat16* p;
+  int16_t* remainder;
+
+  ONEPASS_INLINE MasterAddress operator+(int64_t i) const { return {p + i, remainder + i}; }
+};
+template <>
+struct AddressOf<Master> {
+  typedef MasterAddress type;
+};
+
+// Where both make a NaN of a p that is none, p alone.
+ONEPASS_INLINE void load_register(MasterAddress from, Floats& x) {
+  const Bits32 high = widen(from.p) << 16;
+  const Floats::Vector joined = bits_as<Floats::Vector>(high + widen_signed(from.remainder));
+  x.v = joined == joined ? joined : bits_as<Floats::Vector>(high);
+}
+// Round to nearest, ties away from zero; a NaN stays one.
+ONEPASS_INLINE void store_register(MasterAddress to, const Floats& x) {
+  const Bits32 bits = bits_as<Bits32>(x.v);
+  narrow(to.p, (x.v == x.v ? bits + 0x8000 : (bits | 0x400000)) >> 16);
+  narrow(to.remainder, x.v == x.v ? bits & 0xffff : Bits32{});
 }
 
 #if defined(__AVX512F__)
@@ -114,8 +159,8 @@ ONEPASS_INLINE void store_register(Half* to, const Floats& x) {
 }
 #endif
 
-template <class P, class S, int bytes>
-ONEPASS_INLINE void load_into(const P* from, Pack<S, bytes>& x) {
+template <class Address, class S, int bytes>
+ONEPASS_INLINE void load_into(Address from, Pack<S, bytes>& x) {
   if constexpr (bytes == ONEPASS_VECTOR_BYTES) {
     load_register(from, x);
   } else {
@@ -131,8 +176,13 @@ ONEPASS_INLINE Pack<typename WorkOf<P>::type> load(const P* from) {
   load_into(from, x);
   return x;
 }
-template <class P, class S, int bytes>
-ONEPASS_INLINE void store(P* to, const Pack<S, bytes>& x) {
+ONEPASS_INLINE Pack<float> load(MasterAddress from) {
+  Pack<float> x;
+  load_into(from, x);
+  return x;
+}
+template <class Address, class S, int bytes>
+ONEPASS_INLINE void store(Address to, const Pack<S, bytes>& x) {
   if constexpr (bytes == ONEPASS_VECTOR_BYTES) {
     store_register(to, x);
   } else {
@@ -190,27 +240,60 @@ ONEPASS_INLINE void store_masked(P* to, __m512i x, int n) {
 }
 #endif
 
-// The first n lanes; the others read as 0 and are not written. By way of 64 bytes of stack, of which P fills the first.
+// 64 bytes of stack, of which P fills the first.
+template <class P>
+struct Padded {
+  P x[64 / sizeof(P)];
+
+  Padded() = default;
+  ONEPASS_INLINE Padded(const P* from, int n) {
+#if defined(__AVX512BW__)
+    _mm512_storeu_si512(x, load_masked(from, n));
+#else
+    std::memset(x, 0, sizeof x);
+    std::memcpy(x, from, n * sizeof(P));
+#endif
+  }
+  ONEPASS_INLINE void write(P* to, int n) const {
+#if defined(__AVX512BW__)
+    store_masked(to, _mm512_loadu_si512(x), n);
+#else
+    std::memcpy(to, x, n * sizeof(P));
+#endif
+  }
+};
+
+// The first n lanes; the others read as 0 and are not written.
 template <class P>
 ONEPASS_INLINE auto load(const P* from, int n) {
-#if defined(__AVX512BW__)
-  P full[64 / sizeof(P)];
-  _mm512_storeu_si512(full, load_masked(from, n));
-#else
-  P full[64 / sizeof(P)] = {};
-  std::memcpy(full, from, n * sizeof(P));
-#endif
-  return load(static_cast<const P*>(full));
+  const Padded<P> full(from, n);
+  return load(static_cast<const P*>(full.x));
+}
+ONEPASS_INLINE Pack<float> load(MasterAddress from, int n) {
+  Padded<BFloat16> p(from.p, n);
+  Padded<int16_t> remainder(from.remainder, n);
+  return load(MasterAddress{p.x, remainder.x});
 }
 template <class P>
 ONEPASS_INLINE void store(P* to, const Pack<typename WorkOf<P>::type>& x, int n) {
-  P full[64 / sizeof(P)];
-  store(full, x);
-#if defined(__AVX512BW__)
-  store_masked(to, _mm512_loadu_si512(full), n);
-#else
-  std::memcpy(to, full, n * sizeof(P));
-#endif
+  Padded<P> full;
+  store(full.x, x);
+  full.write(to, n);
+}
+ONEPASS_INLINE void store(MasterAddress to, const Pack<float>& x, int n) {
+  Padded<BFloat16> p;
+  Padded<int16_t> remainder;
+  store(MasterAddress{p.x, remainder.x}, x);
+  p.write(to.p, n);
+  remainder.write(to.remainder, n);
+}
+
+template <class P>
+ONEPASS_INLINE typename AddressOf<P>::type address_of(void* p, int16_t* remainder, int64_t at) {
+  if constexpr (std::is_same_v<P, Master>)
+    return {static_cast<BFloat16*>(p) + at, remainder + at};
+  else
+    return static_cast<P*>(p) + at;
 }
 
 }  // namespace ONEPASS_ISA

@@ -13,7 +13,7 @@ constexpr const char* rule_names[] = {"Adam", "SGD with a buffer", "SGD"};
 
 std::string kernel_name(Kernel kernel, const KernelKey& key) {
   return std::string(kernel_names[static_cast<int>(kernel)]) + " (" + dtype_names[static_cast<int>(key.storage.param)] +
-         ", " + rule_names[static_cast<int>(key.rule)] + ")";
+         (key.storage.master ? " with a remainder, " : ", ") + rule_names[static_cast<int>(key.rule)] + ")";
 }
 
 // The address of the gradient of a tensor without elements. Null would mean no gradient, but such a step is counted.
@@ -182,8 +182,8 @@ void CudaExecutor::launch(Kernel kernel, const KernelKey& key) {
   plan.verdicts = in<Verdict>(verdicts_);
   plan.stats = plan_.exchanges ? in<TensorStats>(stats_) : nullptr;
   plan.arrivals = in<unsigned>(arrivals_);
-  plan.corrections = in<Correction>(corrections_) + key.storage_index() * plan_.tensors.size();
-  plan.corrected = in<unsigned>(corrected_) + key.storage_index() * 2;
+  plan.corrections = in<Correction>(corrections_) + index_of(key.storage) * plan_.tensors.size();
+  plan.corrected = in<unsigned>(corrected_) + index_of(key.storage) * 2;
   plan.first_steps = in<bool>(first_steps_);
   plan.square_sums = in<double>(square_sums_);
   plan.key = key.index();

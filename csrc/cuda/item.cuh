@@ -36,25 +36,27 @@ struct Operands : ItemView<Rule> {
   static constexpr int at_a_time = lanes == 4 ? 2 : 1;  // vectors; two of float64 would spill
   template <class T, Operand operand>
   using Stream = std::conditional_t<is_packed, Packed<T, operand>, Strided<T, operand>>;
+  typedef typename ElementOf<P>::type Element;
   using ItemView<Rule>::t;
 
-  Stream<P, of_p> p;
-  Stream<const P, of_g> g;
+  Weights<P, Stream> p;
+  Stream<const Element, of_g> g;
   Stream<M, of_m> m;
   Stream<M, of_v> v;
   bool aligned;  // vectors of all operands lie on their boundaries wherever those of p do
 
-  __device__ __forceinline__ explicit Operands(const ItemView<Rule>& view) : ItemView<Rule>(view) {
-    p.data = static_cast<P*>(t->p);
-    g.data = static_cast<const P*>(this->gradient);
-    aligned = like_p<P>(this->gradient);
+  __device__ __forceinline__ explicit Operands(const ItemView<Rule>& view)
+      : ItemView<Rule>(view), p(view.t->p, &view.t->remainder) {
+    g.data = static_cast<const Element*>(this->gradient);
+    aligned = like_p<Element>(this->gradient);
+    if (std::is_same_v<P, Master>) aligned &= like_p<MasterRemainder>(t->remainder);
     if (Rule::moments > 0) m.data = static_cast<M*>(t->moment[0]), aligned &= like_p<M>(t->moment[0]);
     if (Rule::moments > 1) v.data = static_cast<M*>(t->moment[1]), aligned &= like_p<M>(t->moment[1]);
   }
 
   __device__ __forceinline__ Span<lanes> row(int r) const {
     const int64_t at = this->first + int64_t(r) * this->length;
-    return {at, this->length, int(reinterpret_cast<uint64_t>(p.data + at) / sizeof(P) % lanes)};
+    return {at, this->length, int(reinterpret_cast<uint64_t>(p.address(at)) / sizeof(Element) % lanes)};
   }
 
   // The place of one vector of a span.
@@ -62,13 +64,13 @@ struct Operands : ItemView<Rule> {
     if constexpr (is_packed)
       return PackedPlace<lanes>{s, s.at(vector), s.first + s.at(vector)};
     else
-      return strided_place<2 + Rule::moments>(t->layout, t->dims, s.first + vector);
+      return strided_place<Rule::moments, std::is_same_v<P, Master>>(t->layout, t->dims, s.first + vector);
   }
 
  private:
   template <class T>
   __device__ __forceinline__ bool like_p(const void* data) const {
-    const uint64_t offset_of_p = reinterpret_cast<uint64_t>(t->p) / sizeof(P);
+    const uint64_t offset_of_p = reinterpret_cast<uint64_t>(t->p) / sizeof(Element);
     return (reinterpret_cast<uint64_t>(data) / sizeof(T) - offset_of_p) % lanes == 0;
   }
 };

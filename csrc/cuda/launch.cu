@@ -5,12 +5,13 @@
 
 namespace onepass::cuda {
 
-extern const Launcher *const launchers_f32, *const launchers_f64, *const launchers_bf16, *const launchers_f16;
+extern const Launcher *const launchers_f32, *const launchers_f64, *const launchers_bf16, *const launchers_f16,
+                                                                                             *const launchers_master;
 
 // In the order of `storages`.
 const Launcher& launcher(const KernelKey& key) {
-  const Launcher* const of_storage[] = {launchers_f32, launchers_f64, launchers_bf16, launchers_f16};
-  return of_storage[key.storage_index()][static_cast<int>(key.rule)];
+  const Launcher* const of_storage[] = {launchers_f32, launchers_f64, launchers_bf16, launchers_f16, launchers_master};
+  return of_storage[index_of(key.storage)][static_cast<int>(key.rule)];
 }
 
 __global__ void __launch_bounds__(block_size) upload(const Chunk __grid_constant__ chunk) {

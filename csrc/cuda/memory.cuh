@@ -21,7 +21,8 @@
 
 namespace onepass::cuda {
 
-enum Operand : int { of_p, of_g, of_m, of_v, of_plan, of_stats, operands };
+// of_r: the remainder of a Master.
+enum Operand : int { of_p, of_g, of_m, of_v, of_r, of_plan, of_stats, operands };
 
 // The operands of elements are read and written once a step, and are not to push out of the caches what is read again:
 // no line of the first-level cache for a load, the first to be evicted for a store. Instructions of their own also
@@ -133,19 +134,21 @@ struct PackedPlace {
 };
 // Strided: one element, so many elements from the first of each operand.
 struct StridedPlace {
-  int64_t offset[2 + max_moments];
+  int64_t offset[3 + max_moments];
 };
 
-// layout: sizes of the dimensions, then the strides of each operand.
-template <int operand_count>
+// layout: sizes of the dimensions, then the strides of each operand, of which so many moments and the remainder are
+// read.
+template <int moments, bool with_remainder>
 __device__ __forceinline__ StridedPlace strided_place(const int64_t* layout, int dims, uint64_t element) {
   StridedPlace place{};
   for (int d = dims - 1; d >= 0; --d) {
     const uint64_t size = load(layout + d, of_plan), rest = element / size;
     const int64_t index = element - rest * size;
 #pragma unroll
-    for (int operand = 0; operand < operand_count; ++operand)
-      place.offset[operand] += index * load(layout + (1 + operand) * dims + d, of_plan);
+    for (int operand = 0; operand < 3 + max_moments; ++operand)
+      if (operand < 2 + moments || (operand == of_r && with_remainder))
+        place.offset[operand] += index * load(layout + (1 + operand) * dims + d, of_plan);
     element = rest;
   }
   return place;
@@ -202,6 +205,42 @@ struct Strided {
   template <bool whole, class S>
   __device__ __forceinline__ void write(const StridedPlace& place, const Pack<S, 1>& x) const {
     store(data + place.offset[operand], from_work<T>(x.x[0]), operand);
+  }
+};
+
+// The weights of a tensor that is stored as P, by Stream<element, operand>.
+template <class P, template <class, Operand> class Stream>
+struct Weights : Stream<P, of_p> {
+  __device__ __forceinline__ explicit Weights(void* p, void* const*) : Stream<P, of_p>{static_cast<P*>(p)} {}
+
+  __device__ __forceinline__ const void* address(int64_t element) const { return this->data + element; }
+};
+template <template <class, Operand> class Stream>
+struct Weights<Master, Stream> {
+  Stream<MasterParameter, of_p> parameter;
+  void* const* at_remainder;  // read at every access: `update` has no registers left for another address
+
+  __device__ __forceinline__ Weights(void* p, void* const* at_remainder)
+      : parameter{static_cast<MasterParameter*>(p)}, at_remainder(at_remainder) {}
+
+  __device__ __forceinline__ Stream<MasterRemainder, of_r> remainder() const {
+    return {static_cast<MasterRemainder*>(*at_remainder)};
+  }
+
+  __device__ __forceinline__ const void* address(int64_t element) const { return parameter.data + element; }
+
+  template <bool whole, class Place, int lanes>
+  __device__ __forceinline__ void read(const Place& place, Pack<float, lanes>& x) const {
+    Pack<float, lanes> low;
+    parameter.template read<whole>(place, x);
+    remainder().template read<whole>(place, low);
+#pragma unroll
+    for (int i = 0; i < lanes; ++i) x.x[i] = joined(x.x[i], low.x[i]);
+  }
+  template <bool whole, class Place, int lanes>
+  __device__ __forceinline__ void write(const Place& place, const Pack<float, lanes>& x) const {
+    parameter.template write<whole>(place, x);
+    remainder().template write<whole>(place, x);
   }
 };
 

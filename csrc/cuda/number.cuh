@@ -42,6 +42,26 @@ __device__ __forceinline__ float to_work(Half x) {
 #endif
 }
 
+// The parts of a Master, each in the bits of a float: those of the parameter, and a signed integer, to be added to
+// them.
+struct MasterParameter {
+  uint16_t bits;
+};
+struct MasterRemainder {
+  uint16_t bits;
+};
+__device__ __forceinline__ float to_work(MasterParameter x) {
+  return float_of(uint32_t(x.bits) << 16);
+}
+__device__ __forceinline__ float to_work(MasterRemainder x) {
+  return float_of(uint32_t(int32_t(int16_t(x.bits))));
+}
+// Where both make a NaN of a parameter that is none, the parameter alone.
+__device__ __forceinline__ float joined(float parameter, float remainder) {
+  const float x = float_of(bits_of(parameter) + bits_of(remainder));
+  return x == x ? x : parameter;
+}
+
 template <class T>
 __device__ __forceinline__ T from_work(float x) {
   return x;
@@ -55,6 +75,16 @@ template <>
 __device__ __forceinline__ BFloat16 from_work<BFloat16>(float x) {
   const uint32_t bits = bits_of(x), rounded = bits + (((bits >> 16) & 1) + 0x7fff);
   return {uint16_t((x == x ? rounded : (bits | 0x400000)) >> 16)};
+}
+// Round to nearest, ties away from zero; a NaN stays one.
+template <>
+__device__ __forceinline__ MasterParameter from_work<MasterParameter>(float x) {
+  const uint32_t bits = bits_of(x);
+  return {uint16_t((x == x ? bits + 0x8000 : (bits | 0x400000)) >> 16)};
+}
+template <>
+__device__ __forceinline__ MasterRemainder from_work<MasterRemainder>(float x) {
+  return {uint16_t(x == x ? bits_of(x) : 0)};
 }
 template <>
 __device__ __forceinline__ Half from_work<Half>(float x) {

@@ -13,7 +13,7 @@ constexpr int block_size = 128;
 constexpr int warps = block_size / warp_size;
 
 // What a lane keeps of a row from its sums to its write.
-enum class RowCache : int {
+enum class RowCache : uint8_t {
   none,  // the row does not fit: its write is deferred
   u,     // the direction; p is read again, mostly from the second-level cache
   p_and_u,
@@ -52,14 +52,15 @@ struct Correction {
 struct DeviceTensor {
   void* p;
   void* moment[max_moments];
+  void* remainder;        // of p, or null
   float* step;            // null where there is no count, or the host counts
   uint8_t* gate_counter;  // null where not projected
-  const int64_t* layout;  // null if packed, else sizes, then the strides of p, g and the moments
+  const int64_t* layout;  // null if packed, else sizes, then the strides of p, g, the moments and the remainder
   int64_t rows, length;
   int64_t first_item, first_coefficient;
   int items;
-  int dims;
-  int key;            // KernelKey::index of the kernels that step it
+  uint8_t dims;
+  uint8_t key;        // KernelKey::index of the kernels that step it
   int scalars_index;  // its scalars, in KernelParams::scalars or DevicePlan::scalars
   int hyper_index;    // its group in DevicePlan::hypers, or -1: the scalars come from the host
   RowCache row_cache;

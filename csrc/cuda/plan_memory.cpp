@@ -67,7 +67,7 @@ std::vector<int64_t> CudaExecutor::layouts() {
     layout_at_.push_back(t.packed ? -1 : static_cast<int64_t>(all.size()));
     if (t.packed) continue;
     all.insert(all.end(), t.shape.begin(), t.shape.end());
-    for (const View* view : {&t.p, &t.g, &t.moment[0], &t.moment[1]})
+    for (const View* view : {&t.p, &t.g, &t.moment[0], &t.moment[1], &t.remainder})
       all.insert(all.end(), view->strides.begin(), view->strides.end());
   }
   return all;
@@ -96,14 +96,15 @@ DeviceTensor CudaExecutor::describe(int i) const {
   std::memset(&d, 0, sizeof d);  // padding too: the bytes are compared
   d.p = t.p.data;
   for (int j = 0; j < max_moments; ++j) d.moment[j] = t.moment[j].data;
+  d.remainder = t.remainder.data;
   d.step = on_device ? t.step : nullptr;
   d.gate_counter = t.gate_counter;
   d.layout = t.packed ? nullptr : in<int64_t>(layouts_) + layout_at_[i];
   d.rows = t.rows, d.length = t.length;
   d.first_item = t.first_item, d.first_coefficient = t.first_coefficient;
   d.items = static_cast<int>(t.items);
-  d.dims = static_cast<int>(t.shape.size());
-  d.key = plan_.key(t).index();
+  d.dims = static_cast<uint8_t>(t.shape.size());
+  d.key = static_cast<uint8_t>(plan_.key(t).index());
   d.scalars_index = scalars_index_[i];
   d.hyper_index = on_device ? t.group : -1;
   d.projected = t.projected;

@@ -23,6 +23,7 @@ struct Hyper {
   double l2 = 0, decay = 0, metric_decay = 0;
   double delta = 0, wd_ratio = 1;
   bool nesterov = false, proximal = false, project_momentum = false, speculate = true;
+  bool master_weights = false;  // bfloat16 parameters have remainders
   int fixed_gate = no_fixed_gate;
 };
 

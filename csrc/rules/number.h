@@ -12,6 +12,10 @@ struct Half {
   uint16_t bits;
 };
 
+// A float32 weight in two arrays: the nearest BFloat16, which is the parameter, and an int16 remainder, as masters.py
+// says.
+struct Master {};
+
 template <class P>
 struct WorkOf {
   typedef float type;
@@ -19,6 +23,16 @@ struct WorkOf {
 template <>
 struct WorkOf<double> {
   typedef double type;
+};
+
+// What a parameter, without a remainder, and its gradient consist of.
+template <class P>
+struct ElementOf {
+  typedef P type;
+};
+template <>
+struct ElementOf<Master> {
+  typedef BFloat16 type;
 };
 
 }  // namespace onepass

@@ -35,6 +35,7 @@ class CpuPlan(Plan):
         projected: bool,
         lazy_buffer: bool,
         first: list[Tensor],
+        masters: list[bool],
         exchanges: bool,
         direct_reads: dict[str, int],
     ) -> None: ...
@@ -76,6 +77,7 @@ class CudaPlan(Plan):  # absent from a build without CUDA
         projected: bool,
         lazy_buffer: bool,
         first: list[Tensor],
+        masters: list[bool],
         exchanges: bool,
         direct_reads: dict[str, int],
         device: int,

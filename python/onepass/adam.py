@@ -48,6 +48,7 @@ class Adam(Optimizer):
         differentiable: Literal[False] = False,
         decoupled_weight_decay: Literal[False] = False,
         decouple_lr: bool = False,
+        master_weights: bool = False,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -65,6 +66,7 @@ class Adam(Optimizer):
                 differentiable=differentiable,
                 decoupled_weight_decay=decoupled_weight_decay,
                 decouple_lr=decouple_lr,
+                master_weights=master_weights,
                 capturable=capturable,
                 backend=backend,
             ),
@@ -94,6 +96,7 @@ class AdamW(Optimizer):
         fused: bool | None = None,
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
+        master_weights: bool = False,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -110,6 +113,7 @@ class AdamW(Optimizer):
                 fused=fused,
                 differentiable=differentiable,
                 decouple_lr=decouple_lr,
+                master_weights=master_weights,
                 capturable=capturable,
                 backend=backend,
             ),
@@ -139,6 +143,7 @@ class AdamProx(Optimizer):
         fused: bool | None = None,
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
+        master_weights: bool = False,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -155,6 +160,7 @@ class AdamProx(Optimizer):
                 fused=fused,
                 differentiable=differentiable,
                 decouple_lr=decouple_lr,
+                master_weights=master_weights,
                 capturable=capturable,
                 backend=backend,
             ),
@@ -185,6 +191,7 @@ class AdamProxL2(Optimizer):
         fused: bool | None = None,
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
+        master_weights: bool = False,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -201,6 +208,7 @@ class AdamProxL2(Optimizer):
                 fused=fused,
                 differentiable=differentiable,
                 decouple_lr=decouple_lr,
+                master_weights=master_weights,
                 capturable=capturable,
                 backend=backend,
             ),

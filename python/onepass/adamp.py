@@ -73,6 +73,7 @@ class AdamP(Optimizer):
         amsgrad: Literal[False] = False,
         decouple_lr: bool = False,
         speculate: bool = True,
+        master_weights: bool = False,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -95,6 +96,7 @@ class AdamP(Optimizer):
                 amsgrad=amsgrad,
                 decouple_lr=decouple_lr,
                 speculate=speculate,
+                master_weights=master_weights,
                 capturable=capturable,
                 backend=backend,
             ),

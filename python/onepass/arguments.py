@@ -42,7 +42,6 @@ _BOTH = {
     "learning_rate": "it is called lr",
     "caution": "timm's cautious update is not implemented",
     "set_grad_none": "use opt.zero_grad(set_to_none=...)",
-    "master_weights": "not implemented; 16-bit parameters are stepped in float32 and rounded once",
 }
 _OF_ADAMP = "the projection is that of onepass.AdamP"
 _OF_SGDP = "the projection is that of onepass.SGDP"

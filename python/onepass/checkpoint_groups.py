@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from .spec import OptimizerSpec
 
 # Arguments of the optimizer that loads, never of the checkpoint, which may have been written on another machine.
-OWN = ("backend", "capturable")
+OWN = ("backend", "capturable", "master_weights")
 
 # Arguments of other optimizers that have no influence on the result of a step.
 HARMLESS = ("foreach", "fused", "max_lr_snapshot")
@@ -127,6 +127,6 @@ def merged(saved: dict[str, Any], mine: dict[str, Any], defaults: dict[str, Any]
     A group without decouple_lr is of torch's or adamp's optimizers, whose convention is `decouple_lr=False`.
     """
     kept = {key: value for key, value in saved.items() if key not in FOREIGN or key in mine or key in defaults}
-    kept.update({key: mine[key] for key in OWN})
+    kept.update({key: mine[key] for key in OWN if key in mine})
     kept.setdefault("decouple_lr", False)
     return {**kept, **{key: mine.get(key, value) for key, value in defaults.items() if key not in kept}}

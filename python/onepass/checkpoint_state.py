@@ -15,6 +15,7 @@ from .checkpoint_groups import check_arguments, merged
 from .checks import Group, step_device
 from .dtypes import moment_dtype
 from .hyperparams import hyper_of
+from .masters import MASTER, has_master, split
 from .spec import OptimizerSpec
 from .torch_compat import is_traceable_wrapper_subclass, tree_map_only
 
@@ -34,10 +35,12 @@ OF_OTHERS = ("mu_product", "m_schedule", "exp_avg_lr_1", "last_grad")
 
 
 class Loading(NamedTuple):
-    """A state dict as it is to be loaded: its groups, and state by parameter, in tensors of this optimizer's own."""
+    """A state dict as it is to be loaded: its groups; state by parameter, in tensors of this optimizer's own; and what is to be
+    written to parameters whose exact weights it has."""
 
     groups: list[Group]
     state: State
+    parameters: list[tuple[Tensor, Tensor]]
 
 
 def prepare(
@@ -64,7 +67,7 @@ def prepare(
     for number, own in state_dict["state"].items():
         if number in owners:
             _check_state(spec, owners[number], own)
-    return Loading(loaded, _copied(spec, owners, counts_on_device, state_dict["state"]))
+    return Loading(loaded, *_copied(spec, owners, counts_on_device, state_dict["state"]))
 
 
 class _Owner(NamedTuple):
@@ -117,6 +120,8 @@ def _check_state(spec: OptimizerSpec, owner: _Owner, own: Any) -> None:
     for key in spec.moments:
         if own.get(key) is not None:
             _check_moment(owner, key, own[key])
+    if own.get(MASTER) is not None and has_master(owner.parameter, owner.group):
+        _check_master(owner, own[MASTER])
     if spec.counted and own.get("step") is not None:
         _check_number(owner, "step", own["step"], "a finite number, at least 0", lambda x: 0 <= x < math.inf)
     if _is_gated(spec, owner.parameter) and own.get("gate_counter") is not None:
@@ -124,11 +129,38 @@ def _check_state(spec: OptimizerSpec, owner: _Owner, own: Any) -> None:
 
 
 def _check_moment(owner: _Owner, key: str, moment: Any) -> None:
-    what, p = f"the state dict's {key!r} of {owner.words}", owner.parameter
+    what = f"the state dict's {key!r} of {owner.words}"
+    if isinstance(moment, Tensor) and not moment.is_floating_point():
+        raise ValueError(f"{what} must be of a floating-point dtype, got {moment.dtype}")
+    _check_tensor(what, owner.parameter, moment)
+    if key == "exp_avg_sq" and not moment.is_meta and bool((moment < 0).any()):
+        raise ValueError(f"{what} must have no element below 0, as it averages squares, got {float(moment.min())}")
+
+
+def _check_master(owner: _Owner, master: Any) -> None:
+    what, p = f"the state dict's {MASTER!r} of {owner.words}", owner.parameter
+    _check_tensor(what, p, master)
+    if master.dtype not in (torch.int16, torch.float32):
+        raise ValueError(
+            f"{what} must be torch.int16, the remainder, or torch.float32, the weight, got {master.dtype}: has a loader cast it? "
+            "Load it in its own dtype, or delete it to go on with the parameter as it is"
+        )
+    if master.dtype == torch.float32 and not p.is_meta and _was_cast(master.to(p.device), p):
+        raise ValueError(
+            f"{what} is torch.float32 with whole numbers that are not near the parameter, so it is a remainder that was cast "
+            "(convert it to torch.int16), or of other weights (load those of the model first)"
+        )
+
+
+def _was_cast(master: Tensor, p: Tensor) -> bool:
+    """Whether a float32 tensor looks like a remainder, whole numbers of 16 bits, rather than like a weight."""
+    whole = bool(((master == master.round()) & (master.abs() <= 1 << 15)).all())
+    return whole and bool((master - p.detach().float()).abs().gt(p.detach().float().abs() / 64).any())
+
+
+def _check_tensor(what: str, p: Tensor, moment: Any) -> None:
     if not isinstance(moment, Tensor):
         raise ValueError(f"{what} must be a tensor, got {moment!r}")
-    if not moment.is_floating_point():
-        raise ValueError(f"{what} must be of a floating-point dtype, got {moment.dtype}")
     if moment.layout != torch.strided or is_traceable_wrapper_subclass(moment):
         raise ValueError(
             f"{what} must be a plain dense tensor, got a {type(moment).__name__} of layout {moment.layout}"
@@ -140,8 +172,6 @@ def _check_moment(owner: _Owner, key: str, moment: Any) -> None:
             f"{what} has shape {tuple(moment.shape)}, but the parameter has shape {tuple(p.shape)}: is it of another "
             "model? Load the state dict of an optimizer of the same parameters in the same order"
         )
-    if key == "exp_avg_sq" and not moment.is_meta and bool((moment < 0).any()):
-        raise ValueError(f"{what} must have no element below 0, as it averages squares, got {float(moment.min())}")
 
 
 def _check_number(owner: _Owner, key: str, value: Any, allowed: str, accepts: Callable[[float], bool]) -> None:
@@ -166,9 +196,13 @@ def _is_gated(spec: OptimizerSpec, p: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _copied(spec: OptimizerSpec, owners: dict[Any, _Owner], counts_on_device: bool, state: dict[Any, Any]) -> State:
-    """The state by parameter instead of number, in new tensors; entries of no parameter are taken over, as torch does."""
+def _copied(
+    spec: OptimizerSpec, owners: dict[Any, _Owner], counts_on_device: bool, state: dict[Any, Any]
+) -> tuple[State, list[tuple[Tensor, Tensor]]]:
+    """The state by parameter instead of number, in new tensors, and what is to be written to parameters; entries of no
+    parameter are taken over, as torch does."""
     copied: State = defaultdict(dict)
+    parameters: list[tuple[Tensor, Tensor]] = []
     for number, own in state.items():
         if number not in owners:
             copied[number] = own
@@ -183,9 +217,15 @@ def _copied(spec: OptimizerSpec, owners: dict[Any, _Owner], counts_on_device: bo
             elif value is not None and key in spec.moments:
                 # torch's base class would cast it to the dtype of the parameter.
                 mine[key] = torch.empty_like(p, dtype=moment_dtype(p.dtype), requires_grad=False).copy_(value)
+            elif key == MASTER:
+                if value is not None and has_master(p, group):
+                    if value.dtype == torch.float32:
+                        nearest, value = split(value.detach().to(p.device))
+                        parameters.append((p, nearest))
+                    mine[key] = torch.empty_like(p, dtype=torch.int16, requires_grad=False).copy_(value)
             else:
                 mine[key] = _beside(p, value)
-    return copied
+    return copied, parameters
 
 
 def _number(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from .checkpoint_state import prepare
 from .execution_state import ExecutionState
 from .forks import one_thread_after_fork
+from .masters import MASTER
 from .spec import OptimizerSpec
 from .torch_compat import TorchOptimizer
 
@@ -27,6 +28,24 @@ class Checkpointed(TorchOptimizer):
         if self.spec.rule == "adam":
             for group in saved["param_groups"]:
                 group["decoupled_weight_decay"] = self.spec.decoupled
+        return saved
+
+    def state_dict_for(self, library: Literal["torch"]) -> dict[str, Any]:
+        """The state dict that the class of torch.optim of the same name loads: `state_dict()` without the entries that torch
+        would cast to the parameter's dtype, which are the remainders of `master_weights` and the gate counters.
+
+        Raises ValueError for another library.
+        """
+        if library != "torch":
+            raise ValueError(f"library must be 'torch', got {library!r}")
+        saved = self.state_dict()
+        own = (MASTER, "gate_counter")
+        saved["state"] = {
+            number: {key: value for key, value in entries.items() if key not in own}
+            if isinstance(entries, dict)
+            else entries
+            for number, entries in saved["state"].items()
+        }
         return saved
 
     def _drop_unstepped(self) -> None:
@@ -74,9 +93,14 @@ class Checkpointed(TorchOptimizer):
         Unlike torch's base class, which casts moments to the parameter's dtype, this keeps them in the dtype of arithmetic,
         so that they are restored bit for bit.
 
-        As in torch, the values of a group in the state dict replace those of the group here, except backend and capturable.
+        As in torch, the values of a group in the state dict replace those of the group here, except backend, capturable and
+        master_weights.
         Values that it lacks stay, except decouple_lr: a state dict of torch's or adamp's has its weight_decay in torch's
         convention, and so decouple_lr becomes False.
+
+        The exact weights of a state dict, `master_param`, are the remainders of parameters, int16,
+        or the weights, float32, which are written to the parameters too; without master_weights they are dropped, and parameters
+        stay as they are.
 
         Raises ValueError or TypeError, before anything has changed, if the state dict has an option that this class does not
         implement (`amsgrad=True`, say, or the decay of Adam in AdamW), if a state does not have the parameter's shape, or
@@ -97,6 +121,10 @@ class Checkpointed(TorchOptimizer):
         handle = self.register_load_state_dict_pre_hook(prepared)
         try:
             super().load_state_dict(state_dict)
+            if self._execution.loading is not None:
+                for p, x in self._execution.loading.parameters:
+                    with torch.no_grad():
+                        p.copy_(x)
         finally:
             handle.remove()
             self._execution.loading = None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .dtypes import PARAM_DTYPES, moment_dtype
+from .masters import MASTER, has_master
 from .spec import OptimizerSpec
 from .torch_compat import FakeTensor, base_of, is_flat_parameter, is_fsdp, is_traceable_wrapper_subclass
 
@@ -29,6 +30,11 @@ def each_parameter(groups: Sequence[Group], first: int = 0) -> Iterator[tuple[st
             yield f"parameter {i} of group {g}{name}, shape {tuple(p.shape)}", p
 
 
+def _owners(groups: Sequence[Group]) -> list[Group]:
+    """The group of every parameter."""
+    return [group for group in groups for _ in group["params"]]
+
+
 def name_of(p: Tensor, groups: Sequence[Group]) -> str:
     """The words that name a parameter of these groups in a message."""
     return next(name for name, q in each_parameter(groups) if q is p)
@@ -40,7 +46,7 @@ def check_parameters(spec: OptimizerSpec, groups: Sequence[Group], first: int = 
     first: the number of the first of these groups.
     """
     seen: set[int] = set()
-    for name, p in each_parameter(groups, first):
+    for (name, p), group in zip(each_parameter(groups, first), _owners(groups), strict=True):
         if id(p) in seen:
             raise ValueError(f"{name}: was given twice, and two threads would write to it at once; pass it once")
         seen.add(id(p))
@@ -50,6 +56,11 @@ def check_parameters(spec: OptimizerSpec, groups: Sequence[Group], first: int = 
             raise TypeError(f"{name}: must be dense, got layout {p.layout}; use p.to_dense()")
         if p.dtype not in PARAM_DTYPES:
             raise TypeError(f"{name}: must be float16, bfloat16, float32 or float64, got {p.dtype}")
+        if p.dtype == torch.float16 and group.get("master_weights"):
+            raise TypeError(
+                f"{name}: master_weights=True has no exact weights for torch.float16; convert the parameter to torch.bfloat16 "
+                "or torch.float32, or put it into a group with master_weights=False"
+            )
         if p.is_inference() and not torch.is_inference_mode_enabled():
             raise ValueError(
                 f"{name}: was made in inference mode, outside of which torch refuses to write to it; use p.clone()"
@@ -164,16 +175,17 @@ def check_gradients(groups: Sequence[Group]) -> None:
 
 def check_state(spec: OptimizerSpec, groups: Sequence[Group], state: Any, counts_on_device: bool) -> None:
     """Raises if a state tensor, loaded or replaced by hand, does not fit its parameter."""
-    owners = [group for group in groups for _ in group["params"]]
-    for (name, p), group in zip(each_parameter(groups), owners, strict=True):
+    for (name, p), group in zip(each_parameter(groups), _owners(groups), strict=True):
         own = state.get(p, {})
         if not isinstance(own, dict):
             raise TypeError(f"{name}: its state must be a dict, got {own!r}; delete it from the optimizer's state")
-        for key in spec.moments:
+        tensors = dict.fromkeys(spec.moments, moment_dtype(p.dtype))
+        if has_master(p, group):
+            tensors[MASTER] = torch.int16
+        for key, dtype in tensors.items():
             moment = own.get(key)
             if moment is None:
                 continue
-            dtype = moment_dtype(p.dtype)
             fits = isinstance(moment, Tensor) and moment.shape == p.shape and moment.device == p.device
             if not fits or moment.dtype != dtype or moment.layout != torch.strided or overlaps(moment):
                 given = (

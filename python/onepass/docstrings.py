@@ -30,6 +30,9 @@ COMMON = """
         decouple_lr: the convention of wd of arXiv 2202.00089: the decay is multiplied by lr/initial_lr instead of lr,
             initial_lr being the group's lr when it was added. A wd of this convention is initial_lr times one of
             torch's. It changes nothing where the decay enters the gradient (Adam, SGD).
+        master_weights: step bfloat16 parameters as exact float32 weights: the parameter is the nearest bfloat16, and an int16
+            remainder in the state, `master_param`, holds the rest; see `master` and `set_master`. Parameters of float32
+            and float64 are exact anyway; those of float16 are refused.
         capturable: keep step counts on the device and read lr, weight_decay, betas and momentum there where they are
             tensors on it, so that replaying a captured CUDA graph uses their current values.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.

@@ -53,6 +53,7 @@ class Hyper:
     l2: coefficient of `g += l2*p`.
     metric_decay: q of AdamProxL2's `p = (p - s*u)/(1 + q/D)`: lr*wd, or (lr/initial_lr)*wd with decouple_lr.
     grad_scale: every gradient is multiplied by it: -1 to maximize, else 1.
+    master_weights: whether bfloat16 parameters have remainders (masters.py).
     fixed_gate: the position in GATES of the gate that `projection` sets, or NO_FIXED_GATE for "auto".
     device_hyper: None unless the device counts the steps; lr, betas, momentum and the decays then come from it.
     """
@@ -73,6 +74,7 @@ class Hyper:
     wd_ratio: float = 1.0
     project_momentum: bool = False
     speculate: bool = True
+    master_weights: bool = False
     fixed_gate: int = NO_FIXED_GATE
     device_hyper: DeviceHyper | None = None
 
@@ -88,6 +90,8 @@ def hyper_of(spec: OptimizerSpec, group: dict[str, Any], index: int, counts_on_d
     lr = number("lr", low=0.0)
     wd = number("weight_decay", low=0.0)
     common: dict[str, Any] = {"lr": lr, "grad_scale": -1.0 if number.flag("maximize") else 1.0}
+    if "master_weights" in group:  # absent from old pickles
+        common["master_weights"] = number.flag("master_weights")
     decouple_lr = number.flag("decouple_lr")
     decay_lr = _decay_lr(group, number, lr) if decouple_lr else lr
 
@@ -199,10 +203,11 @@ def rule_of(spec: OptimizerSpec, h: Hyper) -> RuleName:
     return spec.rule if has_moments(spec, h) else "sgd"
 
 
-def predicts(h: Hyper, itemsize: int) -> bool:
-    """Whether the gate of a projected parameter of so many bytes an element is predicted. A fixed gate is predicted
-    rightly. Otherwise the correction recovers p from p', which needs more digits than a 16-bit p has; and it cannot undo the
-    projection of a momentum buffer."""
+def predicts(h: Hyper, exact: bool) -> bool:
+    """Whether the gate of a projected parameter is predicted. exact: whether its weight has more than 16 bits.
+
+    A fixed gate is predicted rightly. Otherwise the correction recovers p from p', which needs more digits than 16 bits have;
+    and it cannot undo the projection of a momentum buffer."""
     if h.fixed_gate != NO_FIXED_GATE:
         return True
-    return h.speculate and not (h.project_momentum and not h.nesterov) and itemsize >= 4
+    return h.speculate and not (h.project_momentum and not h.nesterov) and exact

@@ -21,6 +21,7 @@ from .execution_state import ExecutionState
 from .forks import one_thread_after_fork
 from .hyperparams import Hyper, hyper_of
 from .last_step import LastStep
+from .masters import MASTER, has_master, joined, split
 from .phases import take_step
 from .spec import OptimizerSpec
 from .state import make_state, move_counts
@@ -203,6 +204,45 @@ class Optimizer(ScaledGradients, Checkpointed):
                 for i in backend.indices
             ]
         )
+
+    # ------------------------------------------------------------------ exact weights
+
+    @torch.no_grad()
+    def master(self, p: Tensor) -> Tensor:
+        """The float32 weight of a bfloat16 parameter in a group with master_weights, a copy; any other parameter itself.
+
+        Raises ValueError if `p` is not a parameter of this optimizer.
+        """
+        if not has_master(p, self._group_of(p)):
+            return p
+        remainder = self.state[p].get(MASTER) if p in self.state else None
+        return p.detach().float() if remainder is None else joined(p.detach(), remainder)
+
+    @torch.no_grad()
+    def set_master(self, p: Tensor, x: Tensor) -> None:
+        """Sets the weight of a parameter to `x`, of the same shape: exactly to x in float32, where p has a float32 weight of its
+        own (`master`); a parameter without is written as by `p.copy_(x)`.
+
+        Raises ValueError if `p` is not a parameter of this optimizer, or `x` of another shape.
+        """
+        group = self._group_of(p)
+        if x.shape != p.shape:
+            raise ValueError(f"x must have the parameter's shape {tuple(p.shape)}, got {tuple(x.shape)}")
+        if not has_master(p, group):
+            p.copy_(x)
+            return
+        nearest, remainder = split(x.detach().to(p.device, torch.float32))
+        own = self.state[p]
+        if own.get(MASTER) is None:
+            own[MASTER] = torch.zeros_like(p, dtype=torch.int16, requires_grad=False)
+        own[MASTER].copy_(remainder)
+        p.copy_(nearest)
+
+    def _group_of(self, p: Tensor) -> dict[str, Any]:
+        for group in self.param_groups:
+            if any(q is p for q in group["params"]):
+                return group
+        raise ValueError(f"p must be a parameter of this optimizer, got a tensor of shape {tuple(p.shape)} that is not")
 
     def last_step(self) -> LastStep:
         """Gate statistics of the last step: a snapshot, as a mapping from each projected parameter that was stepped to its

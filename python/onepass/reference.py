@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .dtypes import compute_dtype
 from .hyperparams import NO_FIXED_GATE, Hyper, has_moments
+from .masters import MASTER, joined, split
 from .rounding import square_root
 from .spec import OptimizerSpec
 from .verdict import GATES, Verdict
@@ -47,7 +48,7 @@ def update(
     In place on `p` and on the tensors of `state`. first: whether the moments were made for this step (torch.optim.SGD's first
     buffer is the gradient itself).
     """
-    x = p.to(compute_dtype(p.dtype))
+    x = weight(p, state, h)
     g = h.grad_scale * grad.to(x.dtype)
     if h.l2:
         g = g + h.l2 * x
@@ -60,7 +61,7 @@ def update(
     if spec.projected and p.dim() > 1 and p.numel() > 0 and not p.is_meta:
         return Pending(x, u, s, row_sums(x, g, u, h))
     d, k = affine(h, s, projected=False, c=0.0)
-    p.copy_(apply(x, u, d, k))
+    write(p, state, h, apply(x, u, d, k))
     return None
 
 
@@ -74,7 +75,22 @@ def correct(
     stepped = apply(pending.p, pending.u, d, k)
     if h.project_momentum and not h.nesterov and isinstance(c, Tensor):
         state[spec.moments[0]].sub_(c.to(pending.p.dtype) * pending.p)
-    p.copy_(stepped)
+    write(p, state, h, stepped)
+
+
+def weight(p: Tensor, state: dict[str, Any], h: Hyper) -> Tensor:
+    """The weight of a parameter in the dtype of the arithmetic: with its remainder, where it has one (masters.py)."""
+    if h.master_weights and p.dtype == torch.bfloat16:
+        return joined(p, state[MASTER])
+    return p.to(compute_dtype(p.dtype))
+
+
+def write(p: Tensor, state: dict[str, Any], h: Hyper, x: Tensor) -> None:
+    if h.master_weights and p.dtype == torch.bfloat16:
+        for to, part in zip((p, state[MASTER]), split(x), strict=True):
+            to.copy_(part)
+    else:
+        p.copy_(x)
 
 
 def square_sum(gradients: list[Tensor]) -> Tensor:

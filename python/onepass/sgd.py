@@ -49,6 +49,7 @@ class SGD(Optimizer):
         fused: bool | None = None,
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
+        master_weights: bool = False,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -65,6 +66,7 @@ class SGD(Optimizer):
                 fused=fused,
                 differentiable=differentiable,
                 decouple_lr=decouple_lr,
+                master_weights=master_weights,
                 capturable=capturable,
                 backend=backend,
             ),
@@ -124,6 +126,7 @@ class SGDP(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         speculate: bool = True,
+        master_weights: bool = False,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -144,6 +147,7 @@ class SGDP(Optimizer):
             differentiable=differentiable,
             decouple_lr=decouple_lr,
             speculate=speculate,
+            master_weights=master_weights,
             capturable=capturable,
             backend=backend,
         )

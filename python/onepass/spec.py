@@ -37,8 +37,3 @@ class OptimizerSpec:
         if self.rule == "momentum":
             return "onepass.SGDP" if decoupled else "onepass.SGD"
         return "onepass.AdamW" if decoupled else "onepass.Adam"
-
-    @property
-    def state_keys(self) -> tuple[str, ...]:
-        """The keys of a parameter's state that belong to the optimizer."""
-        return (*self.moments, *["step"] * self.counted, *["gate_counter"] * self.projected)

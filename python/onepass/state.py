@@ -12,6 +12,7 @@ from torch import Tensor
 from .checks import Group, step_device
 from .dtypes import moment_dtype
 from .hyperparams import Hyper, has_moments
+from .masters import MASTER, has_master
 from .spec import OptimizerSpec
 
 
@@ -22,12 +23,16 @@ def make_state(
     buffer. Any other new state is the same as one that no step has changed yet."""
     first = {}
     for group, h in zip(groups, hypers, strict=True):
-        if not (has_moments(spec, h) or spec.counted):
-            continue
         for p in group["params"]:
             if p.grad is None:
                 continue
+            if not (has_moments(spec, h) or spec.counted or has_master(p, group)):
+                continue
             own = state[p]
+            if not has_master(p, group):
+                own.pop(MASTER, None)  # of before its group was changed; it would be stale
+            elif own.get(MASTER) is None:
+                own[MASTER] = torch.zeros_like(p, dtype=torch.int16, requires_grad=False)
             if spec.counted and own.get("step") is None:
                 device = step_device(p, group, counts_on_device)
                 own["step"] = torch.zeros((), dtype=torch.float32, device=device)

@@ -69,7 +69,7 @@ def test_no_kernel_spills(kernels):
         print(f"{k.arch}: {k.registers} registers{resident}, {len(k.instructions)} instructions: {k.short_name}")
 
 
-@pytest.mark.parametrize("storage", ["float", "double", "BFloat16", "Half"])
+@pytest.mark.parametrize("storage", ["float", "double", "BFloat16", "Half", "Master"])
 @pytest.mark.parametrize("function", ["step", "update", "gate_stats", "correct", "square_sum"])
 def test_every_operand_is_accessed_a_vector_at_a_time(function, storage, kernels):
     """The exact number of loads and stores: a lower bound would not detect that one is split."""

@@ -12,7 +12,7 @@ using namespace onepass;
 
 namespace {
 
-constexpr const char* operand_names[cuda::operands] = {"p", "g", "m", "v", "plan", "row_stats"};
+constexpr const char* operand_names[cuda::operands] = {"p", "g", "m", "v", "r", "plan", "row_stats"};
 
 // Bytes that kernels loaded and stored since the reset, by operand.
 py::dict traffic() {

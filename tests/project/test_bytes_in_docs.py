@@ -23,6 +23,7 @@ WRONG = (("gate", "channel"), ("predicted", "none"))
 RIGHT = (("gate", "channel"), ("predicted", "channel"))
 MEASURED = ("speculate", False)
 CLIPS = ("clips", True)
+MASTERS = ("master_weights", True)
 NESTEROV = ("nesterov", True)
 PROJECT = ("project_momentum", True)
 LONG_ROWS = (2, 40_000)
@@ -48,7 +49,7 @@ def moved_by_triton(
 
 
 def kept(name: str, dtype: str = "float32", **arguments: Any) -> int:
-    """Bytes per parameter that the moments take."""
+    """Bytes per parameter of the state."""
     p = torch.ones(8, dtype=DTYPES[dtype])
     p.grad = torch.ones_like(p)
     opt = getattr(onepass, name)([p], **{"lr": 0.1, "backend": "reference", **arguments})
@@ -72,8 +73,29 @@ def of_readme() -> list[str]:
         f"in one visit to each element: {moved('AdamP', *RIGHT)} bytes per float32",
         f"if the verdict differs ({more} bytes more for that tensor)",
         f"{moved('AdamP', MEASURED)} bytes, and no dependence on the predictor",
-        f"16-bit parameters are stepped that way ({moved('AdamP', dtype='bfloat16')} bytes)",
+        f"16-bit parameters without exact weights are stepped that way ({moved('AdamP', dtype='bfloat16')} bytes)",
+        f"[exact float32 weights](docs/precision.md) with {of_remainder()} bytes of state",
         f"moves {long_row} bytes per parameter (SGDP {moved('SGDP', *RIGHT, MOMENTUM, shape=LONG_ROWS)}) when",
+    ]
+
+
+def of_remainder() -> int:
+    return kept("AdamW", "bfloat16", master_weights=True) - kept("AdamW", "bfloat16")
+
+
+def of_precision() -> list[str]:
+    def row(dtype: str, *masters: tuple[str, Any]) -> str:
+        projected = RIGHT if dtype == "float32" or masters else ()
+        bytes_of = [moved("AdamW", *masters, dtype=dtype), moved("AdamP", *masters, *projected, dtype=dtype)]
+        return " | ".join(map(str, [*bytes_of, kept("AdamW", dtype, **dict(masters))])) + " |"
+
+    wrong = moved("AdamP", *WRONG), moved("AdamP", *WRONG, MASTERS, dtype="bfloat16")
+    return [
+        f"| float32 | | everything | {row('float32')}",
+        f"| everything: the float32 weight | {row('bfloat16', MASTERS)}",
+        f"in the weight's last place | {row('bfloat16')}",
+        f"mispredicted {wrong[0]} in float32 and {wrong[1]} with exact weights",
+        f"is missing: {of_remainder()} bytes in place of the 4 of a float32 copy",
     ]
 
 
@@ -90,12 +112,16 @@ def of_triton() -> list[str]:
 
 
 def of_adamp() -> list[str]:
+    def exact(*options: tuple[str, Any]) -> int:
+        return moved("AdamP", MASTERS, *options, dtype="bfloat16")
+
     assert moved("AdamP", MEASURED, dtype="bfloat16") == moved("AdamP", dtype="bfloat16")
     return [
         f"State: {kept('AdamP')} bytes a parameter (two float32 moments; {kept('AdamP', 'float64')} in float64)",
-        f"| gate predicted right | {moved('AdamP', *RIGHT)} |",
-        f"| mispredicted | {moved('AdamP', *WRONG)} ({moved('AdamP', *WRONG, NESTEROV)} with nesterov) |",
-        f"16-bit weights | {moved('AdamP', MEASURED)} | {moved('AdamP', dtype='bfloat16')} |",
+        f"| gate predicted right | {moved('AdamP', *RIGHT)} | {exact(*RIGHT)} |",
+        f"| mispredicted | {moved('AdamP', *WRONG)} ({moved('AdamP', *WRONG, NESTEROV)} with nesterov)"
+        f" | {exact(*WRONG)} ({exact(*WRONG, NESTEROV)} with nesterov) |",
+        f"16-bit weights | {moved('AdamP', MEASURED)} | {exact(MEASURED)} | {moved('AdamP', dtype='bfloat16')} |",
     ]
 
 
@@ -140,6 +166,7 @@ STATEMENTS = {
     "sgd.md": of_sgd,
     "sgdp.md": of_sgdp,
     "limits.md": of_limits,
+    "precision.md": of_precision,
     "training.md": of_training,
 }
 # Sizes of accesses and of spills, tested in tests/builds.

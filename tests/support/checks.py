@@ -24,6 +24,7 @@ import test_exchanges
 import test_gate
 import test_grad_scaler
 import test_launches
+import test_masters
 import test_oracles
 import test_parity
 import test_projection
@@ -84,8 +85,18 @@ def of_the_kernels(backend: str) -> Iterator[partial[None]]:
     yield partial(test_direct_reads.test_other_strides_at_the_same_address, backend, None)
     yield partial(test_direct_reads.test_another_dtype_at_the_same_address, backend, "step", None)
     yield partial(test_direct_reads.test_sign_changes_at_the_same_address, backend, test_direct_reads.as_new, None)
+    yield from of_exact_weights(backend)
     yield from of_exchanges(backend)
     yield from of_scaled_gradients(backend)
+
+
+def of_exact_weights(backend: str) -> Iterator[partial[None]]:
+    yield partial(test_masters.test_a_step_of_nothing_keeps_every_float, backend)
+    yield partial(test_masters.test_nan_of_any_payload_stays, backend)
+    yield partial(test_masters.test_a_mask_makes_no_nan, backend, 0.0)
+    yield partial(test_masters.test_a_remainder_that_is_not_aligned_as_its_parameter, backend)
+    yield partial(test_masters.test_layouts, backend, "gapped_transposed", RECORDS["AdamW"])
+    yield partial(test_masters.test_a_wrong_prediction_is_corrected, backend, RECORDS["AdamP"], "channel", 0)
 
 
 def of_exchanges(backend: str) -> Iterator[partial[None]]:
@@ -154,6 +165,7 @@ def cuda() -> Iterator[partial[None]]:
         yield partial(test_rows_on_chip.test_rows_that_just_fit_the_row_cache, dtype, "contiguous", adamp)
     yield partial(test_rows_on_chip.test_largest_tensors_of_a_warp, torch.float64, (1, 1500))
     yield partial(wrong_and_right, adamp, adamp.variants["as_timm"])
+    yield from of_exact_weights(backend)
     yield from of_scaled_gradients(backend)
     yield from of_exchanges(backend)
     for record in (adamp, sgdp):

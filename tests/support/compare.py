@@ -16,6 +16,7 @@ _BITS = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
     torch.uint8: torch.uint8,
+    torch.int16: torch.int16,
     torch.int64: torch.int64,
 }
 # Half of the distance from 1 to the next larger number.

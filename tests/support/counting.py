@@ -16,7 +16,7 @@ from torch import Tensor
 import emulated_backend
 from tensors import generator, gradient, values
 
-STREAMS = ("p", "g", "m", "v")
+STREAMS = ("p", "g", "m", "v", "r")
 OPERANDS = (*STREAMS, "plan", "row_stats")
 
 

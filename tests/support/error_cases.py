@@ -136,7 +136,7 @@ def _numbers() -> list[Case]:
 
 def _flags() -> list[Case]:
     """Values that Python converts to true or false, such as the string "false"."""
-    homes = {"maximize": "AdamW", "decouple_lr": "SGD", "capturable": "AdamW", "nesterov": "SGD", "speculate": "AdamP",
+    homes = {"maximize": "AdamW", "decouple_lr": "SGD", "master_weights": "AdamW", "capturable": "AdamW", "nesterov": "SGD", "speculate": "AdamP",
              "project_momentum": "SGDP"}  # fmt: skip
     cases = _bad("maximize", "SGDP", [2, None, 1.0, torch.zeros(1)], TypeError, "be True or False, got {!r}")
     for name, record in homes.items():
@@ -167,8 +167,23 @@ def _nesterov(opt: Any, group: dict[str, Any], p: Tensor) -> None:
     group.update(nesterov=True, dampening=0.5)
 
 
+def _master_of_float16(opt: Any, group: dict[str, Any], p: Tensor) -> None:
+    p.grad = None
+    p.data = p.data.half()
+    p.grad = torch.ones_like(p)
+    group["master_weights"] = True
+
+
 CASES = [
     *_numbers(),
+    Case(
+        "master of float16",
+        "AdamW",
+        _master_of_float16,
+        TypeError,
+        PARAMETER,
+        ("master_weights=True has no exact weights for torch.float16", "torch.bfloat16"),
+    ),
     *_bad("lr", "AdamW", [np.True_, torch.tensor(True)], TypeError, "be a number, got {!r}"),
     *_flags(),
     *_betas(),

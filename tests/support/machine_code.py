@@ -127,15 +127,16 @@ def wide_accesses_wanted(kernel: Kernel) -> dict[str, int]:
     param, moment = lanes * item, lanes * max(4, item)
     count = 0 if "Sgd" in kernel.short_name else 1 if "Momentum" in kernel.short_name else 2
     at_a_time = 1 if item == 8 else 2  # Operands::at_a_time of item.cuh
+    weight = 2 if kernel.storage == "Master" else 1  # with a remainder
     buffer = 1 if count == 1 else 0  # which is projected too, if asked for
-    step = [("LDG", param, 2), ("LDG", moment, count), ("STG", param, 1), ("STG", moment, count)]
+    step = [("LDG", param, weight + 1), ("LDG", moment, count), ("STG", param, weight), ("STG", moment, count)]
     # p is read again where u alone was kept.
-    update = [("LDG", param, 3), ("LDG", moment, count), ("STG", param, 1), ("STG", moment, count + buffer)]
-    correct = [("LDG", param, 2), ("LDG", moment, count), ("STG", param, 1), ("STG", moment, buffer)]
+    update = [("LDG", param, 2 * weight + 1), *step[1:3], ("STG", moment, count + buffer)]
+    correct = [*step[:3], ("STG", moment, buffer)]
     traversals = {
         "step": [(at_a_time, step)],
         "square_sum": [(4, [("LDG", param, 1)])],
-        "gate_stats": [(4, [("LDG", param, 2)])],
+        "gate_stats": [(4, [("LDG", param, weight + 1)])],
         # A tensor that is not projected is stepped in place of updated.
         "update": [(at_a_time, step), (at_a_time, update)],
         "correct": [(at_a_time, correct)],

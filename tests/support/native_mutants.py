@@ -89,6 +89,14 @@ MUTANTS = [
     Mutant("the sign of a gradient is not asked", "reader_.is_negated(gradients_[i].ptr())", "false"),
     Mutant("the sign of a gradient is asked until it is negated", "reader_.is_negated(gradients_[i].ptr())",
            "(t.negated || reader_.is_negated(gradients_[i].ptr()))"),
+    # --- exact weights
+    Mutant("ties go to even", "x.v == x.v ? bits + 0x8000 : (bits | 0x400000)",
+           "x.v == x.v ? bits + (((bits >> 16) & 1) + 0x7fff) : (bits | 0x400000)"),
+    Mutant("a NaN is rounded like a number", "x.v == x.v ? bits + 0x8000 : (bits | 0x400000)", "bits + 0x8000"),
+    Mutant("a remainder makes a NaN of zero", "joined == joined ? joined : bits_as<Floats::Vector>(high)", "joined"),
+    Mutant("remainders have no sign", "high + widen_signed(from.remainder)", "high + widen(from.remainder)"),
+    Mutant("exact weights are not corrected", "t.master", "false", "|| @);"),
+    Mutant("remainders are not scattered back", "writes.p && t.master", "false"),
     # --- scaled gradients
     Mutant("gradients are not scaled", "h.grad_scale *= factor", "h.grad_scale *= 1", "@;", "cpu/executor.cpp"),
     Mutant("half of the elements are not in the norm", "high_ += b * b", "high_ += b - b"),

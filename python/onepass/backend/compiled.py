@@ -10,6 +10,7 @@ from torch.autograd.graph import increment_version
 
 from .._version import __version__
 from ..hyperparams import Hyper
+from ..masters import MASTER
 from ..spec import OptimizerSpec
 from ..torch_compat import has_exchange_table
 from . import direct_reads
@@ -53,13 +54,14 @@ class CompiledBackend:
         self.spec = spec
         self.indices = indices
         self.params = [list(groups[i]["params"]) for i in indices]
+        self.masters = [bool(groups[i].get("master_weights")) for i in indices]
         self.hypers: list[Hyper] = []
 
     def bind(self, state: Any, first: list[Tensor], exchanges: bool = False) -> None:
         spec, self.exchanges = self.spec, exchanges
         # The plan borrows these objects; referenced here, the garbage collector sees them.
         own = [state[p] for params in self.params for p in params if p in state]
-        keys = ("step", "gate_counter", *spec.moments)
+        keys = ("step", "gate_counter", MASTER, *spec.moments)
         self.retained = [state, own, [[entries.get(key) for key in keys] for entries in own]]
         self.hypers = []
         self.make_plan(
@@ -70,6 +72,7 @@ class CompiledBackend:
             projected=spec.projected,
             lazy_buffer=spec.lazy_buffer,
             first=first,
+            masters=self.masters,
             exchanges=exchanges,
             direct_reads=direct_reads.FOUND,
         )

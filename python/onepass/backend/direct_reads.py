@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..torch_compat import TENSOR_READS, handle_of, torch_library
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int16)
 CPU = 0  # the number of torch's CPU
 _RESULTS: dict[str, Any] = {
     "data_ptr": ctypes.c_void_p,

@@ -59,6 +59,7 @@ class TritonBackend:
     def __init__(self, spec: OptimizerSpec, groups: Groups, indices: list[int], graph_tensors: list[Tensor]):
         self.spec, self.indices = spec, indices
         self.params = [list(groups[i]["params"]) for i in indices]
+        self.masters = [bool(groups[i].get("master_weights")) for i in indices]
         self.device = self.params[0][0].device
         self.on_gpu = self.device.type == "cuda"
         upload.refuse_capture(self.device)
@@ -82,7 +83,8 @@ class TritonBackend:
         self.bound = []
         for group, params in enumerate(self.params):
             for p in params:
-                param = BoundParam(p, group, self.spec.projected and p.dim() > 1 and p.numel() > 0)
+                master = self.masters[group] and p.dtype == torch.bfloat16
+                param = BoundParam(p, group, self.spec.projected and p.dim() > 1 and p.numel() > 0, master)
                 param.first_step = id(p) in new
                 param.new_buffer = state[p][self.spec.moments[0]] if param.first_step else None
                 self.bound.append(param)
@@ -95,6 +97,8 @@ class TritonBackend:
             if len(given) != len(params) or not all(map(is_, given, params)):
                 return False
         self.hypers = [hypers[i] for i in self.indices]
+        if [h.master_weights for h in self.hypers] != self.masters:
+            return False
         counted, planned = self.spec.counted and self.spec.rule == "adam", self.tables.structure is not None
         wanted: list[Wanted] = [
             (self.spec.moments if has_moments(self.spec, h) else (), counted, h.device_hyper is not None, planned)

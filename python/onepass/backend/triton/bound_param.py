@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...dtypes import moment_dtype
+from ...masters import MASTER
 
 # The address of a tensor, and its metadata, which must not change after binding.
 OperandKey = tuple[int, tuple[Any, ...]]
@@ -41,14 +42,16 @@ def same_layout(shape: Sequence[int], a: Sequence[int], b: Sequence[int]) -> boo
 class BoundParam:
     """One parameter: its metadata when it was bound, and its operands at this step."""
 
-    def __init__(self, p: Tensor, group: int, projected: bool):
-        self.p, self.group, self.projected = p, group, projected
+    def __init__(self, p: Tensor, group: int, projected: bool, master: bool):
+        self.p, self.group, self.projected, self.master = p, group, projected, master
         self.rows = p.shape[0] if projected else 1
         self.length = p.numel() // self.rows
         self.param_metadata = operand_key(p)[1]
         self.dtype, self.moment_dtype = (str(d).removeprefix("torch.") for d in (p.dtype, moment_dtype(p.dtype)))
-        self.operands: list[Tensor] = []  # p, g, the moments: p alone between two steps; empty without a gradient
-        self.operand_count = 0
+        self.operands: list[
+            Tensor
+        ] = []  # p, g, the moments, the remainder: p alone between two steps; empty without a gradient
+        self.operand_count, self.has_remainder = 0, False
         self.step: Tensor | None = None
         self.counter: Tensor | None = None
         self.negated = self.first_step = False
@@ -61,16 +64,16 @@ class BoundParam:
     def read(self, own: dict[str, Any], wanted: Wanted, needs_state: bool) -> bool:
         """Reads the addresses of the parameter, its gradient and its state `own`. False if one is not what was bound."""
         moments, counted, on_device, planned = wanted
-        g, gated = self.p.grad, self.projected
+        g, gated, master = self.p.grad, self.projected, self.master
         if g is None:
             self.operands, self.keys = [], []
             return True
         if not needs_state:
-            required = (*moments, *["step"] * counted, *["gate_counter"] * gated)
+            required = (*moments, *["step"] * counted, *["gate_counter"] * gated, *[MASTER] * master)
             if any([own.get(key) is None for key in required]):
-                moments, counted, gated = (), False, False
-        self.operands = [self.p, g, *[own[key] for key in moments]]
-        self.operand_count = len(self.operands)
+                moments, counted, gated, master = (), False, False, False
+        self.operands = [self.p, g, *[own[key] for key in (*moments, *[MASTER] * master)]]
+        self.operand_count, self.has_remainder = len(self.operands), master
         self.step = own["step"] if counted else None
         self.counter = own["gate_counter"] if gated else None
         keys = [operand_key(t) for t in (*self.operands, self.step, self.counter) if t is not None]
@@ -81,7 +84,7 @@ class BoundParam:
         ):
             return False
         if metadata != self.metadata:
-            if planned and metadata != self.expected(len(moments), counted, gated, on_device):
+            if planned and metadata != self.expected(len(moments), counted, gated, master, on_device):
                 return False
             self.metadata = metadata
             self.keys = keys
@@ -91,12 +94,15 @@ class BoundParam:
         self.keys, self.negated = keys, negated
         return True
 
-    def expected(self, moments: int, counted: bool, gated: bool, on_device: bool) -> list[tuple[Any, ...]]:
-        """The metadata that a gradient and state must have if they were missing when the parameter was bound. counted, gated:
-        whether there are a step count and a gate counter."""
+    def expected(
+        self, moments: int, counted: bool, gated: bool, master: bool, on_device: bool
+    ) -> list[tuple[Any, ...]]:
+        """The metadata that a gradient and state must have if they were missing when the parameter was bound. counted, gated, master:
+        whether there are a step count, a gate counter and a remainder."""
         dtype, *like = self.param_metadata  # as it was bound: another dtype or shape needs another plan
         work, one = moment_dtype(dtype), (torch.Size(()), ())
         metadata: list[tuple[Any, ...]] = [self.param_metadata, self.param_metadata, *[(work, *like)] * moments]
+        metadata += [(torch.int16, *like)] * master
         if counted:
             metadata.append((torch.float32, *one, like[2] if on_device else torch.device("cpu"), torch.strided))
         if gated:
@@ -125,11 +131,12 @@ class BoundParam:
                 self.operands[i].copy_(buffer)
 
     def addresses(self) -> list[int]:
-        """Addresses of p, g and two moments; 0 where there is none."""
+        """Addresses of p, g, two moments and the remainder; 0 where there is none."""
         found = [
             self.buffers[i].data_ptr() if i in self.buffers else self.keys[i][0] for i in range(self.operand_count)
         ]
-        return found + [0] * (4 - len(found))
+        remainder = [found.pop()] if self.has_remainder else [0]
+        return found + [0] * (4 - len(found)) + remainder
 
     @property
     def aligned(self) -> bool:

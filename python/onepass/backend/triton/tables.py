@@ -53,7 +53,8 @@ class TableUploader:
         """The tables to launch a step with. changed: whether the tensors have been read one by one since the last."""
         self.hypers = self.scalars.hypers = hypers
         planned = [
-            (rule_of(self.spec, h), *(predicts(h, size) for size in (2, 4, 8)), h.device_hyper is None) for h in hypers
+            (rule_of(self.spec, h), *(predicts(h, exact) for exact in (False, True)), h.device_hyper is None)
+            for h in hypers
         ]
         self.stale |= changed or planned != self.planned
         if changed or self.structure is None or not self.scalars.read_counts():
@@ -104,7 +105,7 @@ class TableUploader:
     # ------------------------------------------------------------------ the plan
 
     def predicts(self, e: BoundParam) -> bool:
-        return e.projected and predicts(self.hypers[e.group], e.p.element_size())
+        return e.projected and predicts(self.hypers[e.group], e.p.element_size() >= 4 or e.master)
 
     def speculates(self, e: BoundParam) -> bool:
         """Whether it is updated before its gate is decided: under the predicted gate, or without a write of p."""
@@ -116,7 +117,7 @@ class TableUploader:
         hypers = self.hypers
         return [
             TensorDesc(
-                KernelKey(e.dtype, e.moment_dtype, rule_of(self.spec, hypers[e.group])),
+                KernelKey(e.dtype, e.moment_dtype, rule_of(self.spec, hypers[e.group]), e.master),
                 e.rows,
                 e.length,
                 e.projected,
@@ -180,9 +181,9 @@ class TableUploader:
         plan, table = self.sent.plan, []
         for i, e in enumerate(self.bound):
             h = self.hypers[e.group]
-            p = g = m = v = step = counter = speculates = 0
+            p = g = m = v = r = step = counter = speculates = 0
             if e.operands:
-                p, g, m, v = e.addresses()
+                p, g, m, v, r = e.addresses()
                 g = g or 1  # a tensor without elements is stepped too: its steps count
                 step = e.step.data_ptr() if e.step is not None and h.device_hyper is not None else 0
                 counter = e.counter.data_ptr() if e.counter is not None else 0
@@ -190,7 +191,7 @@ class TableUploader:
             table.append(
                 [
                     *(p, g, m, v, step, counter, e.negative, e.first_step),
-                    *(e.bucket, e.group, e.rows, e.length, plan.pieces[i], plan.first_row[i], speculates, 0),
+                    *(e.bucket, e.group, e.rows, e.length, plan.pieces[i], plan.first_row[i], speculates, r),
                 ]
             )
         return table
