@@ -74,6 +74,8 @@ class Line:
         return self.title, "kernels", traffic.streams, traffic.total
 
 
+EXACT = dict(dtype=torch.bfloat16, master_weights=True)
+
 LINES = (
     Line("AdamW", onepass.AdamW),
     Line("AdamP, not projected, as predicted", onepass.AdamP),
@@ -85,6 +87,8 @@ LINES = (
     Line("SGDP, momentum", onepass.SGDP, dict(momentum=0.9)),
     Line("AdamW, bfloat16 p and g, float32 moments", onepass.AdamW, dict(dtype=torch.bfloat16)),
     Line("AdamP, the same", onepass.AdamP, dict(dtype=torch.bfloat16)),
+    Line("AdamW, bfloat16 and `master_weights`", onepass.AdamW, EXACT),
+    Line("AdamP, the same, projected, as predicted", onepass.AdamP, EXACT | dict(gate="channel", predicted="channel")),
     Line("torch's AdamW, `foreach=False`", torch.optim.AdamW, dict(foreach=False), kernels=False),
     Line("`adamp`'s AdamP", adamp.AdamP, kernels=False),
     Line("`adamp`'s SGDP, momentum", adamp.SGDP, dict(momentum=0.9), kernels=False),
