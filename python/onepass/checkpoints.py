@@ -31,7 +31,7 @@ class Checkpointed(TorchOptimizer):
         return saved
 
     def state_dict_for(self, library: Literal["torch"]) -> dict[str, Any]:
-        """The state dict that the class of torch.optim of the same name loads: `state_dict()` without the entries that torch
+        """The state dict that the class of torch.optim of the same name, or of the same rule, loads: `state_dict()` without the entries that torch
         would cast to the parameter's dtype, which are the remainders of `master_weights` and the gate counters.
 
         Raises ValueError for another library.
@@ -78,6 +78,9 @@ class Checkpointed(TorchOptimizer):
         execution.counts_on_device = state.pop("counts_on_device", execution.counts_on_device)
         if execution.loading is not None:
             state["state"] = execution.loading.state
+            with torch.no_grad():
+                for p, x in execution.loading.parameters:
+                    p.copy_(x)
         defaults = dict(state.get("defaults") or self.defaults)
         super().__setstate__(state)
         self.defaults = defaults  # torch adds an argument of its own
@@ -121,10 +124,6 @@ class Checkpointed(TorchOptimizer):
         handle = self.register_load_state_dict_pre_hook(prepared)
         try:
             super().load_state_dict(state_dict)
-            if self._execution.loading is not None:
-                for p, x in self._execution.loading.parameters:
-                    with torch.no_grad():
-                        p.copy_(x)
         finally:
             handle.remove()
             self._execution.loading = None

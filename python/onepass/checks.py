@@ -183,20 +183,8 @@ def check_state(spec: OptimizerSpec, groups: Sequence[Group], state: Any, counts
         if has_master(p, group):
             tensors[MASTER] = torch.int16
         for key, dtype in tensors.items():
-            moment = own.get(key)
-            if moment is None:
-                continue
-            fits = isinstance(moment, Tensor) and moment.shape == p.shape and moment.device == p.device
-            if not fits or moment.dtype != dtype or moment.layout != torch.strided or overlaps(moment):
-                given = (
-                    f"{moment.dtype}, shape {tuple(moment.shape)}, on {moment.device}"
-                    if isinstance(moment, Tensor)
-                    else repr(moment)
-                )
-                raise ValueError(
-                    f"{name}: its state {key!r} must be a dense {dtype} tensor of the parameter's shape on {p.device}, "
-                    f"got {given}; {_state_advice(p, moment)}"
-                )
+            if own.get(key) is not None:
+                check_state_tensor(name, p, key, own[key], dtype)
         numbers = []
         if spec.counted:
             numbers.append(("step", torch.float32, step_device(p, group, counts_on_device)))
@@ -211,6 +199,21 @@ def check_state(spec: OptimizerSpec, groups: Sequence[Group], state: Any, counts
                     f"{name}: its state {key!r} must be a tensor of one {dtype} number on {device}, got {value!r}; "
                     "load it with load_state_dict"
                 )
+
+
+def check_state_tensor(name: str, p: Tensor, key: str, moment: Any, dtype: torch.dtype) -> None:
+    """Raises if a tensor of the state does not fit its parameter."""
+    fits = isinstance(moment, Tensor) and moment.shape == p.shape and moment.device == p.device
+    if not fits or moment.dtype != dtype or moment.layout != torch.strided or overlaps(moment):
+        given = (
+            f"{moment.dtype}, shape {tuple(moment.shape)}, on {moment.device}"
+            if isinstance(moment, Tensor)
+            else repr(moment)
+        )
+        raise ValueError(
+            f"{name}: its state {key!r} must be a dense {dtype} tensor of the parameter's shape on {p.device}, "
+            f"got {given}; {_state_advice(p, moment)}"
+        )
 
 
 def _state_advice(p: Tensor, moment: Any) -> str:

@@ -7,7 +7,8 @@ A NaN stays one: its remainder is 0.
 A parameter written by others keeps its remainder, so the weight is what was written to half a unit in its last place. Where
 both together would be a NaN, since p was set to zero or infinity, the remainder counts as 0.
 
-TransformerEngine's and apex's `store_param_remainders` have the same parts of every number, under the same key of the state.
+The `store_param_remainders` of TransformerEngine and of apex have the same parts of every number, TransformerEngine under the same
+key of the state.
 """
 
 from __future__ import annotations

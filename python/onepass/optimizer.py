@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import repeat
 from operator import is_
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar, cast, overload
@@ -15,7 +16,15 @@ from .arguments import OF_TORCH, refuse_unknown, refuse_unsupported, warn_unknow
 from .backend import registry
 from .backend.base import Backend
 from .checkpoints import Checkpointed
-from .checks import check_gradients, check_memory, check_parameters, check_rows, check_state
+from .checks import (
+    check_gradients,
+    check_memory,
+    check_parameters,
+    check_rows,
+    check_state,
+    check_state_tensor,
+    name_of,
+)
 from .clipping import ScaledGradients
 from .execution_state import ExecutionState
 from .forks import one_thread_after_fork
@@ -24,7 +33,7 @@ from .last_step import LastStep
 from .masters import MASTER, has_master, joined, split
 from .phases import take_step
 from .spec import OptimizerSpec
-from .state import make_state, move_counts
+from .state import make_state, make_state_of, move_counts
 from .torch_compat import is_faking
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -209,40 +218,59 @@ class Optimizer(ScaledGradients, Checkpointed):
 
     @torch.no_grad()
     def master(self, p: Tensor) -> Tensor:
-        """The float32 weight of a bfloat16 parameter in a group with master_weights, a copy; any other parameter itself.
+        """A copy of the weight of a parameter: of a bfloat16 one in a group with master_weights the exact float32 weight.
 
-        Raises ValueError if `p` is not a parameter of this optimizer.
+        Raises ValueError if `p` is not a parameter of this optimizer, or its remainder was replaced by something else.
         """
-        if not has_master(p, self._group_of(p)):
-            return p
-        remainder = self.state[p].get(MASTER) if p in self.state else None
+        if not has_master(p, self.param_groups[self._group_of(p)]):
+            return p.detach().clone()
+        remainder = self._remainder(p)
         return p.detach().float() if remainder is None else joined(p.detach(), remainder)
 
     @torch.no_grad()
     def set_master(self, p: Tensor, x: Tensor) -> None:
-        """Sets the weight of a parameter to `x`, of the same shape: exactly to x in float32, where p has a float32 weight of its
-        own (`master`); a parameter without is written as by `p.copy_(x)`.
+        """Sets the weight of a parameter to `x`, of the same shape: exactly to x in float32, where p is a bfloat16 parameter in a
+        group with master_weights; any other is written as by `p.copy_(x)`.
 
-        Raises ValueError if `p` is not a parameter of this optimizer, or `x` of another shape.
+        Raises ValueError if `p` is not a parameter of this optimizer, its remainder was replaced by something else, or `x` has
+        another shape; TypeError if `x` is no tensor of real numbers.
         """
-        group = self._group_of(p)
+        index = self._group_of(p)
+        group, execution = self.param_groups[index], self._execution
+        if not isinstance(x, Tensor) or x.is_complex():
+            raise TypeError(f"x must be a tensor of real numbers, got {x.dtype if isinstance(x, Tensor) else repr(x)}")
         if x.shape != p.shape:
             raise ValueError(f"x must have the parameter's shape {tuple(p.shape)}, got {tuple(x.shape)}")
         if not has_master(p, group):
             p.copy_(x)
             return
-        nearest, remainder = split(x.detach().to(p.device, torch.float32))
-        own = self.state[p]
-        if own.get(MASTER) is None:
-            own[MASTER] = torch.zeros_like(p, dtype=torch.int16, requires_grad=False)
-        own[MASTER].copy_(remainder)
-        p.copy_(nearest)
+        h = self._hyper(group, index)
+        with torch.inference_mode(False):  # or no later step could write to the state
+            if self._remainder(p) is None:
+                # All of the state, since tools take a state that is there for a complete one.
+                buffer = make_state_of(self.spec, p, group, h, self.state, execution.counts_on_device)
+                first = execution.unstepped(self.state)
+                execution.forget()
+                execution.first = first if buffer is None else {**first, p: buffer}
+            nearest, remainder = split(x.detach().to(p.device, torch.float32))
+            self.state[p][MASTER].copy_(remainder)
+            p.copy_(nearest)
 
-    def _group_of(self, p: Tensor) -> dict[str, Any]:
-        for group in self.param_groups:
-            if any(q is p for q in group["params"]):
-                return group
-        raise ValueError(f"p must be a parameter of this optimizer, got a tensor of shape {tuple(p.shape)} that is not")
+    def _remainder(self, p: Tensor) -> Tensor | None:
+        own = self.state.get(p, {})  # get(), so that no entry is made of a parameter that has none
+        remainder: Tensor | None = own.get(MASTER)
+        fits = isinstance(remainder, Tensor) and remainder.dtype == torch.int16 and remainder.shape == p.shape
+        if remainder is not None and not fits:
+            check_state_tensor(name_of(p, self.param_groups), p, MASTER, remainder, torch.int16)
+        return remainder
+
+    def _group_of(self, p: Tensor) -> int:
+        """The number of the group of a parameter."""
+        for index, group in enumerate(self.param_groups):
+            if any(map(is_, group["params"], repeat(p))):
+                return index
+        given = f"a tensor of shape {tuple(p.shape)} that is not" if isinstance(p, Tensor) else repr(p)
+        raise ValueError(f"p must be a parameter of this optimizer, got {given}")
 
     def last_step(self) -> LastStep:
         """Gate statistics of the last step: a snapshot, as a mapping from each projected parameter that was stepped to its

@@ -24,25 +24,34 @@ def make_state(
     first = {}
     for group, h in zip(groups, hypers, strict=True):
         for p in group["params"]:
-            if p.grad is None:
-                continue
-            if not (has_moments(spec, h) or spec.counted or has_master(p, group)):
-                continue
-            own = state[p]
-            if not has_master(p, group):
-                own.pop(MASTER, None)  # of before its group was changed; it would be stale
-            elif own.get(MASTER) is None:
-                own[MASTER] = torch.zeros_like(p, dtype=torch.int16, requires_grad=False)
-            if spec.counted and own.get("step") is None:
-                device = step_device(p, group, counts_on_device)
-                own["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            if spec.projected and p.dim() > 1 and own.get("gate_counter") is None:
-                own["gate_counter"] = torch.ones((), dtype=torch.uint8, device=p.device)
-            for key in spec.moments if has_moments(spec, h) else ():
-                if own.get(key) is None:
-                    own[key] = torch.zeros_like(p, dtype=moment_dtype(p.dtype), requires_grad=False)
-                    if spec.lazy_buffer:
-                        first[p] = ref(own[key])
+            if p.grad is not None:
+                buffer = make_state_of(spec, p, group, h, state, counts_on_device)
+                if buffer is not None:
+                    first[p] = buffer
+    return first
+
+
+def make_state_of(
+    spec: OptimizerSpec, p: Tensor, group: Group, h: Hyper, state: Any, counts_on_device: bool
+) -> ref[Tensor] | None:
+    """Makes the missing state of one parameter; returns its lazy buffer if that is new."""
+    exact, first = has_master(p, group), None
+    if not exact and p in state:
+        state[p].pop(MASTER, None)  # of before its group or its dtype was changed; it would be stale
+    if not (has_moments(spec, h) or spec.counted or exact):
+        return None
+    own = state[p]
+    if exact and own.get(MASTER) is None:
+        own[MASTER] = torch.zeros_like(p, dtype=torch.int16, requires_grad=False)
+    if spec.counted and own.get("step") is None:
+        own["step"] = torch.zeros((), dtype=torch.float32, device=step_device(p, group, counts_on_device))
+    if spec.projected and p.dim() > 1 and own.get("gate_counter") is None:
+        own["gate_counter"] = torch.ones((), dtype=torch.uint8, device=p.device)
+    for key in spec.moments if has_moments(spec, h) else ():
+        if own.get(key) is None:
+            own[key] = torch.zeros_like(p, dtype=moment_dtype(p.dtype), requires_grad=False)
+            if spec.lazy_buffer:
+                first = ref(own[key])
     return first
 
 

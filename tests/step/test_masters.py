@@ -122,43 +122,36 @@ def test_a_step_of_nothing_keeps_every_float(backend: str) -> None:
 # ------------------------------------------------------------------ as float32
 
 
-@each_backend
-@each_variant
-def test_every_variant_is_that_of_float32(backend: str, record: Record, arguments: Arguments) -> None:
-    starts = [values(shape, torch.float32, seed, 0.7) for seed, shape in enumerate(SMALL_SHAPES)]
-    exact, wide, guarded = exact_pair(record, arguments, starts, backend)
+def compare(
+    record: Record, arguments: Arguments, shapes: list[Any], backend: str, steps: int, layout: str = "contiguous"
+) -> None:
+    starts = [values(shape, torch.float32, seed, 0.7) for seed, shape in enumerate(shapes)]
+    exact, wide, guarded = exact_pair(record, arguments, starts, backend, layout)
     gradients = Gradients()
-    for _ in range(5):
-        step_both(exact, wide, gradients)
-        assert_equal_weights(exact, wide)
+    for _ in range(steps):
+        step_both(exact, wide, gradients, layout)
+    assert_equal_weights(exact, wide)
     for one in guarded:
         one.assert_guards_intact("parameter")
 
 
 @each_backend
+@each_variant
+def test_every_variant_is_that_of_float32(backend: str, record: Record, arguments: Arguments) -> None:
+    compare(record, arguments, SMALL_SHAPES, backend, 5)
+
+
+@each_backend
 @each_optimizer
 def test_20_steps_are_those_of_float32(backend: str, record: Record) -> None:
-    starts = [values(shape, torch.float32, seed, 0.7) for seed, shape in enumerate([(33, 65), (3, 7, 3, 3), (300,)])]
-    exact, wide, _ = exact_pair(record, record.typical, starts, backend)
-    gradients = Gradients()
-    for _ in range(20):
-        step_both(exact, wide, gradients)
-    assert_equal_weights(exact, wide)
+    compare(record, record.typical, [(33, 65), (3, 7, 3, 3), (300,)], backend, 20)
 
 
 @each_backend
 @pytest.mark.parametrize("layout", LAYOUTS)
 @each_optimizer
 def test_layouts(backend: str, layout: str, record: Record) -> None:
-    shapes = [(), (17,), (5, 17), (3, 7, 3, 3), (40, 1025)]
-    starts = [values(shape, torch.float32, seed, 0.7) for seed, shape in enumerate(shapes)]
-    exact, wide, guarded = exact_pair(record, record.typical, starts, backend, layout)
-    gradients = Gradients()
-    for _ in range(2):
-        step_both(exact, wide, gradients, layout)
-    assert_equal_weights(exact, wide)
-    for one in guarded:
-        one.assert_guards_intact("parameter")
+    compare(record, record.typical, [(), (17,), (5, 17), (3, 7, 3, 3), (40, 1025)], backend, 2, layout)
 
 
 @each_compiled
@@ -193,12 +186,7 @@ def test_a_remainder_that_is_not_aligned_as_its_parameter(backend: str) -> None:
 @each_compiled
 @each_optimizer
 def test_large_tensors(backend: str, record: Record) -> None:
-    starts = [values(shape, torch.float32, seed, 0.7) for seed, shape in enumerate(LARGE_SHAPES)]
-    exact, wide, _ = exact_pair(record, record.typical, starts, backend)
-    gradients = Gradients()
-    for _ in range(2):
-        step_both(exact, wide, gradients)
-    assert_equal_weights(exact, wide)
+    compare(record, record.typical, LARGE_SHAPES, backend, 2)
 
 
 @each_compiled
@@ -259,7 +247,7 @@ def test_mixed_dtypes_in_a_group(backend: str) -> None:
     for p, q in zip(params[:2], others[:2], strict=True):
         assert_same_bits(p, q, "parameter")
         assert MASTER not in a.state[p]
-        assert a.master(p) is p
+        assert torch.equal(a.master(p), p) and a.master(p) is not p
     assert a.state[params[2]][MASTER].dtype == torch.int16
 
 
@@ -352,13 +340,81 @@ def test_set_master_before_and_between_steps() -> None:
     assert torch.equal(q, x.float())
 
 
+@each_optimizer
+def test_set_master_makes_all_of_the_state(record: Record) -> None:
+    """Or torch.distributed.checkpoint would take what is there for all. The steps are as without."""
+    x = values((5, 3), torch.float32, 1)
+    exact, wide, _ = exact_pair(record, record.typical, [x], "cpu")
+    (p,) = params_of(exact)
+    gradients = Gradients()
+    made = set(exact.state[p])
+    for _ in range(3):
+        step_both(exact, wide, gradients)
+    assert set(exact.state[p]) == made
+    assert_equal_weights(exact, wide)
+
+
+def test_a_first_buffer_beside_stepped_ones_is_new() -> None:
+    """SGD's first gradient enters undampened, whenever set_master has made the buffer."""
+    starts = [values((5, 3), torch.float32, seed) for seed in range(2)]
+    params = [start.to(BF16) for start in starts]
+    exact = onepass.SGD(params, lr=0.1, momentum=0.9, dampening=0.5, master_weights=True)
+    wide = onepass.SGD(models := [p.float() for p in params], lr=0.1, momentum=0.9, dampening=0.5)
+    for round, stepped in enumerate(([0], [0, 1], [0, 1])):
+        if round == 1:
+            exact.set_master(params[1], starts[1])
+            models[1].copy_(starts[1])
+        for i in stepped:
+            params[i].grad = values((5, 3), BF16, 10 * round + i)
+            models[i].grad = params[i].grad.float()
+        exact.step()
+        wide.step()
+    assert_equal_weights(exact, wide)
+
+
+def test_set_master_in_inference_mode() -> None:
+    p, x = torch.zeros(5, 3, dtype=BF16), values((5, 3), torch.float32, 1)
+    opt = onepass.AdamW([p], master_weights=True)
+    with torch.inference_mode():
+        opt.set_master(p, x)
+    opt.set_master(p, 2 * x)
+    p.grad = torch.ones_like(p)
+    opt.step()
+
+
+@each_optimizer
+def test_a_remainder_that_is_stale_is_dropped(record: Record) -> None:
+    p = torch.nn.Parameter(values((5, 3), BF16, 1))
+    opt = record.make(
+        [p], master_weights=True, **{**record.typical, **({"momentum": 0} if "SGD" in record.name else {})}
+    )
+    for dtype in (BF16, torch.float32):
+        p.grad = None
+        p.data = p.data.to(dtype)
+        if dtype == torch.float32:
+            opt.load_state_dict(opt.state_dict())
+        p.grad = torch.ones_like(p)
+        opt.step()
+    assert MASTER not in opt.state.get(p, {})
+
+
 def test_what_master_and_set_master_refuse() -> None:
     p = torch.zeros(5, 3, dtype=BF16)
     opt = onepass.AdamW([p], master_weights=True)
+    for wrong in (None, torch.nn.Linear(1, 1)):
+        with pytest.raises(ValueError, match=r"p must be a parameter of this optimizer, got"):
+            opt.master(wrong)  # type: ignore[arg-type]
+    for x in (1.0, torch.zeros(5, 3, dtype=torch.complex64)):
+        with pytest.raises(TypeError, match=r"x must be a tensor of real numbers, got (1.0|torch.complex64)"):
+            opt.set_master(p, x)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"p must be a parameter of this optimizer, got a tensor of shape \(2,\)"):
         opt.master(torch.zeros(2))
     with pytest.raises(ValueError, match=r"x must have the parameter's shape \(5, 3\), got \(3, 5\)"):
         opt.set_master(p, torch.zeros(3, 5))
+    opt.state[p][MASTER] = torch.ones(5, 3)
+    for use in (lambda: opt.master(p), lambda: opt.set_master(p, torch.zeros(5, 3))):
+        with pytest.raises(ValueError, match=r"its state 'master_param' must be a dense torch.int16 tensor"):
+            use()
 
 
 @each_optimizer
@@ -388,7 +444,7 @@ def test_the_option_changes_between_steps(backend: str) -> None:
     assert bool((opt.master(p) != before).all())
     opt.param_groups[0]["master_weights"] = False
     step()
-    assert MASTER not in opt.state[p] and opt.master(p) is p
+    assert MASTER not in opt.state[p] and opt.master(p).dtype == BF16
 
 
 # ------------------------------------------------------------------ state
@@ -438,6 +494,17 @@ def test_float32_weights_are_loaded_exactly() -> None:
     other.load_state_dict(saved)
     assert_same_bits(other.master(q), x, "weight")
     assert_same_bits(q, split(x)[0], "parameter")
+
+
+def test_a_hook_sees_weights_that_were_loaded() -> None:
+    opt, p = trained()
+    saved, x = opt.state_dict(), opt.master(p)
+    saved["state"][0][MASTER] = x
+    other, q = again(torch.zeros_like(p))
+    seen = []
+    other.register_load_state_dict_post_hook(lambda loaded: seen.append(loaded.master(q)))
+    other.load_state_dict(saved)
+    assert_same_bits(seen[0], x, "weight")
 
 
 def test_without_masters_remainders_are_dropped() -> None:
