@@ -67,7 +67,7 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "one dimension is projected": [("spec.projected and p.dim() > 1", "spec.projected and p.dim() > 0")],
     "the buffer is always projected": [("if h.project_momentum and not h.nesterov", "if spec.rule == 'momentum'")],
     "the buffer is never projected": [("if h.project_momentum and not h.nesterov", "if False")],
-    "16-bit arithmetic": [("x = p.to(compute_dtype(p.dtype))", "x = p")],
+    "16-bit arithmetic": [("return p.to(compute_dtype(p.dtype))", "return p")],
 }  # fmt: skip
 
 
