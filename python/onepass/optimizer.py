@@ -245,7 +245,8 @@ class Optimizer(ScaledGradients, Checkpointed):
             p.copy_(x)
             return
         h = self._hyper(group, index)
-        with torch.inference_mode(False):  # or no later step could write to the state
+        # Or no later step could write to the state; leaving inference mode turns gradients on.
+        with torch.inference_mode(False), torch.no_grad():
             if self._remainder(p) is None:
                 # All of the state, since tools take a state that is there for a complete one.
                 buffer = make_state_of(self.spec, p, group, h, self.state, execution.counts_on_device)

@@ -326,7 +326,7 @@ def test_nan_of_any_payload_stays(backend: str) -> None:
 
 
 def test_set_master_before_and_between_steps() -> None:
-    p, x = torch.zeros(5, 3, dtype=BF16), values((5, 3), torch.float64, 1)
+    p, x = torch.nn.Parameter(torch.zeros(5, 3, dtype=BF16)), values((5, 3), torch.float64, 1)
     opt = onepass.AdamW([p], master_weights=True)
     assert torch.equal(opt.master(p), torch.zeros(5, 3))
     for _ in range(2):
@@ -335,7 +335,7 @@ def test_set_master_before_and_between_steps() -> None:
         p.grad = torch.ones_like(p)
         opt.step()
         assert not torch.equal(opt.master(p), x.float())
-    q = torch.zeros(5, 3)
+    q = torch.nn.Parameter(torch.zeros(5, 3))
     onepass.AdamW([q], master_weights=True).set_master(q, x)
     assert torch.equal(q, x.float())
 
@@ -373,7 +373,7 @@ def test_a_first_buffer_beside_stepped_ones_is_new() -> None:
 
 
 def test_set_master_in_inference_mode() -> None:
-    p, x = torch.zeros(5, 3, dtype=BF16), values((5, 3), torch.float32, 1)
+    p, x = torch.nn.Parameter(torch.zeros(5, 3, dtype=BF16)), values((5, 3), torch.float32, 1)
     opt = onepass.AdamW([p], master_weights=True)
     with torch.inference_mode():
         opt.set_master(p, x)
