@@ -33,7 +33,9 @@ OTHER: dict[str, Any] = {
     "maximize": True,
     "decouple_lr": True,
     "speculate": False,
+    "master_weights": True,
 }
+BF16_ALONE = ("master_weights",)  # has an effect on bfloat16 parameters only
 
 
 def _arguments() -> list[Any]:
@@ -49,11 +51,12 @@ def _arguments() -> list[Any]:
 @each_backend
 @pytest.mark.parametrize(("record", "name"), _arguments())
 def test_every_argument_may_differ_per_group(backend: str, record: Record, name: str) -> None:
-    first, second = parameters(), parameters()
+    dtype = torch.bfloat16 if name in BF16_ALONE else torch.float32
+    first, second = parameters(dtype), parameters(dtype)
     opt = record.make([{"params": first}, {"params": second, name: OTHER[name]}], backend=backend, **record.typical)
     train(opt, range(3))
     for params, arguments in ((first, record.typical), (second, {**record.typical, name: OTHER[name]})):
-        alone = train(record.make(parameters(), backend=backend, **arguments), range(3))
+        alone = train(record.make(parameters(dtype), backend=backend, **arguments), range(3))
         for p, q in zip(params, parameters_of(alone), strict=True):
             assert_same_bits(p, q, f"{name}={arguments.get(name)!r}")
 
@@ -61,7 +64,8 @@ def test_every_argument_may_differ_per_group(backend: str, record: Record, name:
 @each_backend
 @pytest.mark.parametrize(("record", "name"), _arguments())
 def test_every_argument_may_change_between_steps(backend: str, record: Record, name: str) -> None:
-    opt = train(record.make(parameters(), backend=backend, **record.typical), range(2))
+    dtype = torch.bfloat16 if name in BF16_ALONE else torch.float32
+    opt = train(record.make(parameters(dtype), backend=backend, **record.typical), range(2))
     params = [p.detach().clone() for p in parameters_of(opt)]
     fresh = record.make(params, backend=backend, **record.typical)
     fresh.load_state_dict(opt.state_dict())
