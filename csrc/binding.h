@@ -29,9 +29,10 @@ class Reader {
   void prefetch(PyObject* object) const { direct_.prefetch(object); }
   static pybind11::object gradient_of(PyObject* param);
 
-  // What a step depends on of some parameters and their state, to be compared with that of the last step: the addresses
-  // of the gradients (int64); what else DLPack says of these, and which there are; the same of all other tensors, and
-  // the identities of the state's entries. None if a tensor cannot be described.
+  // A description of some parameters and their state, to be compared with that of the last step: the addresses of the
+  // gradients (int64); the rest of DLPack's description of the gradients, and which parameters have one; addresses and
+  // descriptions of all other tensors, with the identities of the state's entries. None if a tensor cannot be
+  // described.
   pybind11::object describe(const pybind11::list& params, const pybind11::dict& state) const;
 
   const dlpack::ExchangeApi& api() const { return *api_; }

@@ -84,7 +84,7 @@ ONEPASS_INLINE void store_register(BFloat16* to, const Floats& x) {
   narrow(to, (x.v == x.v ? rounded : (bits | 0x400000)) >> 16);
 }
 
-// Where weights of a storage are.
+// The address of weights that are stored as P.
 template <class P>
 struct AddressOf {
   typedef P* type;
@@ -100,7 +100,7 @@ struct AddressOf<Master> {
   typedef MasterAddress type;
 };
 
-// Where both make a NaN of a p that is none, p alone.
+// The float32 weight; the parameter alone if only the remainder makes a NaN of it.
 ONEPASS_INLINE void load_register(MasterAddress from, Floats& x) {
   const Bits32 high = widen(from.p) << 16;
   const Floats::Vector joined = bits_as<Floats::Vector>(high + widen_signed(from.remainder));

@@ -56,7 +56,7 @@ __device__ __forceinline__ float to_work(MasterParameter x) {
 __device__ __forceinline__ float to_work(MasterRemainder x) {
   return float_of(uint32_t(int32_t(int16_t(x.bits))));
 }
-// Where both make a NaN of a parameter that is none, the parameter alone.
+// The float32 weight; the parameter alone if only the remainder makes a NaN of it.
 __device__ __forceinline__ float joined(float parameter, float remainder) {
   const float x = float_of(bits_of(parameter) + bits_of(remainder));
   return x == x ? x : parameter;

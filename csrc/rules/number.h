@@ -25,7 +25,7 @@ struct WorkOf<double> {
   typedef double type;
 };
 
-// What a parameter, without a remainder, and its gradient consist of.
+// The type of an element of a parameter, remainder aside, and of its gradient.
 template <class P>
 struct ElementOf {
   typedef P type;

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .dtypes import PARAM_DTYPES, moment_dtype
-from .masters import MASTER, has_master
+from .masters import MASTER, asks_for_masters, has_master
 from .spec import OptimizerSpec
 from .torch_compat import FakeTensor, base_of, is_flat_parameter, is_fsdp, is_traceable_wrapper_subclass
 
@@ -56,7 +56,7 @@ def check_parameters(spec: OptimizerSpec, groups: Sequence[Group], first: int = 
             raise TypeError(f"{name}: must be dense, got layout {p.layout}; use p.to_dense()")
         if p.dtype not in PARAM_DTYPES:
             raise TypeError(f"{name}: must be float16, bfloat16, float32 or float64, got {p.dtype}")
-        if p.dtype == torch.float16 and group.get("master_weights"):
+        if p.dtype == torch.float16 and asks_for_masters(group):
             raise TypeError(
                 f"{name}: master_weights=True has no exact weights for torch.float16; convert the parameter to torch.bfloat16 "
                 "or torch.float32, or put it into a group with master_weights=False"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .dtypes import compute_dtype
 from .hyperparams import NO_FIXED_GATE, Hyper, has_moments
-from .masters import MASTER, joined, split
+from .masters import MASTER, joined, needs_remainder, split
 from .rounding import square_root
 from .spec import OptimizerSpec
 from .verdict import GATES, Verdict
@@ -80,13 +80,13 @@ def correct(
 
 def weight(p: Tensor, state: dict[str, Any], h: Hyper) -> Tensor:
     """The weight of a parameter in the dtype of the arithmetic: with its remainder, where it has one (masters.py)."""
-    if h.master_weights and p.dtype == torch.bfloat16:
+    if needs_remainder(p, h.master_weights):
         return joined(p, state[MASTER])
     return p.to(compute_dtype(p.dtype))
 
 
 def write(p: Tensor, state: dict[str, Any], h: Hyper, x: Tensor) -> None:
-    if h.master_weights and p.dtype == torch.bfloat16:
+    if needs_remainder(p, h.master_weights):
         for to, part in zip((p, state[MASTER]), split(x), strict=True):
             to.copy_(part)
     else:

@@ -10,7 +10,7 @@ from torch.autograd.graph import increment_version
 
 from .._version import __version__
 from ..hyperparams import Hyper
-from ..masters import MASTER
+from ..masters import MASTER, asks_for_masters
 from ..spec import OptimizerSpec
 from ..torch_compat import has_exchange_table
 from . import direct_reads
@@ -54,7 +54,7 @@ class CompiledBackend:
         self.spec = spec
         self.indices = indices
         self.params = [list(groups[i]["params"]) for i in indices]
-        self.masters = [bool(groups[i].get("master_weights")) for i in indices]
+        self.masters = [asks_for_masters(groups[i]) for i in indices]
         self.hypers: list[Hyper] = []
 
     def bind(self, state: Any, first: list[Tensor], exchanges: bool = False) -> None:

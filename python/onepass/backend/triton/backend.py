@@ -19,6 +19,7 @@ from torch.autograd.graph import increment_version
 
 from ...hyperparams import Hyper, has_moments
 from ...last_step import GateStatistics
+from ...masters import asks_for_masters, needs_remainder
 from ...scaling import NO_SCALING, Scaling
 from ...spec import OptimizerSpec
 from ..base import Groups
@@ -59,7 +60,7 @@ class TritonBackend:
     def __init__(self, spec: OptimizerSpec, groups: Groups, indices: list[int], graph_tensors: list[Tensor]):
         self.spec, self.indices = spec, indices
         self.params = [list(groups[i]["params"]) for i in indices]
-        self.masters = [bool(groups[i].get("master_weights")) for i in indices]
+        self.masters = [asks_for_masters(groups[i]) for i in indices]
         self.device = self.params[0][0].device
         self.on_gpu = self.device.type == "cuda"
         upload.refuse_capture(self.device)
@@ -83,7 +84,7 @@ class TritonBackend:
         self.bound = []
         for group, params in enumerate(self.params):
             for p in params:
-                master = self.masters[group] and p.dtype == torch.bfloat16
+                master = needs_remainder(p, self.masters[group])
                 param = BoundParam(p, group, self.spec.projected and p.dim() > 1 and p.numel() > 0, master)
                 param.first_step = id(p) in new
                 param.new_buffer = state[p][self.spec.moments[0]] if param.first_step else None

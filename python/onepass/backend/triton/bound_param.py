@@ -48,9 +48,8 @@ class BoundParam:
         self.length = p.numel() // self.rows
         self.param_metadata = operand_key(p)[1]
         self.dtype, self.moment_dtype = (str(d).removeprefix("torch.") for d in (p.dtype, moment_dtype(p.dtype)))
-        self.operands: list[
-            Tensor
-        ] = []  # p, g, the moments, the remainder: p alone between two steps; empty without a gradient
+        # p, g, the moments, the remainder: p alone between two steps; empty without a gradient.
+        self.operands: list[Tensor] = []
         self.operand_count, self.has_remainder = 0, False
         self.step: Tensor | None = None
         self.counter: Tensor | None = None
