@@ -45,6 +45,16 @@ bool packs(const Tensor& t) {
   return t.rows == 1 || t.p.strides[0] == t.length;
 }
 
+// Whether the elements lie in the order of the shape.
+bool is_contiguous(const Tensor& t) {
+  int64_t reach = 1;
+  for (int d = static_cast<int>(t.shape.size()) - 1; d >= 0; --d) {
+    if (t.shape[d] != 1 && t.p.strides[d] != reach) return false;
+    reach *= t.shape[d];
+  }
+  return true;
+}
+
 const dlpack::ExchangeApi* exchange_api() {
   auto capsule = py::module_::import("torch").attr("Tensor").attr("__dlpack_c_exchange_api__").cast<py::capsule>();
   auto api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::capsule_name));
@@ -148,8 +158,8 @@ py::object Reader::describe(const py::list& params, const py::dict& state) const
 }
 
 Binding::Binding(const py::list& groups, const py::dict& state, const py::list& moments, const std::string& rule,
-                 bool projected, bool lazy_buffer, const py::list& first, const py::list& masters, bool exchanges,
-                 const py::dict& direct_reads, dlpack::Device device)
+                 bool projected, bool lazy_buffer, const py::list& first, const py::list& precisions,
+                 const py::list& numbers, bool exchanges, const py::dict& direct_reads, dlpack::Device device)
     : device_(device),
       reader_(direct_reads),
       state_(state.ptr()),
@@ -161,17 +171,20 @@ Binding::Binding(const py::list& groups, const py::dict& state, const py::list& 
   std::unordered_set<PyObject*> firsts;
   for (py::handle p : first) firsts.insert(p.ptr());
   for (size_t g = 0; g < groups.size(); ++g) {
+    const Precision precision = precision_of(precisions[g]);
+    auto number = numbers[g].cast<uint32_t>();
     groups_.emplace_back();
     for (py::handle p : groups[g].cast<py::list>()) {
       groups_.back().push_back(p.ptr());
-      add(p.ptr(), static_cast<int>(g), projected, masters[g].cast<bool>());
+      add(p.ptr(), static_cast<int>(g), projected, precision);
       plan_.tensors.back().first_step = firsts.count(p.ptr()) > 0;
+      plan_.tensors.back().number = number++;
     }
   }
   gradients_.resize(sources_.size());
 }
 
-void Binding::add(PyObject* param, int group, bool projected, bool master) {
+void Binding::add(PyObject* param, int group, bool projected, const Precision& precision) {
   const py::object gradient = Reader::gradient_of(param);
   reader_.compare(param);
   reader_.compare(gradient.ptr());
@@ -179,9 +192,10 @@ void Binding::add(PyObject* param, int group, bool projected, bool master) {
   if (!describe(param, device_, x)) throw std::runtime_error("a parameter cannot be described through DLPack");
   Tensor t;
   t.group = group;
-  if (!dtype_of(x.dtype, t.dtype)) throw std::runtime_error("a parameter has a dtype that cannot be stepped");
-  t.master = master && t.dtype == Dtype::bf16;
-  t.moment_dtype = t.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  if (Dtype dtype; dtype_of(x.dtype, dtype))
+    t.storage = storage_of(dtype, precision);
+  else
+    throw std::runtime_error("a parameter has a dtype that cannot be stepped");
   t.shape.assign(x.shape, x.shape + x.ndim);
   int64_t elements = 1;
   for (int64_t size : t.shape) elements *= size;
@@ -189,7 +203,8 @@ void Binding::add(PyObject* param, int group, bool projected, bool master) {
   t.rows = t.projected ? t.shape[0] : 1;
   t.length = elements / t.rows;
   t.p.strides = strides_of(x);
-  t.packed = packs(t);
+  // The random bits of an element go by its place in the order of the shape.
+  t.packed = packs(t) && (!plan_.draws(t) || is_contiguous(t));
 
   Source source;
   source.param = param;
@@ -201,7 +216,7 @@ void Binding::add(PyObject* param, int group, bool projected, bool master) {
       source.moment[j] = PyDict_GetItemWithError(own, py::object(moments_[j]).ptr());
     source.step = PyDict_GetItemString(own, "step");
     source.gate_counter = PyDict_GetItemString(own, "gate_counter");
-    source.remainder = t.master ? PyDict_GetItemString(own, remainder_key) : nullptr;
+    source.remainder = t.storage.master() ? PyDict_GetItemString(own, remainder_key) : nullptr;
   }
   auto adopt = [&](PyObject* operand, View& view) {
     view.strides = t.p.strides;
@@ -232,7 +247,7 @@ bool Binding::ready(const py::list& groups, bool needs_state) {
     if (i + 2 < sources_.size()) prefetch(sources_[i + 2]);
     gradients_[i] = Reader::gradient_of(sources_[i].param);
     Tensor& t = plan_.tensors[i];
-    if (t.master != (t.dtype == Dtype::bf16 && plan_.hypers[t.group].master_weights)) return false;
+    if (t.storage != storage_of(t.storage.param, plan_.hypers[t.group].precision)) return false;
     t.active = !gradients_[i].is_none();
     if (!t.active) continue;
     if (!read(sources_[i], t, gradients_[i].ptr(), needs_state)) return false;
@@ -274,9 +289,10 @@ bool Binding::same_entries(Source& source) const {
 
 // Takes the addresses of a parameter that has a gradient, and of its state.
 bool Binding::read(Source& source, Tensor& t, PyObject* gradient, bool needs_state) const {
-  const dlpack::DataType dtype = type_of(t.dtype);
+  const dlpack::DataType dtype = type_of(t.storage.param);
   if (!read_operand(source.param, t, dtype, t.p) || !read_operand(gradient, t, dtype, t.g)) return false;
-  return (moments_of(plan_.rule_id(t.group)) == 0 && !t.master) || read_state(source, t, needs_state);
+  const bool stateless = moments_of(plan_.rule_id(t.group)) == 0 && t.storage.weight == Weight::plain;
+  return stateless || read_state(source, t, needs_state);
 }
 
 // What was missing of the state when it was bound has no address; where state is needed, that is refused.
@@ -288,11 +304,12 @@ bool Binding::read_state(Source& source, Tensor& t, bool needs_state) const {
   };
   const RuleId rule_id = plan_.rule_id(t.group);
   for (int j = 0; j < moments_of(rule_id); ++j)
-    if (!take(source.moment[j], type_of(t.moment_dtype), t.moment[j])) return false;
-  if (t.master && !take(source.remainder, dlpack::int16, t.remainder)) return false;
+    if (!take(source.moment[j], type_of(t.storage.moment), t.moment[j])) return false;
+  if (t.storage.master() && !take(source.remainder, dlpack::int16, t.remainder)) return false;
   const dlpack::Device count_device = plan_.device_hypers[t.group].on_device ? device_ : dlpack::Device{dlpack::cpu, 0};
-  if (rule_id == RuleId::adam) t.step = static_cast<float*>(number(source.step, dlpack::float32, count_device));
-  if (rule_id == RuleId::adam && !t.step && !may_lack(source.step)) return false;
+  const bool counted = rule_id == RuleId::adam || t.storage.stochastic();
+  if (counted) t.step = static_cast<float*>(number(source.step, dlpack::float32, count_device));
+  if (counted && !t.step && !may_lack(source.step)) return false;
   if (t.projected) t.gate_counter = static_cast<uint8_t*>(number(source.gate_counter, dlpack::uint8, device_));
   return !t.projected || t.gate_counter || may_lack(source.gate_counter);
 }

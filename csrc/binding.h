@@ -51,7 +51,8 @@ class Binding {
  public:
   Binding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
           const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first,
-          const pybind11::list& masters, bool exchanges, const pybind11::dict& direct_reads, dlpack::Device device);
+          const pybind11::list& precisions, const pybind11::list& numbers, bool exchanges,
+          const pybind11::dict& direct_reads, dlpack::Device device);
 
   void set_hypers(const pybind11::list& hypers);
 
@@ -90,7 +91,8 @@ class Binding {
     Entries entries;  // of `state`
   };
 
-  void add(PyObject* param, int group, bool projected, bool master);
+  void add(PyObject* param, int group, bool projected, const Precision& precision);
+  static Precision precision_of(pybind11::handle given);
   void add_device_hyper(pybind11::handle given, const Hyper& fixed);
   void* number(PyObject* object, dlpack::DataType dtype, dlpack::Device device) const;
   bool same_state();

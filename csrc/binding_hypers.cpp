@@ -8,6 +8,11 @@ namespace py = pybind11;
 
 namespace onepass {
 
+Precision Binding::precision_of(py::handle given) {
+  const auto flag = [&](const char* name) { return given.attr(name).cast<bool>(); };
+  return {flag("master_weights"), flag("short_moments"), flag("stochastic_rounding")};
+}
+
 void Binding::set_hypers(const py::list& hypers) {
   plan_.hypers.clear();
   plan_.device_hypers.assign(hypers.size(), {});
@@ -31,8 +36,9 @@ void Binding::set_hypers(const py::list& hypers) {
                             .proximal = flag("proximal"),
                             .project_momentum = flag("project_momentum"),
                             .speculate = flag("speculate"),
-                            .master_weights = flag("master_weights"),
-                            .fixed_gate = h.attr("fixed_gate").cast<int>()});
+                            .fixed_gate = h.attr("fixed_gate").cast<int>(),
+                            .precision = precision_of(h.attr("precision")),
+                            .seed = h.attr("seed").cast<uint64_t>()});
     if (py::object device_hyper = h.attr("device_hyper"); !device_hyper.is_none())
       add_device_hyper(device_hyper, plan_.hypers.back());
   }

@@ -25,9 +25,10 @@ PYBIND11_MODULE(_C, m) {
   using onepass::CpuBinding;
   py::class_<CpuBinding, onepass::Binding>(m, "CpuPlan", py::module_local())
       .def(py::init<const py::list&, const py::dict&, const py::list&, const std::string&, bool, bool, const py::list&,
-                    const py::list&, bool, const py::dict&>(),
+                    const py::list&, const py::list&, bool, const py::dict&>(),
            py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("rule"), py::arg("projected"),
-           py::arg("lazy_buffer"), py::arg("first"), py::arg("masters"), py::arg("exchanges"), py::arg("direct_reads"))
+           py::arg("lazy_buffer"), py::arg("first"), py::arg("precisions"), py::arg("numbers"), py::arg("exchanges"),
+           py::arg("direct_reads"))
       .def("square_sum", &CpuBinding::square_sum, py::arg("threads"))
       .def("begin", &CpuBinding::begin, py::arg("threads"), py::arg("factor"))
       .def("gate_stats", &CpuBinding::gate_stats)

@@ -24,19 +24,32 @@ inline int64_t work_bytes_of(Dtype t) {
 
 constexpr int max_moments = 2;
 
+// What a parameter is beside its elements. master: it has a remainder, and is a float32 weight with it. stochastic: it
+// is rounded stochastically.
+enum class Weight : uint8_t { plain, master, stochastic };
+
 // How a tensor and its moments are stored. Kernels are compiled for these combinations; the arithmetic's dtype follows
-// from that of the parameter (rules/number.h). master: the parameter has a remainder, and is a float32 weight with it.
+// from that of the parameter (rules/number.h).
 struct Storage {
   Dtype param = Dtype::f32, moment = Dtype::f32;
-  bool master = false;
+  Weight weight = Weight::plain;
 
   constexpr bool operator==(const Storage&) const = default;
+  constexpr bool master() const { return weight == Weight::master; }
+  constexpr bool stochastic() const { return weight == Weight::stochastic; }
+  // With moments in the dtype of the arithmetic.
+  constexpr Storage with_wide_moments() const { return {param, param == Dtype::f64 ? Dtype::f64 : Dtype::f32, weight}; }
 };
 constexpr Storage storages[] = {{Dtype::f32, Dtype::f32},
                                 {Dtype::f64, Dtype::f64},
                                 {Dtype::bf16, Dtype::f32},
                                 {Dtype::f16, Dtype::f32},
-                                {Dtype::bf16, Dtype::f32, true}};
+                                {Dtype::bf16, Dtype::f32, Weight::master},
+                                {Dtype::bf16, Dtype::f32, Weight::stochastic},
+                                {Dtype::f32, Dtype::bf16},
+                                {Dtype::bf16, Dtype::bf16},
+                                {Dtype::bf16, Dtype::bf16, Weight::master},
+                                {Dtype::bf16, Dtype::bf16, Weight::stochastic}};
 constexpr int storage_count = sizeof(storages) / sizeof(Storage);
 
 // Its place in `storages`, or -1.
@@ -44,6 +57,15 @@ constexpr int index_of(const Storage& storage) {
   for (int i = 0; i < storage_count; ++i)
     if (storages[i] == storage) return i;
   return -1;
+}
+
+// The storage of a parameter in a group, as Precision.storage of precision.py.
+inline Storage storage_of(Dtype param, const Precision& precision) {
+  const bool rounds = param == Dtype::bf16, may_be_short = rounds || param == Dtype::f32;
+  return {param, precision.short_moments && may_be_short ? Dtype::bf16 : Storage{param}.with_wide_moments().moment,
+          rounds && precision.master_weights        ? Weight::master
+          : rounds && precision.stochastic_rounding ? Weight::stochastic
+                                                    : Weight::plain};
 }
 
 // Which kernels step a tensor.
@@ -63,16 +85,16 @@ struct View {
 
 // One parameter with its gradient and moments. Only the addresses change from step to step.
 struct Tensor {
-  Dtype dtype = Dtype::f32, moment_dtype = Dtype::f32;
+  Storage storage;
   int group = 0;
+  uint32_t number = 0;  // among all parameters of the optimizer: of its random bits
   std::vector<int64_t> shape;
   int64_t rows = 1, length = 0;
   bool projected = false;
-  bool master = false;  // it has a remainder
-  bool packed = true;   // all operands are laid out alike, with every row contiguous and rows in order
+  bool packed = true;  // all operands are laid out alike, with every row contiguous and rows in order
 
   View p, g, moment[max_moments], remainder;
-  float* step = nullptr;            // null for rules without a count, and where the state is missing
+  float* step = nullptr;            // null where there is no count, and where the state is missing
   uint8_t* gate_counter = nullptr;  // null where not projected
   bool active = false;              // has a gradient at this step
   bool negated = false;             // the gradient is the negative of what is in memory
@@ -108,14 +130,23 @@ struct Plan {
 
   RuleId rule_id(int group) const { return lazy_buffer && hypers[group].momentum == 0 ? RuleId::sgd : rule; }
 
-  KernelKey key(const Tensor& t) const { return {{t.dtype, t.moment_dtype, t.master}, rule_id(t.group)}; }
+  KernelKey key(const Tensor& t) const {
+    const RuleId rule = rule_id(t.group);
+    return {moments_of(rule) ? t.storage : t.storage.with_wide_moments(), rule};
+  }
+
+  // Whether the steps of a tensor may take random bits.
+  bool draws(const Tensor& t) const {
+    return t.storage.stochastic() || (t.storage.moment == Dtype::bf16 && moments_of(rule) == 2);
+  }
 
   // Whether a gate is predicted. A fixed gate is predicted rightly. Otherwise the correction recovers p from p', which
   // needs more digits than 16 bits have; and it cannot undo the projection of a buffer.
   bool predicts(const Tensor& t) const {
     const Hyper& h = hypers[t.group];
     if (h.fixed_gate != no_fixed_gate) return t.projected;
-    return t.projected && h.speculate && !(h.project_momentum && !h.nesterov) && (bytes_of(t.dtype) >= 4 || t.master);
+    return t.projected && h.speculate && !(h.project_momentum && !h.nesterov) &&
+           (bytes_of(t.storage.param) >= 4 || t.storage.master());
   }
 
   // Whether a tensor is updated before its gate is decided: under the predicted gate, or without a write of p.

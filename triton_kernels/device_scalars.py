@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from . import rules
+from .draws import absorbed, whole
 from .jit import device
 from .memory import BUCKET, SCALARS_FIELDS, TENSOR_FIELDS, G, of
 from .plan import DEVICE_HYPER, FIXED_HYPER, TENSOR
@@ -37,6 +38,8 @@ FIXED_PROJECT_MOMENTUM, HAS_MOMENTUM, INTO_L2, INTO_METRIC = (
 )
 DECOUPLE_LR, OVER_ONE_MINUS_MOMENTUM = at("decouple_lr"), at("over_one_minus_momentum")
 FIXED_GATE = at("fixed_gate")
+SEED_LOW, SEED_HIGH = at("seed_low"), at("seed_high")
+START_A, START_B = tl.constexpr(0x243F6A88), tl.constexpr(0x85A308D3)
 
 # A float32 count goes up to 2^24.
 COUNT_BITS = tl.constexpr(25)
@@ -128,3 +131,9 @@ def device_scalars(
         put(scalars, rules.PROXIMAL, tl.load(fixed_hypers + FIXED_PROXIMAL))
         put(scalars, rules.PROJECT_MOMENTUM, tl.load(fixed_hypers + FIXED_PROJECT_MOMENTUM))
         put(scalars, rules.FIXED_GATE, tl.load(fixed_hypers + FIXED_GATE))
+
+        a, b = absorbed(START_A, START_B, whole(tl.load(fixed_hypers + SEED_LOW)))
+        a, b = absorbed(a, b, whole(tl.load(fixed_hypers + SEED_HIGH)))
+        a, b = absorbed(a, b, t.to(tl.uint32))
+        put(scalars, rules.DRAW_A, a.to(tl.float64))
+        put(scalars, rules.DRAW_B, b.to(tl.float64))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .draws import draws
 from .gate import gate_to_write
 from .jit import device
 from .memory import (
@@ -40,6 +41,7 @@ from .memory import (
     G,
     M,
     V,
+    as_stored,
     load_rows,
     of,
     operand,
@@ -49,6 +51,7 @@ from .memory import (
     weights,
     within,
     write,
+    write_moment,
     write_weight,
 )
 from .rules import (
@@ -110,6 +113,15 @@ def scalars_of(row_table, tensors, scalars_table, first):
 
 
 @device
+def draws_if(NEEDED: tl.constexpr, tensor, start, scalars, WIDTH: tl.constexpr):
+    """The random bits of a tile, where the step takes any."""
+    drawn = 0
+    if NEEDED:
+        drawn = draws(tensor, start, scalars, WIDTH)
+    return drawn
+
+
+@device
 def unless_skipped(length, scalars):
     """The lengths of the rows to write: 0 where the step is skipped."""
     return tl.where(tl.load(scalars + SKIPPED) != 0, 0, length)
@@ -117,7 +129,8 @@ def unless_skipped(length, scalars):
 
 @triton.jit(do_not_specialize=["first", "count"])
 def step(row_table, first, count, tensors, scalars_table, RULE: tl.constexpr, PARAM: tl.constexpr, MASTER: tl.constexpr,
-         MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+         STOCHASTIC: tl.constexpr, DRAWS: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr,
+         ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     first = first_row(first, ROWS)
     _, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     scalars = scalars_of(row_table, tensors, scalars_table, first)
@@ -128,13 +141,15 @@ def step(row_table, first, count, tensors, scalars_table, RULE: tl.constexpr, PA
     there = within(unless_skipped(length, scalars), WIDTH, ALIGNED)
     g = gradient(p, g, scalars)
     m, v = advance(g, m, v, scalars, RULE)
+    drawn = draws_if(DRAWS, tensor, start, scalars, WIDTH)
+    m, v = as_stored(m, v, drawn, RULE, MOMENT)
     u = direction(p, g, m, v, scalars, RULE)
     d, k = affine(NONE, 0.0, scalars)
     if RULE != SGD_RULE:
-        write(at_m, m, there, MOMENT)
+        write_moment(at_m, m, there, MOMENT)
     if RULE == ADAM_RULE:
-        write(at_v, v, there, MOMENT)
-    write_weight(at_p, at_r, apply(p, u, d.to(WORK), k.to(WORK)), there, PARAM, MASTER)
+        write_moment(at_v, v, there, MOMENT)
+    write_weight(at_p, at_r, apply(p, u, d.to(WORK), k.to(WORK)), there, drawn, PARAM, MASTER, STOCHASTIC)
 
 
 @device
@@ -186,8 +201,9 @@ def projects_momentum(projected, scalars):
 
 @triton.jit(do_not_specialize=["first", "count"])
 def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts, corrects, RULE: tl.constexpr,
-           PARAM: tl.constexpr, MASTER: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr,
-           ROWS: tl.constexpr, ALIGNED: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+           PARAM: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, DRAWS: tl.constexpr, MOMENT: tl.constexpr,
+           WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
+           PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     if tl.program_id(0) == 0:
         tl.store(corrects, 0.0)
     first = first_row(first, ROWS)
@@ -200,12 +216,13 @@ def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts,
     there = within(unless_skipped(length, scalars), WIDTH, ALIGNED)
     g = gradient(p, g, scalars)
     m, v = advance(g, m, v, scalars, RULE)
+    m, v = as_stored(m, v, draws_if(DRAWS, tensor, start, scalars, WIDTH), RULE, MOMENT)
     u = direction(p, g, m, v, scalars, RULE)
     # Moments are written before the sums, so that only p and u are in registers across them.
     if RULE == ADAM_RULE:
-        write(at_v, v, there, MOMENT)
+        write_moment(at_v, v, there, MOMENT)
     if not PROJECTS_MOMENTUM:
-        write(at_m, m, there, MOMENT)
+        write_moment(at_m, m, there, MOMENT)
     pp = row_sum(p, p)
     store_sums(row_stats, count, row, row_sum(p, g), pp, row_sum(g, g))
     pu = row_sum(p, u)
@@ -225,13 +242,15 @@ def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts,
         projected = projects_momentum(buffered & (deferred == 0), scalars)
         write(at_m, tl.where(projected[:, None], u - c.to(WORK)[:, None] * p, m), there, MOMENT)
     p = apply(p, u, d.to(WORK)[:, None], k.to(WORK)[:, None])
-    write_weight(at_p, at_r, p, there & (deferred == 0)[:, None], PARAM, MASTER)
+    drawn = draws_if(STOCHASTIC, tensor, start, scalars, WIDTH)
+    write_weight(at_p, at_r, p, there & (deferred == 0)[:, None], drawn, PARAM, MASTER, STOCHASTIC)
 
 
 @device
 def correct_tile(row_table, first, count, tensors, scalars_table, row_stats, verdicts, RULE: tl.constexpr,
-                 PARAM: tl.constexpr, MASTER: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr,
-                 WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+                 PARAM: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, MOMENT: tl.constexpr,
+                 WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
+                 PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     verdict = verdicts + index * VERDICT_FIELDS
     length = tl.where(of(verdict, V_NEEDS_CORRECTION) != 0, length, 0)
@@ -267,17 +286,19 @@ def correct_tile(row_table, first, count, tensors, scalars_table, row_stats, ver
         if PROJECTS_MOMENTUM:
             projected = projects_momentum(gate != NONE, scalars)
             write(at_m, m - c.to(WORK)[:, None] * p, there & projected[:, None], MOMENT)
-        write_weight(at_p, at_r, apply(p, u, d, k), there, PARAM, MASTER)
+        drawn = draws_if(STOCHASTIC, tensor, start, scalars, WIDTH)
+        write_weight(at_p, at_r, apply(p, u, d, k), there, drawn, PARAM, MASTER, STOCHASTIC)
 
 
 @triton.jit(do_not_specialize=["first", "count", "programs"])
 def correct(row_table, first, count, tensors, scalars_table, row_stats, verdicts, corrects, programs,
-            RULE: tl.constexpr, PARAM: tl.constexpr, MASTER: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr,
-            WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr, PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
+            RULE: tl.constexpr, PARAM: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+            MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
+            PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     """Its programs, of which there are few, take the tiles of `programs` in turn, if any tensor is to be corrected."""
     if tl.load(corrects) != 0:
         tile = tl.program_id(0)
         while tile < programs:
             correct_tile(row_table, row_of_tile(first, tile, ROWS), count, tensors, scalars_table, row_stats, verdicts,
-                         RULE, PARAM, MASTER, MOMENT, WORK, WIDTH, ROWS, ALIGNED, PROJECTS_MOMENTUM)  # fmt: skip
+                         RULE, PARAM, MASTER, STOCHASTIC, MOMENT, WORK, WIDTH, ROWS, ALIGNED, PROJECTS_MOMENTUM)  # fmt: skip
             tile += tl.num_programs(0)

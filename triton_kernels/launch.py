@@ -27,9 +27,9 @@ MOST_REGISTERS = 128
 CORRECTING = 1024
 
 
-def scalars_of(h: Any, rule: str, t: float, first: bool, negated: bool) -> list[float]:
+def scalars_of(h: Any, rule: str, t: float, first: bool, negated: bool, draw_key: tuple[int, int]) -> list[float]:
     """The fields of SCALARS: the scalars of a bucket at one step, as scalars_of in csrc/rules/hyper.h. t: the step count, this
-    step included. first: torch.optim.SGD's momentum buffer was made for this step."""
+    step included. first: torch.optim.SGD's momentum buffer was made for this step. draw_key: of the step's random bits."""
     s = h.lr / (1 - h.beta1**t) if rule == "adam" else h.lr
     inv_sqrt_bc2 = 1 / math.sqrt(1 - h.beta2**t) if rule == "adam" else 0.0
     return [
@@ -44,8 +44,8 @@ def scalars_of(h: Any, rule: str, t: float, first: bool, negated: bool) -> list[
             float(h.proximal),
             float(h.project_momentum and not h.nesterov),
             h.fixed_gate,
-            0.0,
         ),
+        *(*map(float, draw_key), 0.0),
     ]
 
 
@@ -92,6 +92,8 @@ def constants(launch: Launch, names: list[str]) -> dict[str, Any]:
         "PARAM": getattr(tl, param),
         "MOMENT": getattr(tl, launch.key.moment),
         "MASTER": launch.key.master,
+        "STOCHASTIC": launch.key.stochastic,
+        "DRAWS": launch.key.draws,
         "WORK": tl.float64 if param == "float64" else tl.float32,
         "WIDTH": launch.config.width,
         "ROWS": launch.rows,

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from .jit import device
 from .plan import ROW_STATS, SCALARS, STATS, TENSOR, VERDICT
+from .rules import ADAM_RULE, SGD_RULE
 
 TENSOR_FIELDS = tl.constexpr(len(TENSOR))
 P = tl.constexpr(TENSOR.index("p"))
@@ -13,6 +14,7 @@ G = tl.constexpr(TENSOR.index("g"))
 M = tl.constexpr(TENSOR.index("m"))
 V = tl.constexpr(TENSOR.index("v"))
 R = tl.constexpr(TENSOR.index("r"))
+NUMBER = tl.constexpr(TENSOR.index("number"))
 GATE_COUNTER = tl.constexpr(TENSOR.index("gate_counter"))
 BUCKET = tl.constexpr(TENSOR.index("bucket"))
 ROW_COUNT = tl.constexpr(TENSOR.index("rows"))
@@ -115,9 +117,11 @@ def read_weight(at_p, at_r, there, PARAM: tl.constexpr, MASTER: tl.constexpr):
 
 
 @device
-def write_weight(at_p, at_r, x, there, PARAM: tl.constexpr, MASTER: tl.constexpr):
-    """With a remainder: rounds to nearest, ties away from zero; a NaN stays one."""
-    if MASTER:
+def write_weight(at_p, at_r, x, there, drawn, PARAM: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """With a remainder: rounds to nearest, ties away from zero; a NaN stays one. drawn: the random bits of the elements."""
+    if STOCHASTIC:
+        write_rounded(at_p, rounded_by(drawn & 0xFFFF, x), there)
+    elif MASTER:
         bits = x.to(tl.uint32, bitcast=True)
         high = tl.where(x == x, bits + 0x8000, bits | 0x400000) >> 16
         tl.store(at_p, high.to(tl.uint16), mask=there)
@@ -138,14 +142,52 @@ def read(pointer, there, DTYPE: tl.constexpr):
 
 
 @device
+def rounded_to_nearest(x):
+    """To bfloat16, ties to even; a NaN stays one. By its bits: Triton's interpreter loses the carry out of the fraction."""
+    return rounded_by(((x.to(tl.uint32, bitcast=True) >> 16) & 1) + 0x7FFF, x)
+
+
+@device
+def rounded_by(random, x):
+    """float32 to bfloat16, in float32, by random numbers of 16 bits; a NaN stays one."""
+    bits = x.to(tl.uint32, bitcast=True)
+    return (tl.where(x == x, bits + random, bits | 0x400000) & 0xFFFF0000).to(tl.float32, bitcast=True)
+
+
+@device
+def write_rounded(pointer, x, there):
+    """Numbers of bfloat16, in float32."""
+    tl.store(pointer, (x.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16), mask=there)
+
+
+@device
 def write(pointer, x, there, DTYPE: tl.constexpr):
-    """Rounds once, to nearest even. bfloat16 by its bits: Triton's interpreter loses the carry out of the fraction."""
+    """Rounds once, to nearest even."""
     if tl.bfloat16 == DTYPE:
-        bits = x.to(tl.uint32, bitcast=True)
-        rounded = bits + (((bits >> 16) & 1) + 0x7FFF)
-        tl.store(pointer, (tl.where(x == x, rounded, bits | 0x400000) >> 16).to(tl.uint16), mask=there)
+        write_rounded(pointer, rounded_to_nearest(x), there)
     else:
         tl.store(pointer, x.to(DTYPE), mask=there)
+
+
+@device
+def as_stored(m, v, drawn, RULE: tl.constexpr, MOMENT: tl.constexpr):
+    """The moments as they will be read: u is made of these, so that a correction finds it again. bfloat16: m to nearest, v by its
+    random bits, since its steps are some 1/1000 of it, and to nearest it would stall."""
+    if tl.bfloat16 == MOMENT:
+        if RULE != SGD_RULE:
+            m = rounded_to_nearest(m)
+        if RULE == ADAM_RULE:
+            v = rounded_by(drawn >> 16, v)
+    return m, v
+
+
+@device
+def write_moment(pointer, x, there, MOMENT: tl.constexpr):
+    """A moment as it is to be stored."""
+    if tl.bfloat16 == MOMENT:
+        write_rounded(pointer, x, there)
+    else:
+        tl.store(pointer, x, mask=there)
 
 
 @device

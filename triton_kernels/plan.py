@@ -37,13 +37,14 @@ TENSOR = (
     *("negated", "first_step"),
     # speculates: 0 no, 1 under the predicted gate, 2 without a write of p.
     *("bucket", "group", "rows", "length", "pieces", "first_row", "speculates"),
-    "r",  # the remainder of p
+    *("r", "number"),  # the remainder of p; its number, of its random bits
 )
 # Of a bucket at a step, float64: the scalars of csrc/rules/hyper.h, those of Adam, Momentum and Projection.
 SCALARS = (
     *("grad_scale", "l2", "beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "inv_sqrt_bc2", "eps"),
     *("metric_decay", "metric_decay_over_s", "nesterov", "momentum", "one_minus_dampening"),
     *("s", "decay", "wd_ratio", "delta", "proximal", "project_momentum", "fixed_gate"),
+    *("draw_a", "draw_b"),  # the step's key of random bits
     "skipped",  # whether the step is to be skipped
 )
 # Of a row, float64, one array for each field: sums, the projection's coefficient, and whether the write of p is deferred.
@@ -58,17 +59,24 @@ DEVICE_HYPER = ("lr", "weight_decay", "beta1", "beta2", "momentum", "initial_lr"
 FIXED_HYPER = (
     *("grad_scale", "dampening", "nesterov", "eps", "delta", "wd_ratio", "proximal", "project_momentum", "fixed_gate"),
     *("has_momentum", "into_l2", "into_metric", "decouple_lr", "over_one_minus_momentum"),
+    *("seed_low", "seed_high"),
 )
 
 
 class KernelKey(NamedTuple):
-    """What the kernels of a tensor depend on: the storage of parameters and of moments, the rule, and whether the parameter has a
-    remainder."""
+    """What the kernels of a tensor depend on: the storage of parameters and of moments, the rule, whether the parameter has a
+    remainder, and whether it is rounded stochastically."""
 
     param: str
     moment: str
     rule: str  # "adam", "momentum", or "sgd" (without a momentum buffer)
     master: bool = False
+    stochastic: bool = False
+
+    @property
+    def draws(self) -> bool:
+        """Whether a step takes random bits."""
+        return self.stochastic or (self.rule == "adam" and self.moment == "bfloat16")
 
 
 @dataclass(frozen=True)

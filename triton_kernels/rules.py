@@ -34,6 +34,8 @@ DELTA = tl.constexpr(SCALARS.index("delta"))
 PROXIMAL = tl.constexpr(SCALARS.index("proximal"))
 PROJECT_MOMENTUM = tl.constexpr(SCALARS.index("project_momentum"))
 FIXED_GATE = tl.constexpr(SCALARS.index("fixed_gate"))
+DRAW_A = tl.constexpr(SCALARS.index("draw_a"))
+DRAW_B = tl.constexpr(SCALARS.index("draw_b"))
 SKIPPED = tl.constexpr(SCALARS.index("skipped"))
 
 # Rules and gates.

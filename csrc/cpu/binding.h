@@ -10,9 +10,10 @@ class CpuBinding : public Binding {
  public:
   CpuBinding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
              const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first,
-             const pybind11::list& masters, bool exchanges, const pybind11::dict& direct_reads)
-      : Binding(groups, state, moments, rule, projected, lazy_buffer, first, masters, exchanges, direct_reads,
-                {dlpack::cpu, 0}),
+             const pybind11::list& precisions, const pybind11::list& numbers, bool exchanges,
+             const pybind11::dict& direct_reads)
+      : Binding(groups, state, moments, rule, projected, lazy_buffer, first, precisions, numbers, exchanges,
+                direct_reads, {dlpack::cpu, 0}),
         executor_(plan_) {}
 
   // The phases of a step, in this order, and then `end`. Only after `ready` returned true. Every gradient is multiplied

@@ -150,7 +150,8 @@ void CpuExecutor::correct() {
 
 Verdict CpuExecutor::verdict_on(int tensor) const {
   const Tensor& t = plan_.tensors[tensor];
-  const double unit = t.dtype == Dtype::f64 ? 0x1p-53 : 0x1p-24;  // float32 products are added up in float32 first
+  const double unit =
+      t.storage.param == Dtype::f64 ? 0x1p-53 : 0x1p-24;  // float32 products are added up in float32 first
   return verdict_of(tensor_steps_[tensor].scalars.projection, stats_[tensor], double(t.length), unit);
 }
 

@@ -67,7 +67,7 @@ Tile CpuExecutor::tile_of(const WorkItem& item, int64_t index, Scratch& scratch)
   const Tensor& t = plan_.tensors[item.tensor];
   const TensorStep& step = tensor_steps_[item.tensor];
   const int64_t elements = item.elements(), first = item.row * t.length + item.begin;
-  const int64_t bytes = bytes_of(t.dtype), work_bytes = work_bytes_of(t.dtype);
+  const int64_t bytes = bytes_of(t.storage.param), work_bytes = work_bytes_of(t.storage.param);
 
   auto operand = [&](const View& view, int64_t element_bytes, std::vector<char>& buffer) -> void* {
     if (!view.data) return nullptr;
@@ -79,14 +79,17 @@ Tile CpuExecutor::tile_of(const WorkItem& item, int64_t index, Scratch& scratch)
   Tile tile{};
   tile.p = operand(t.p, bytes, scratch.operand[0]);
   tile.g = operand(t.g, bytes, scratch.operand[1]);
-  if (t.master) tile.remainder = static_cast<int16_t*>(operand(t.remainder, 2, scratch.operand[2 + max_moments]));
+  if (t.storage.master())
+    tile.remainder = static_cast<int16_t*>(operand(t.remainder, 2, scratch.operand[2 + max_moments]));
   for (int j = 0; j < moments_of(plan_.rule_id(t.group)); ++j)
-    tile.moment[j] = operand(t.moment[j], bytes_of(t.moment_dtype), scratch.operand[2 + j]);
+    tile.moment[j] = operand(t.moment[j], bytes_of(t.storage.moment), scratch.operand[2 + j]);
   tile.rows = item.rows;
   tile.length = item.end - item.begin;
   tile.scalars = &step.scalars;
   tile.policy = step.policy;
   tile.unprojected = step.unprojected;
+  tile.draw_key = step.scalars.draw_key.with(t.number);
+  tile.first = first;
   if (t.projected) {
     tile.coefficient = &coefficients_[t.first_coefficient + item.row];
     tile.piece = !item.whole_rows(t);
@@ -101,10 +104,10 @@ Tile CpuExecutor::tile_of(const WorkItem& item, int64_t index, Scratch& scratch)
 void CpuExecutor::scatter_back(const WorkItem& item, const Tile& tile, Writes writes) const {
   const Tensor& t = plan_.tensors[item.tensor];
   if (t.packed) return;
-  if (writes.p) scatter(t, t.p, bytes_of(t.dtype), item, tile.p);
-  if (writes.p && t.master) scatter(t, t.remainder, 2, item, tile.remainder);
+  if (writes.p) scatter(t, t.p, bytes_of(t.storage.param), item, tile.p);
+  if (writes.p && t.storage.master()) scatter(t, t.remainder, 2, item, tile.remainder);
   for (int j = 0; j < moments_of(plan_.rule_id(t.group)); ++j)
-    if (writes.moments && t.moment[j].data) scatter(t, t.moment[j], bytes_of(t.moment_dtype), item, tile.moment[j]);
+    if (writes.moments && t.moment[j].data) scatter(t, t.moment[j], bytes_of(t.storage.moment), item, tile.moment[j]);
 }
 
 }  // namespace onepass

@@ -38,17 +38,22 @@ struct Row {
   typedef typename WorkOf<P>::type S;
   typedef Pack<S> R;
   static constexpr int lanes = R::lanes;
+  static constexpr bool is_short = std::is_same_v<M, ShortMoment>;
+  static constexpr bool rounds_stochastically = std::is_same_v<P, Stochastic>;
 
   typedef typename ElementOf<P>::type G;
 
   typename AddressOf<P>::type p;
   const G* g;
   M* moment[2];
-  int64_t length;
+  int64_t length, first;
+  DrawKey draw_key;
 
   Row(const Tile& t, int64_t row) : length(t.length) {
     int64_t at = row * t.length;
-    p = address_of<P>(t.p, t.remainder, at);
+    p = address_of<P>(t, at);
+    first = t.first + at;
+    draw_key = t.draw_key;
     g = static_cast<const G*>(t.g) + at;
     for (int j = 0; j < Rule::moments; ++j) moment[j] = static_cast<M*>(t.moment[j]) + at;
   }
@@ -61,6 +66,31 @@ struct Row {
   ONEPASS_INLINE void store_moments(const R* x, int64_t i, N n) const {
     for (int j = 0; j < Rule::moments; ++j) store_some(moment[j] + i, x[j], n);
   }
+
+  // The random bits of a pack, if a step takes any of its parameters or of its moments.
+  template <bool needed>
+  ONEPASS_INLINE auto drawn(int64_t i) const {
+    Draws<> bits;
+    if constexpr (needed) draw_into(bits, draw_key, first + i);
+    return bits;
+  }
+  static constexpr bool draws = rounds_stochastically || (is_short && Rule::moments > 1);
+
+  // To what is stored of them.
+  ONEPASS_INLINE void round_moments(R* x, const Draws<>& bits) const {
+    if constexpr (is_short) {
+      x[0] = rounded_to_nearest(x[0]);
+      if constexpr (Rule::moments > 1) x[1] = rounded_by<false>(bits, x[1]);
+    }
+  }
+
+  template <class N>
+  ONEPASS_INLINE void store_weights(const R& x, int64_t i, N n, const Draws<>& bits) const {
+    if constexpr (rounds_stochastically)
+      store_some(reinterpret_cast<ShortMoment*>(p + i), rounded_by<true>(bits, x), n);
+    else
+      store_some(p + i, x, n);
+  }
 };
 
 template <class P, class M, class Rule>
@@ -68,6 +98,7 @@ struct KernelsOf {
   typedef typename WorkOf<P>::type S;
   typedef Pack<S> R;
   static constexpr int lanes = R::lanes;
+  static constexpr bool is_stochastic = std::is_same_v<P, Stochastic>;
 
   static void step(const Tile& t) {
     const Rule rule = rule_of<Rule>(*t.scalars);
@@ -79,9 +110,11 @@ struct KernelsOf {
         R g = rule.gradient(p, R(load_some(row.g + i, n)));
         row.load_moments(moment, i, n);
         rule.advance(g, moment);
+        const auto bits = row.template drawn<Row<P, M, Rule>::draws>(i);
+        row.round_moments(moment, bits);
         R u = rule.direction(p, g, moment);
         row.store_moments(moment, i, n);
-        store_some(row.p + i, apply(p, u, d, k), n);
+        row.store_weights(apply(p, u, d, k), i, n, bits);
       });
     }
   }
@@ -99,12 +132,14 @@ struct KernelsOf {
         R g = rule.gradient(p, R(load_some(row.g + i, n)));
         row.load_moments(moment, i, n);
         rule.advance(g, moment);
+        const auto bits = row.template drawn<Row<P, M, Rule>::draws>(i);
+        row.round_moments(moment, bits);
         R u = rule.direction(p, g, moment);
         row.store_moments(moment, i, n);
         sum.add(p, g, u);
         if constexpr (policy == WritePolicy::now) {
           store_some(cache + i, p, n);
-          store_some(row.p + i, apply(p, u, d, k), n);
+          row.store_weights(apply(p, u, d, k), i, n, bits);
         }
         if constexpr (policy == WritePolicy::buffered) store_some(cache + i, u, n);
       });
@@ -124,14 +159,17 @@ struct KernelsOf {
     each_pack<lanes>(0, row.length, [&](int64_t i, auto n) {
       R p = load_some(row.p + i, n), u = load_some(u_in + i, n);
       if (Rule::id == RuleId::momentum && c) project_buffer(row, p, S(*c), i, n);
-      store_some(row.p + i, apply(p, u, d, k), n);
+      row.store_weights(apply(p, u, d, k), i, n, row.template drawn<is_stochastic>(i));
     });
   }
 
   template <class N>
   static ONEPASS_INLINE void project_buffer(const Row<P, M, Rule>& row, const R& p, S c, int64_t i, N n) {
-    if constexpr (Rule::id == RuleId::momentum)
-      store_some(row.moment[0] + i, R(load_some(row.moment[0] + i, n) - c * p), n);
+    if constexpr (Rule::id == RuleId::momentum) {
+      R projected = load_some(row.moment[0] + i, n) - c * p;
+      row.round_moments(&projected, {});
+      store_some(row.moment[0] + i, projected, n);
+    }
   }
 
   static RowStats update(const Tile& t) {
@@ -221,7 +259,7 @@ struct KernelsOf {
         row.load_moments(moment, i, n);
         R u = rule.direction(p, g, moment);
         if (buffer_too) project_buffer(row, p, S(c), i, n);
-        store_some(row.p + i, apply(p, u, d, k), n);
+        row.store_weights(apply(p, u, d, k), i, n, row.template drawn<is_stochastic>(i));
       });
     }
   }
@@ -233,12 +271,16 @@ struct KernelsOf {
     return sum.value();
   }
 
-  static constexpr Kernels kernels() { return {step, update, gate_stats, correct, square_sum}; }
+  static constexpr Kernels kernels() {
+    // What writes nothing is one for all that is read alike.
+    typedef KernelsOf<std::conditional_t<std::is_same_v<P, Stochastic>, BFloat16, P>, S, Rule> Reading;
+    return {step, update, Reading::gate_stats, correct, Reading::square_sum};
+  }
 };
 
 template <class P, class M, class... Rule>
 constexpr std::array<Kernels, sizeof...(Rule)> kernels_of(const std::tuple<Rule...>*) {
-  return {KernelsOf<P, M, Rule>::kernels()...};
+  return {KernelsOf<P, std::conditional_t<Rule::moments != 0, M, typename WorkOf<P>::type>, Rule>::kernels()...};
 }
 
 template <class P, class M>
@@ -247,9 +289,11 @@ constexpr std::array<Kernels, rule_count> kernels_of() {
 }
 
 // In the order of `storages`.
-extern const KernelTable table = {kernels_of<float, float>(), kernels_of<double, double>(),
-                                  kernels_of<BFloat16, float>(), kernels_of<Half, float>(),
-                                  kernels_of<Master, float>()};
+extern const KernelTable table = {kernels_of<float, float>(),        kernels_of<double, double>(),
+                                  kernels_of<BFloat16, float>(),     kernels_of<Half, float>(),
+                                  kernels_of<Master, float>(),       kernels_of<Stochastic, float>(),
+                                  kernels_of<float, ShortMoment>(),  kernels_of<BFloat16, ShortMoment>(),
+                                  kernels_of<Master, ShortMoment>(), kernels_of<Stochastic, ShortMoment>()};
 
 }  // namespace ONEPASS_ISA
 }  // namespace onepass

@@ -19,6 +19,8 @@ struct Tile {
   const Scalars* scalars;
   WritePolicy policy;
   Affine unprojected;   // of WritePolicy::now
+  DrawKey draw_key;     // of the tensor at this step
+  int64_t first;        // of its elements in the tensor, in the order of its shape
   double* coefficient;  // c of each row: written by `update` unless the tile is a piece, read by `correct`
   bool piece;           // a part of one row, whose sums `combine` completes
   bool deferred;        // for `correct` of a piece: whether `update` has deferred it

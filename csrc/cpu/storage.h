@@ -1,5 +1,5 @@
-// Parameters and moments in memory, to and from packs: float, double, bfloat16 (with a remainder or without) and
-// float16, whole packs and tails.
+// Parameters and moments in memory, to and from packs: float, double, bfloat16 (with a remainder or without, rounded to
+// nearest or stochastically) and float16, whole packs and tails.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "../rules/number.h"
+#include "kernels.h"
 #include "simd.h"
 
 namespace onepass {
@@ -84,6 +85,52 @@ ONEPASS_INLINE void store_register(BFloat16* to, const Floats& x) {
   narrow(to, (x.v == x.v ? rounded : (bits | 0x400000)) >> 16);
 }
 
+// A moment is in bfloat16 already when it is stored.
+ONEPASS_INLINE void load_register(const ShortMoment* from, Floats& x) {
+  load_register(reinterpret_cast<const BFloat16*>(from), x);
+}
+ONEPASS_INLINE void store_register(ShortMoment* to, const Floats& x) {
+  narrow(to, bits_as<Bits32>(x.v) >> 16);
+}
+
+// The random bits of the elements of a pack.
+template <int bytes = 64>
+using Draws = Pack<uint32_t, bytes>;
+
+template <int bytes>
+ONEPASS_INLINE void draw_into(Draws<bytes>& x, const DrawKey& key, int64_t index) {
+  if constexpr (bytes == ONEPASS_VECTOR_BYTES) {
+    for (int i = 0; i < x.lanes; ++i) x.v[i] = i;
+    x.v = draw(key, x.v + uint32_t(index), uint32_t(index >> 32));
+    if (uint32_t(index) > uint32_t(-x.lanes)) [[unlikely]]  // the lower half of the index wraps in the register
+      for (int i = 0; i < x.lanes; ++i) x.v[i] = draw_at(key, index + i);
+  } else {
+    draw_into(x.low, key, index);
+    draw_into(x.high, key, index + x.low.lanes);
+  }
+}
+
+// Numbers of bfloat16: x with `up` added to its bits, without those below. A NaN is a quiet one, since it was computed.
+ONEPASS_INLINE Floats rounded_up(const Floats& x, const Bits32& up) {
+  const Bits32 number = bits_as<Bits32>(x.v == x.v);
+  return bits_as<Floats::Vector>((bits_as<Bits32>(x.v) + (up & number)) & 0xffff0000);
+}
+template <int bytes>
+ONEPASS_INLINE Pack<float, bytes> rounded_to_nearest(const Pack<float, bytes>& x) {
+  if constexpr (bytes == ONEPASS_VECTOR_BYTES)
+    return rounded_up(x, ((bits_as<Bits32>(x.v) >> 16) & 1) + 0x7fff);
+  else
+    return {rounded_to_nearest(x.low), rounded_to_nearest(x.high)};
+}
+// By the lower halves of the random bits, or by the upper ones.
+template <bool lower, int bytes>
+ONEPASS_INLINE Pack<float, bytes> rounded_by(const Draws<bytes>& drawn, const Pack<float, bytes>& x) {
+  if constexpr (bytes == ONEPASS_VECTOR_BYTES)
+    return rounded_up(x, lower ? drawn.v & 0xffff : drawn.v >> 16);
+  else
+    return {rounded_by<lower>(drawn.low, x.low), rounded_by<lower>(drawn.high, x.high)};
+}
+
 // The address of weights that are stored as P.
 template <class P>
 struct AddressOf {
@@ -98,6 +145,10 @@ struct MasterAddress {
 template <>
 struct AddressOf<Master> {
   typedef MasterAddress type;
+};
+template <>
+struct AddressOf<Stochastic> {
+  typedef BFloat16* type;
 };
 
 // The float32 weight; the parameter alone if only the remainder makes a NaN of it.
@@ -287,13 +338,13 @@ ONEPASS_INLINE void store(MasterAddress to, const Pack<float>& x, int n) {
   p.write(to.p, n);
   remainder.write(to.remainder, n);
 }
-
 template <class P>
-ONEPASS_INLINE typename AddressOf<P>::type address_of(void* p, int16_t* remainder, int64_t at) {
+ONEPASS_INLINE typename AddressOf<P>::type address_of(const Tile& t, int64_t at) {
+  auto* p = static_cast<typename ElementOf<P>::type*>(t.p) + at;
   if constexpr (std::is_same_v<P, Master>)
-    return {static_cast<BFloat16*>(p) + at, remainder + at};
+    return {p, t.remainder + at};
   else
-    return static_cast<P*>(p) + at;
+    return p;
 }
 
 }  // namespace ONEPASS_ISA

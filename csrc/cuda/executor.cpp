@@ -9,11 +9,14 @@ namespace onepass::cuda {
 namespace {
 
 constexpr const char* dtype_names[] = {"float32", "float64", "bfloat16", "float16"};
+constexpr const char* weight_names[] = {"", " with a remainder", " rounded stochastically"};
 constexpr const char* rule_names[] = {"Adam", "SGD with a buffer", "SGD"};
 
 std::string kernel_name(Kernel kernel, const KernelKey& key) {
   return std::string(kernel_names[static_cast<int>(kernel)]) + " (" + dtype_names[static_cast<int>(key.storage.param)] +
-         (key.storage.master ? " with a remainder, " : ", ") + rule_names[static_cast<int>(key.rule)] + ")";
+         weight_names[static_cast<int>(key.storage.weight)] +
+         (key.storage == key.storage.with_wide_moments() ? "" : ", moments in bfloat16") + ", " +
+         rule_names[static_cast<int>(key.rule)] + ")";
 }
 
 // The address of the gradient of a tensor without elements. Null would mean no gradient, but such a step is counted.
@@ -131,7 +134,7 @@ void CudaExecutor::set_scalars() {
 }
 
 int CudaExecutor::scalars_index_of(const Tensor& t, float count) {
-  const Key key{t.group, count, t.first_step, t.negated, t.dtype == Dtype::f64};
+  const Key key{t.group, count, t.first_step, t.negated, t.storage.param == Dtype::f64};
   // From the end: tensors mostly share what their neighbour has.
   for (int i = static_cast<int>(keys_.size()) - 1; i >= 0; --i)
     if (keys_[i] == key) return i;
@@ -192,7 +195,7 @@ void CudaExecutor::launch(Kernel kernel, const KernelKey& key) {
 
   const ByValue values{scalars_.data(), scalars_in_memory_ ? 0 : static_cast<int>(scalars_.size()), gradient_.data(),
                        gradients_in_memory_ ? 0 : static_cast<int>(gradient_.size())};
-  const cudaError_t error = launcher(key).launch(kernel, plan, values, blocks(kernel, key), stream_);
+  const cudaError_t error = launcher(kernel, key).launch(kernel, plan, values, blocks(kernel, key), stream_);
   if (error != cudaSuccess) check(error, "launching", kernel_name(kernel, key).c_str());
   launches_.push_back(kernel_names[static_cast<int>(kernel)]);
 }
@@ -202,7 +205,8 @@ int CudaExecutor::blocks(Kernel kernel, const KernelKey& key) {
   int& known = blocks_[key.index() * kernel_count + static_cast<int>(kernel)];
   if (known == 0) {
     int each = 0;
-    check(launcher(key).blocks_per_multiprocessor(kernel, layout_.row_cache_bytes, limits_.shared_per_block, &each),
+    check(launcher(kernel, key)
+              .blocks_per_multiprocessor(kernel, layout_.row_cache_bytes, limits_.shared_per_block, &each),
           "reserving shared memory for", kernel_name(kernel, key).c_str());
     const int warp_items = static_cast<int>(plan_.items.size()) - layout_.block_items;
     const int wanted = std::max({layout_.block_items, (warp_items + warps - 1) / warps, 1});

@@ -140,7 +140,7 @@ struct Finalizer {
     v.needs_correction = v.corrected || deferred;
     store(verdict, v, of_stats);
     if (v.needs_correction)
-      store(plan.corrections + atomicAdd(plan.corrected, 1u), Correction{int(o.t->first_item), o.t->items}, of_stats);
+      store(plan.corrections + atomicAdd(plan.corrected, 1u), Correction{o.t->first_item, o.t->items}, of_stats);
   }
 };
 

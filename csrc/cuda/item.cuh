@@ -25,6 +25,7 @@ struct ItemView {
     first = piece ? item.at : item.at * t->length;
   }
   __device__ __forceinline__ int64_t first_row() const { return first / t->length; }
+  __device__ __forceinline__ DrawKey draw_key() const { return scalars->draw_key.with(t->number); }
 };
 
 // The operands of an item, P as parameters are stored and M as moments. is_packed: elements are accessed as vectors,
@@ -46,7 +47,7 @@ struct Operands : ItemView<Rule> {
   bool aligned;  // vectors of all operands lie on their boundaries wherever those of p do
 
   __device__ __forceinline__ explicit Operands(const ItemView<Rule>& view)
-      : ItemView<Rule>(view), p(view.t->p, &view.t->remainder) {
+      : ItemView<Rule>(view), p(view.t->p, &view.t->remainder, view.draw_key()) {
     g.data = static_cast<const Element*>(this->gradient);
     aligned = like_p<Element>(this->gradient);
     if (std::is_same_v<P, Master>) aligned &= like_p<MasterRemainder>(t->remainder);
@@ -57,6 +58,20 @@ struct Operands : ItemView<Rule> {
   __device__ __forceinline__ Span<lanes> row(int r) const {
     const int64_t at = this->first + int64_t(r) * this->length;
     return {at, this->length, int(reinterpret_cast<uint64_t>(p.address(at)) / sizeof(Element) % lanes)};
+  }
+
+  // To what is stored of them.
+  template <class Place>
+  __device__ __forceinline__ void round_moments([[maybe_unused]] const Place& place,
+                                                [[maybe_unused]] Pack<S, lanes>* moment) const {
+    if constexpr (std::is_same_v<M, ShortMoment>) {
+      const DrawKey key = this->draw_key();  // made anew: `update` has no registers left for it
+#pragma unroll
+      for (int i = 0; i < lanes; ++i) {
+        if (Rule::moments > 0) moment[0].x[i] = rounded_to_nearest(moment[0].x[i]);
+        if (Rule::moments > 1) moment[1].x[i] = rounded_up(moment[1].x[i], draw_at(key, place.index + i) >> 16);
+      }
+    }
   }
 
   // The place of one vector of a span.
@@ -94,10 +109,13 @@ struct Elements {
   }
 
   // The direction u. Makes of g what the rule wants and, if `advancing`, of the moments those of this step.
-  template <bool advancing>
-  __device__ __forceinline__ R direct(const Rule& rule) {
+  template <bool advancing, class Place>
+  __device__ __forceinline__ R direct(const O& o, const Place& place, const Rule& rule) {
     g = rule.gradient(p, g);
-    if (advancing) rule.advance(g, moment);
+    if (advancing) {
+      rule.advance(g, moment);
+      o.round_moments(place, moment);
+    }
     return rule.direction(p, g, moment);
   }
 

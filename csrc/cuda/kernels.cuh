@@ -15,6 +15,9 @@
 #include "rows.cuh"
 #include "thread_group.cuh"
 
+// For lambdas. nvcc 13.0 does not inline the largest by itself, and passes what they capture through memory.
+#define ONEPASS_INLINED __attribute__((always_inline))
+
 namespace onepass::cuda {
 
 enum class Phase { step, gate_stats, update, correct, square_sum };
@@ -154,32 +157,36 @@ __device__ __forceinline__ void run_items(const KernelParams<Rule>& params) {
   constexpr bool backwards = phase == Phase::gate_stats || phase == Phase::square_sum;
 
   int finished = 0;
-  each_item(plan, 0, plan.block_items, blockIdx.x, 1, backwards, [&](const DeviceItem& item, int index, bool last) {
-    FinishedItem& own = shared.finished[finished];
-    if (publishes && lane() == 0) own.of_warp[warp()] = {};
-    if (publishes && threadIdx.x == 0) own.index = -1;
-    with_item(params, item,
-              [&](const ItemView<Rule>& o) { visit<phase, BlockGroup, P, M>(plan, shared, own, o, index); });
-    if (publishes && (++finished == warps || last)) {
-      publish_finished<phase>(params, shared, finished);
-      finished = 0;
-    }
-  });
+  each_item(plan, 0, plan.block_items, blockIdx.x, 1, backwards,
+            [&](const DeviceItem& item, int index, bool last) ONEPASS_INLINED {
+              FinishedItem& own = shared.finished[finished];
+              if (publishes && lane() == 0) own.of_warp[warp()] = {};
+              if (publishes && threadIdx.x == 0) own.index = -1;
+              with_item(params, item, [&](const ItemView<Rule>& o) ONEPASS_INLINED {
+                visit<phase, BlockGroup, P, M>(plan, shared, own, o, index);
+              });
+              if (publishes && (++finished == warps || last)) {
+                publish_finished<phase>(params, shared, finished);
+                finished = 0;
+              }
+            });
 
   // From the block on that comes after that of the last item, so that none has one more of both.
   const int block = int(blockIdx.x + gridDim.x - plan.block_items % gridDim.x) % gridDim.x;
   FinishedItem& own = shared.finished[warp()];
   each_item(plan, plan.block_items, plan.all_items, block * warps + warp(), warps, backwards,
-            [&](const DeviceItem& item, int index, bool) {
+            [&](const DeviceItem& item, int index, bool) ONEPASS_INLINED {
               if (publishes && lane() == 0) own.of_warp[warp()] = {}, own.index = -1;
-              with_item(params, item, [&](const ItemView<Rule>& o) {
+              with_item(params, item, [&](const ItemView<Rule>& o) ONEPASS_INLINED {
                 visit<phase, WarpGroup, P, M>(plan, shared, own, o, index);
-                if constexpr (publishes) {
-                  __syncwarp();
-                  if (own.index >= 0) publish<phase>(plan, o, index, own.of_warp[warp()]);
-                  __syncwarp();
-                }
               });
+              if constexpr (publishes) {
+                __syncwarp();
+                if (own.index >= 0)
+                  with_item(params, load(plan.items + unsigned(own.index), of_plan),
+                            [&](const ItemView<Rule>& o) { publish<phase>(plan, o, own.index, own.of_warp[warp()]); });
+                __syncwarp();
+              }
             });
 }
 

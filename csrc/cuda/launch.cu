@@ -5,13 +5,28 @@
 
 namespace onepass::cuda {
 
-extern const Launcher *const launchers_f32, *const launchers_f64, *const launchers_bf16, *const launchers_f16,
-                                                                                             *const launchers_master;
+extern const Launcher *const launchers_f32,
+    *const launchers_f64, *const launchers_bf16, *const launchers_f16,
+                                                     *const launchers_master,
+                                                         *const launchers_stochastic,
+                                                             *const launchers_f32_short,
+                                                                 *const launchers_bf16_short,
+                                                                     *const launchers_master_short,
+                                                                         *const launchers_stochastic_short;
 
-// In the order of `storages`.
-const Launcher& launcher(const KernelKey& key) {
-  const Launcher* const of_storage[] = {launchers_f32, launchers_f64, launchers_bf16, launchers_f16, launchers_master};
-  return of_storage[index_of(key.storage)][static_cast<int>(key.rule)];
+const Launcher& launcher(Kernel kernel, const KernelKey& key) {
+  // In the order of `storages`.
+  const Launcher* const of_storage[] = {launchers_f32,          launchers_f64,
+                                        launchers_bf16,         launchers_f16,
+                                        launchers_master,       launchers_stochastic,
+                                        launchers_f32_short,    launchers_bf16_short,
+                                        launchers_master_short, launchers_stochastic_short};
+  Storage storage = key.storage;
+  if (!writes_elements(kernel)) {  // one for all that is read alike
+    storage = storage.with_wide_moments();
+    if (storage.stochastic()) storage.weight = Weight::plain;
+  }
+  return of_storage[index_of(storage)][static_cast<int>(key.rule)];
 }
 
 __global__ void __launch_bounds__(block_size) upload(const Chunk __grid_constant__ chunk) {

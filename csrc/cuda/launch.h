@@ -9,6 +9,9 @@ namespace onepass::cuda {
 
 enum class Kernel : int { device_scalars, step, gate_stats, update, decide, correct, square_sum };
 constexpr int kernel_count = 7;
+constexpr bool writes_elements(Kernel kernel) {
+  return kernel == Kernel::step || kernel == Kernel::update || kernel == Kernel::correct;
+}
 constexpr const char* kernel_names[kernel_count] = {"device_scalars", "step",    "gate_stats", "update",
                                                     "decide",         "correct", "square_sum"};
 
@@ -29,7 +32,7 @@ struct Launcher {
   void (*write_scalars)(const Scalars&, unsigned char* to);
 };
 
-const Launcher& launcher(const KernelKey& key);
+const Launcher& launcher(Kernel kernel, const KernelKey& key);
 
 // Writes words to device memory.
 cudaError_t launch_upload(const Chunk& chunk, cudaStream_t stream);

@@ -12,11 +12,11 @@ constexpr int64_t item_elements = 8192;
 constexpr int64_t warp_elements = 2048;
 
 int lanes_of(const Tensor& t) {
-  return !t.packed ? 1 : t.dtype == Dtype::f64 ? 2 : 4;
+  return !t.packed ? 1 : t.storage.param == Dtype::f64 ? 2 : 4;
 }
 
 int vectors_cached(const Tensor& t, RowCache cache, int row_cache_bytes) {
-  return cached_vectors(cache, row_cache_bytes, static_cast<int>(work_bytes_of(t.dtype)) * lanes_of(t));
+  return cached_vectors(cache, row_cache_bytes, static_cast<int>(work_bytes_of(t.storage.param)) * lanes_of(t));
 }
 
 // Elements of a row that `threads` threads can cache. One vector more than its elements fill, as its ends may lie

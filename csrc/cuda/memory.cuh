@@ -135,6 +135,7 @@ struct PackedPlace {
 // Strided: one element, so many elements from the first of each operand.
 struct StridedPlace {
   int64_t offset[3 + max_moments];
+  int64_t index;  // in the order of the shape
 };
 
 // layout: sizes of the dimensions, then the strides of each operand, of which so many moments and the remainder are
@@ -142,6 +143,7 @@ struct StridedPlace {
 template <int moments, bool with_remainder>
 __device__ __forceinline__ StridedPlace strided_place(const int64_t* layout, int dims, uint64_t element) {
   StridedPlace place{};
+  place.index = element;
   for (int d = dims - 1; d >= 0; --d) {
     const uint64_t size = load(layout + d, of_plan), rest = element / size;
     const int64_t index = element - rest * size;
@@ -208,10 +210,10 @@ struct Strided {
   }
 };
 
-// The weights of a tensor that is stored as P, by Stream<element, operand>.
+// The weights of a tensor that is stored as P, by Stream<element, operand>. key: of the tensor's random bits.
 template <class P, template <class, Operand> class Stream>
 struct Weights : Stream<P, of_p> {
-  __device__ __forceinline__ explicit Weights(void* p, void* const*) : Stream<P, of_p>{static_cast<P*>(p)} {}
+  __device__ __forceinline__ Weights(void* p, void* const*, const DrawKey&) : Stream<P, of_p>{static_cast<P*>(p)} {}
 
   __device__ __forceinline__ const void* address(int64_t element) const { return this->data + element; }
 };
@@ -220,7 +222,7 @@ struct Weights<Master, Stream> {
   Stream<MasterParameter, of_p> parameter;
   void* const* at_remainder;  // read at every access: `update` has no registers left for another address
 
-  __device__ __forceinline__ Weights(void* p, void* const* at_remainder)
+  __device__ __forceinline__ Weights(void* p, void* const* at_remainder, const DrawKey&)
       : parameter{static_cast<MasterParameter*>(p)}, at_remainder(at_remainder) {}
 
   __device__ __forceinline__ Stream<MasterRemainder, of_r> remainder() const {
@@ -241,6 +243,20 @@ struct Weights<Master, Stream> {
   __device__ __forceinline__ void write(const Place& place, const Pack<float, lanes>& x) const {
     parameter.template write<whole>(place, x);
     remainder().template write<whole>(place, x);
+  }
+};
+template <template <class, Operand> class Stream>
+struct Weights<Stochastic, Stream> : Weights<BFloat16, Stream> {
+  DrawKey key;
+
+  __device__ __forceinline__ Weights(void* p, void* const* at_remainder, const DrawKey& key)
+      : Weights<BFloat16, Stream>(p, at_remainder, key), key(key) {}
+
+  template <bool whole, class Place, int lanes>
+  __device__ __forceinline__ void write(const Place& place, Pack<float, lanes> x) const {
+#pragma unroll
+    for (int i = 0; i < lanes; ++i) x.x[i] = rounded_up(x.x[i], draw_at(key, place.index + i) & 0xffff);
+    Weights<BFloat16, Stream>::template write<whole>(place, x);  // which has nothing left to round
   }
 };
 

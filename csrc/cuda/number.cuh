@@ -56,6 +56,9 @@ __device__ __forceinline__ float to_work(MasterParameter x) {
 __device__ __forceinline__ float to_work(MasterRemainder x) {
   return float_of(uint32_t(int32_t(int16_t(x.bits))));
 }
+__device__ __forceinline__ float to_work(ShortMoment x) {
+  return to_work(BFloat16{x.bits});
+}
 // The float32 weight; the parameter alone if only the remainder makes a NaN of it.
 __device__ __forceinline__ float joined(float parameter, float remainder) {
   const float x = float_of(bits_of(parameter) + bits_of(remainder));
@@ -75,6 +78,18 @@ template <>
 __device__ __forceinline__ BFloat16 from_work<BFloat16>(float x) {
   const uint32_t bits = bits_of(x), rounded = bits + (((bits >> 16) & 1) + 0x7fff);
   return {uint16_t((x == x ? rounded : (bits | 0x400000)) >> 16)};
+}
+// Numbers of bfloat16: x with `up` added to its bits, without those below. A NaN is a quiet one, since it was computed.
+__device__ __forceinline__ float rounded_up(float x, uint32_t up) {
+  return float_of((bits_of(x) + (x == x ? up : 0)) & 0xffff0000);
+}
+__device__ __forceinline__ float rounded_to_nearest(float x) {
+  return rounded_up(x, ((bits_of(x) >> 16) & 1) + 0x7fff);
+}
+// A moment is in bfloat16 already when it is stored.
+template <>
+__device__ __forceinline__ ShortMoment from_work<ShortMoment>(float x) {
+  return {uint16_t(bits_of(x) >> 16)};
 }
 // Round to nearest, ties away from zero; a NaN stays one.
 template <>

@@ -57,8 +57,9 @@ struct DeviceTensor {
   uint8_t* gate_counter;  // null where not projected
   const int64_t* layout;  // null if packed, else sizes, then the strides of p, g, the moments and the remainder
   int64_t rows, length;
-  int64_t first_item, first_coefficient;
-  int items;
+  int64_t first_coefficient;
+  int first_item, items;
+  uint32_t number;  // of its random bits
   uint8_t dims;
   uint8_t key;        // KernelKey::index of the kernels that step it
   int scalars_index;  // its scalars, in KernelParams::scalars or DevicePlan::scalars
@@ -84,13 +85,15 @@ struct KernelScalars {
   Projection projection;
   Affine unprojected;
   bool project_momentum;
+  DrawKey draw_key;
 };
 
 template <class Rule>
 ONEPASS_HD KernelScalars<Rule> kernel_scalars(const Scalars& s) {
   typedef typename Rule::Number S;
   const Affine unprojected = s.projection.affine(Gate::none, 0);
-  return {rule_of<Rule>(s), {S(unprojected.d), S(unprojected.k)}, s.projection, unprojected, s.project_momentum};
+  return {rule_of<Rule>(s), {S(unprojected.d), S(unprojected.k)}, s.projection, unprojected, s.project_momentum,
+          s.draw_key};
 }
 
 // python/onepass/backend/cuda.py reads these fields by offset.

@@ -101,8 +101,9 @@ DeviceTensor CudaExecutor::describe(int i) const {
   d.gate_counter = t.gate_counter;
   d.layout = t.packed ? nullptr : in<int64_t>(layouts_) + layout_at_[i];
   d.rows = t.rows, d.length = t.length;
-  d.first_item = t.first_item, d.first_coefficient = t.first_coefficient;
-  d.items = static_cast<int>(t.items);
+  d.first_coefficient = t.first_coefficient;
+  d.first_item = static_cast<int>(t.first_item), d.items = static_cast<int>(t.items);
+  d.number = t.number;
   d.dims = static_cast<uint8_t>(t.shape.size());
   d.key = static_cast<uint8_t>(plan_.key(t).index());
   d.scalars_index = scalars_index_[i];
@@ -136,7 +137,7 @@ void CudaExecutor::upload_changes(cudaStream_t stream) {
     shadow_tensors_.set(i * sizeof d, &d, sizeof d);
     if (!scalars_in_memory_ || scalars_index_[i] < count) continue;
     alignas(16) unsigned char scalars[scalars_bytes] = {};
-    launcher(plan_.key(t)).write_scalars(scalars_[scalars_index_[i] - count], scalars);
+    launcher(Kernel::device_scalars, plan_.key(t)).write_scalars(scalars_[scalars_index_[i] - count], scalars);
     shadow_scalars_.set(static_cast<int64_t>(scalars_index_[i]) * scalars_bytes, scalars, scalars_bytes);
   }
   shadow_gradients_.captured |= capturing_ && gradients_in_memory_;  // a graph has gradients of its own

@@ -25,7 +25,7 @@ struct Rows {
     const S d = o.scalars->step.d, k = o.scalars->step.k;
     const Row s = all_rows();
     each_elements(s, s.vectors(), Group::rank(), Group::size, true, [&](auto whole, const auto& place, auto& e) {
-      const R u = e.template direct<true>(rule);
+      const R u = e.template direct<true>(o, place, rule);
       e.p = apply(e.p, u, d, k);
       e.template write_moments<whole>(o, place);
       o.p.template write<whole>(place, e.p);
@@ -149,7 +149,7 @@ struct Rows {
       RowSums lane_sums;
       int i = 0;
       each_elements(s, vectors, rank, width, true, [&](auto whole, const auto& place, auto& e) {
-        const R u = e.template direct<true>(rule);
+        const R u = e.template direct<true>(o, place, rule);
         add_products(lane_sums, e.p, e.g, u);
         cached(i++).x = u;
         if (with_p) cached(i++).x = e.p;
@@ -194,10 +194,19 @@ struct Rows {
 #pragma unroll
       for (int n = 0; n < count; ++n) {
         const auto place = o.place(s, j + n * width);
-        if (buffer_too) o.m.template write<whole>(place, u[n] - c * p[n]);  // the direction itself is the buffer
+        if (buffer_too) write_buffer<whole>(place, u[n] - c * p[n]);  // the direction itself is the buffer
         o.p.template write<whole>(place, apply(p[n], u[n], d, k));
       }
     });
+  }
+
+  // Writes a momentum buffer that was projected.
+  template <bool whole, class Place>
+  __device__ __forceinline__ void write_buffer(const Place& place, R buffer) const {
+    if constexpr (Rule::id == RuleId::momentum) {
+      o.round_moments(place, &buffer);
+      o.m.template write<whole>(place, buffer);
+    }
   }
 
   // Vectors in flight where p and g alone are read.
@@ -249,8 +258,8 @@ struct Rows {
       const S d = S(correct.d), k = S(correct.k);
       const bool buffer_too = Rule::id == RuleId::momentum && scalars.project_momentum && gate != Gate::none;
       each_elements(s, vectors, rank, width, rule.reads_gradient(), [&](auto whole, const auto& place, auto& e) {
-        const R u = e.template direct<false>(rule);
-        if (buffer_too) o.m.template write<whole>(place, e.moment[0] - S(c) * e.p);
+        const R u = e.template direct<false>(o, place, rule);
+        if (buffer_too) write_buffer<whole>(place, e.moment[0] - S(c) * e.p);
         o.p.template write<whole>(place, apply(e.p, u, d, k));
       });
     });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "adam.h"
+#include "draws.h"
 #include "projection.h"
 #include "sgd.h"
 
@@ -14,6 +15,13 @@ template <class S>
 using Rules = std::tuple<Adam<S>, Momentum<S>, Sgd<S>>;
 static_assert(std::tuple_size_v<Rules<float>> == rule_count);
 
+// The fields of Precision in precision.py: how a group's parameters and moments are stored.
+struct Precision {
+  bool master_weights = false, short_moments = false, stochastic_rounding = false;
+
+  bool operator==(const Precision&) const = default;
+};
+
 // The fields of Hyper in hyperparams.py, which documents them, under the same names.
 struct Hyper {
   double lr = 0, grad_scale = 1;
@@ -23,8 +31,9 @@ struct Hyper {
   double l2 = 0, decay = 0, metric_decay = 0;
   double delta = 0, wd_ratio = 1;
   bool nesterov = false, proximal = false, project_momentum = false, speculate = true;
-  bool master_weights = false;  // bfloat16 parameters have remainders
   int fixed_gate = no_fixed_gate;
+  Precision precision;
+  uint64_t seed = 0;
 };
 
 // A hyper-parameter that is read at every step from the device, if `at` is not null.
@@ -59,6 +68,7 @@ struct Scalars {
   Momentum<double> momentum;  // of Sgd too
   Projection projection;
   bool project_momentum;
+  DrawKey draw_key;
 };
 
 // t: the tensor's step count, this step included. first: its buffer was made for this step (`lazy_buffer` rules).
@@ -86,6 +96,7 @@ ONEPASS_HD Scalars scalars_of(const Hyper& h, RuleId rule, double t, bool first)
   }
   out.projection = {s, h.decay, h.wd_ratio, h.delta, h.eps, h.proximal, h.fixed_gate};
   out.project_momentum = h.project_momentum && !h.nesterov;
+  out.draw_key = draw_key(h.seed, uint32_t(t));
   return out;
 }
 

@@ -16,6 +16,15 @@ struct Half {
 // says.
 struct Master {};
 
+// A BFloat16 parameter that is rounded stochastically.
+struct Stochastic {};
+
+// A moment in BFloat16. It is rounded before u is made of it, so that a correction finds the same u: the first to
+// nearest, the second stochastically, since its steps are some 1/1000 of it, and to nearest it would stall.
+struct ShortMoment {
+  uint16_t bits;
+};
+
 template <class P>
 struct WorkOf {
   typedef float type;
@@ -32,6 +41,10 @@ struct ElementOf {
 };
 template <>
 struct ElementOf<Master> {
+  typedef BFloat16 type;
+};
+template <>
+struct ElementOf<Stochastic> {
   typedef BFloat16 type;
 };
 

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .hyperparams import Hyper
+from .precision import Precision
 
 version: str
 build_flags: str
@@ -35,7 +36,8 @@ class CpuPlan(Plan):
         projected: bool,
         lazy_buffer: bool,
         first: list[Tensor],
-        masters: list[bool],
+        precisions: list[Precision],
+        numbers: list[int],
         exchanges: bool,
         direct_reads: dict[str, int],
     ) -> None: ...
@@ -77,7 +79,8 @@ class CudaPlan(Plan):  # absent from a build without CUDA
         projected: bool,
         lazy_buffer: bool,
         first: list[Tensor],
-        masters: list[bool],
+        precisions: list[Precision],
+        numbers: list[int],
         exchanges: bool,
         direct_reads: dict[str, int],
         device: int,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from .backend.registry import BackendName
@@ -49,6 +50,9 @@ class Adam(Optimizer):
         decoupled_weight_decay: Literal[False] = False,
         decouple_lr: bool = False,
         master_weights: bool = False,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -67,6 +71,9 @@ class Adam(Optimizer):
                 decoupled_weight_decay=decoupled_weight_decay,
                 decouple_lr=decouple_lr,
                 master_weights=master_weights,
+                state_dtype=state_dtype,
+                stochastic_rounding=stochastic_rounding,
+                seed=seed,
                 capturable=capturable,
                 backend=backend,
             ),
@@ -97,6 +104,9 @@ class AdamW(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         master_weights: bool = False,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -114,6 +124,9 @@ class AdamW(Optimizer):
                 differentiable=differentiable,
                 decouple_lr=decouple_lr,
                 master_weights=master_weights,
+                state_dtype=state_dtype,
+                stochastic_rounding=stochastic_rounding,
+                seed=seed,
                 capturable=capturable,
                 backend=backend,
             ),
@@ -144,6 +157,9 @@ class AdamProx(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         master_weights: bool = False,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -161,6 +177,9 @@ class AdamProx(Optimizer):
                 differentiable=differentiable,
                 decouple_lr=decouple_lr,
                 master_weights=master_weights,
+                state_dtype=state_dtype,
+                stochastic_rounding=stochastic_rounding,
+                seed=seed,
                 capturable=capturable,
                 backend=backend,
             ),
@@ -192,6 +211,9 @@ class AdamProxL2(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         master_weights: bool = False,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -209,6 +231,9 @@ class AdamProxL2(Optimizer):
                 differentiable=differentiable,
                 decouple_lr=decouple_lr,
                 master_weights=master_weights,
+                state_dtype=state_dtype,
+                stochastic_rounding=stochastic_rounding,
+                seed=seed,
                 capturable=capturable,
                 backend=backend,
             ),

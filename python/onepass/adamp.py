@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from .adam import MOMENTS
@@ -74,6 +75,9 @@ class AdamP(Optimizer):
         decouple_lr: bool = False,
         speculate: bool = True,
         master_weights: bool = False,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -97,6 +101,9 @@ class AdamP(Optimizer):
                 decouple_lr=decouple_lr,
                 speculate=speculate,
                 master_weights=master_weights,
+                state_dtype=state_dtype,
+                stochastic_rounding=stochastic_rounding,
+                seed=seed,
                 capturable=capturable,
                 backend=backend,
             ),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from .spec import OptimizerSpec
 
 # Arguments of the optimizer that loads, never of the checkpoint, which may have been written on another machine.
-OWN = ("backend", "capturable", "master_weights")
+OWN = ("backend", "capturable", "master_weights", "state_dtype", "stochastic_rounding")
 
 # Arguments of other optimizers that have no influence on the result of a step.
 HARMLESS = ("foreach", "fused", "max_lr_snapshot")

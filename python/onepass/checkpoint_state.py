@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .checkpoint_groups import check_arguments, merged
 from .checks import Group, step_device
-from .dtypes import moment_dtype
 from .hyperparams import hyper_of
-from .masters import MASTER, has_master, split
+from .masters import MASTER, split
+from .precision import precision_of
 from .spec import OptimizerSpec
 from .torch_compat import is_traceable_wrapper_subclass, tree_map_only
 
@@ -120,7 +120,7 @@ def _check_state(spec: OptimizerSpec, owner: _Owner, own: Any) -> None:
     for key in spec.moments:
         if own.get(key) is not None:
             _check_moment(owner, key, own[key])
-    if own.get(MASTER) is not None and has_master(owner.parameter, owner.group):
+    if own.get(MASTER) is not None and precision_of(owner.group).has_master(owner.parameter.dtype):
         _check_master(owner, own[MASTER])
     if spec.counted and own.get("step") is not None:
         _check_number(owner, "step", own["step"], "a finite number, at least 0", lambda x: 0 <= x < math.inf)
@@ -208,17 +208,17 @@ def _copied(
             copied[number] = own
             continue
         p, group, _ = owners[number]
-        mine = copied[p] = {}
+        mine, precision = copied[p], precision_of(group)
         for key, value in own.items():
-            if value is not None and key == "step" and spec.counted:
+            if value is not None and key == "step" and precision.is_counted(spec, p.dtype):
                 mine[key] = _number(value, torch.float32, step_device(p, group, counts_on_device))
             elif value is not None and key == "gate_counter" and _is_gated(spec, p):
                 mine[key] = _number(value, torch.uint8, p.device)
             elif value is not None and key in spec.moments:
                 # torch's base class would cast it to the dtype of the parameter.
-                mine[key] = torch.empty_like(p, dtype=moment_dtype(p.dtype), requires_grad=False).copy_(value)
+                mine[key] = torch.empty_like(p, dtype=precision.moment_dtype(p.dtype), requires_grad=False).copy_(value)
             elif key == MASTER:
-                if value is not None and has_master(p, group):
+                if value is not None and precision.has_master(p.dtype):
                     if value.dtype == torch.float32:
                         nearest, value = split(value.detach().to(p.device))
                         parameters.append((p, nearest))

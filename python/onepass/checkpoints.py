@@ -39,7 +39,7 @@ class Checkpointed(TorchOptimizer):
         if library != "torch":
             raise ValueError(f"library must be 'torch', got {library!r}")
         saved = self.state_dict()
-        own = (MASTER, "gate_counter")
+        own = (MASTER, "gate_counter", *([] if self.spec.counted else ["step"]))
         saved["state"] = {
             number: {key: value for key, value in entries.items() if key not in own}
             if isinstance(entries, dict)
@@ -96,8 +96,8 @@ class Checkpointed(TorchOptimizer):
         Unlike torch's base class, which casts moments to the parameter's dtype, this keeps them in the dtype of arithmetic,
         so that they are restored bit for bit.
 
-        As in torch, the values of a group in the state dict replace those of the group here, except backend, capturable and
-        master_weights.
+        As in torch, the values of a group in the state dict replace those of the group here, except backend, capturable,
+        master_weights, state_dtype and stochastic_rounding: what is stored otherwise is converted.
         Values that it lacks stay, except decouple_lr: a state dict of torch's or adamp's has its weight_decay in torch's
         convention, and so decouple_lr becomes False.
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dtypes import PARAM_DTYPES, moment_dtype
-from .masters import MASTER, asks_for_masters, has_master
+from .dtypes import PARAM_DTYPES
+from .masters import MASTER
+from .precision import precision_of
 from .spec import OptimizerSpec
 from .torch_compat import FakeTensor, base_of, is_flat_parameter, is_fsdp, is_traceable_wrapper_subclass
 
@@ -56,11 +57,7 @@ def check_parameters(spec: OptimizerSpec, groups: Sequence[Group], first: int = 
             raise TypeError(f"{name}: must be dense, got layout {p.layout}; use p.to_dense()")
         if p.dtype not in PARAM_DTYPES:
             raise TypeError(f"{name}: must be float16, bfloat16, float32 or float64, got {p.dtype}")
-        if p.dtype == torch.float16 and asks_for_masters(group):
-            raise TypeError(
-                f"{name}: master_weights=True has no exact weights for torch.float16; convert the parameter to torch.bfloat16 "
-                "or torch.float32, or put it into a group with master_weights=False"
-            )
+        _check_precision(name, p, group)
         if p.is_inference() and not torch.is_inference_mode_enabled():
             raise ValueError(
                 f"{name}: was made in inference mode, outside of which torch refuses to write to it; use p.clone()"
@@ -79,6 +76,26 @@ def check_parameters(spec: OptimizerSpec, groups: Sequence[Group], first: int = 
                 f"param group {g}: its parameters must lie on one device, got {sorted(map(str, devices))}; make one "
                 "param group for each device"
             )
+
+
+def _check_precision(name: str, p: Tensor, group: Group) -> None:
+    precision = precision_of(group)
+    if p.dtype == torch.float64 and group.get("state_dtype") is not None:
+        raise ValueError(
+            f"{name}: state_dtype={group['state_dtype']} is not for torch.float64, whose moments are float64; put the parameter "
+            "into a group with state_dtype=None"
+        )
+    if p.dtype == torch.float16:
+        for asked, what, instead in (
+            (precision.master_weights, "master_weights=True has no exact weights", "master_weights=False"),
+            (precision.short_moments, "state_dtype=torch.bfloat16 has no moments", "state_dtype=None"),
+            (precision.stochastic_rounding, "stochastic_rounding=True has no rounding", "stochastic_rounding=False"),
+        ):
+            if asked:
+                raise TypeError(
+                    f"{name}: {what} for torch.float16; convert the parameter to torch.bfloat16 or torch.float32, or put it "
+                    f"into a group with {instead}"
+                )
 
 
 def _instead_of_wrapped(spec: OptimizerSpec) -> str:
@@ -179,14 +196,15 @@ def check_state(spec: OptimizerSpec, groups: Sequence[Group], state: Any, counts
         own = state.get(p, {})
         if not isinstance(own, dict):
             raise TypeError(f"{name}: its state must be a dict, got {own!r}; delete it from the optimizer's state")
-        tensors = dict.fromkeys(spec.moments, moment_dtype(p.dtype))
-        if has_master(p, group):
+        precision = precision_of(group)
+        tensors = dict.fromkeys(spec.moments, precision.moment_dtype(p.dtype))
+        if precision.has_master(p.dtype):
             tensors[MASTER] = torch.int16
         for key, dtype in tensors.items():
             if own.get(key) is not None:
                 check_state_tensor(name, p, key, own[key], dtype)
         numbers = []
-        if spec.counted:
+        if precision.is_counted(spec, p.dtype):
             numbers.append(("step", torch.float32, step_device(p, group, counts_on_device)))
         if spec.projected and p.dim() > 1:
             numbers.append(("gate_counter", torch.uint8, p.device))
@@ -220,7 +238,7 @@ def _state_advice(p: Tensor, moment: Any) -> str:
     if isinstance(moment, Tensor) and moment.shape == p.shape:
         return (
             "if the parameter was converted or moved after a step, as by model.double() or model.to(device), "
-            "opt.load_state_dict(opt.state_dict()) does the same to the state"
+            "or state_dtype was changed, opt.load_state_dict(opt.state_dict()) does the same to the state"
         )
     return "load it with load_state_dict"
 

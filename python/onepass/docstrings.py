@@ -33,11 +33,18 @@ COMMON = """
         master_weights: step bfloat16 parameters as exact float32 weights: the parameter is the nearest bfloat16, and an int16
             remainder in the state, `master_param`, holds the rest; see `master` and `set_master`. Parameters of float32
             and float64 are exact anyway; those of float16 are refused.
+        state_dtype: the dtype of the moments: None or torch.float32, or torch.bfloat16, in which the first is rounded to
+            nearest and the second stochastically. float64 parameters have moments of float64, and take None alone; those
+            of float16 take no torch.bfloat16.
+        stochastic_rounding: round bfloat16 parameters up or down at random, so that on average no update is lost. Not with
+            master_weights, and not for parameters of float16.
+        seed: of the random bits, an int from 0 to 2**64 - 1. They are a hash of it, the parameter's step count and number and
+            the element's place; no generator of torch is touched.
         capturable: keep step counts on the device and read lr, weight_decay, betas and momentum there where they are
             tensors on it, so that replaying a captured CUDA graph uses their current values.
         backend: "auto", "cpu", "cuda", "triton" or "reference"; see `onepass.backends()`.
 
-    Moments are float32, and float64 for float64 parameters. Raises TypeError on an argument that the class does not have,
+    Raises TypeError on an argument that the class does not have,
     and ValueError, TypeError or RuntimeError, naming the group and the argument or parameter, on anything it cannot
     step, before anything is written. Warns of keys of param groups that it does not read."""
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
+from .precision import PLAIN, STATE_DTYPES, Precision, precision_of
 from .spec import OptimizerSpec
 from .values import Values
 from .verdict import GATES
@@ -53,8 +55,9 @@ class Hyper:
     l2: coefficient of `g += l2*p`.
     metric_decay: q of AdamProxL2's `p = (p - s*u)/(1 + q/D)`: lr*wd, or (lr/initial_lr)*wd with decouple_lr.
     grad_scale: every gradient is multiplied by it: -1 to maximize, else 1.
-    master_weights: whether bfloat16 parameters have remainders (masters.py).
     fixed_gate: the position in GATES of the gate that `projection` sets, or NO_FIXED_GATE for "auto".
+    precision: how parameters and moments are stored.
+    seed: of the random bits of stochastic rounding, below 2^64 (draws.py).
     device_hyper: None unless the device counts the steps; lr, betas, momentum and the decays then come from it.
     """
 
@@ -74,8 +77,9 @@ class Hyper:
     wd_ratio: float = 1.0
     project_momentum: bool = False
     speculate: bool = True
-    master_weights: bool = False
     fixed_gate: int = NO_FIXED_GATE
+    precision: Precision = PLAIN
+    seed: int = 0
     device_hyper: DeviceHyper | None = None
 
 
@@ -90,8 +94,8 @@ def hyper_of(spec: OptimizerSpec, group: dict[str, Any], index: int, counts_on_d
     lr = number("lr", low=0.0)
     wd = number("weight_decay", low=0.0)
     common: dict[str, Any] = {"lr": lr, "grad_scale": -1.0 if number.flag("maximize") else 1.0}
-    if "master_weights" in group:  # absent from old pickles
-        common["master_weights"] = number.flag("master_weights")
+    common["precision"] = _checked_precision(group, number)
+    common["seed"] = number.seed("seed")
     decouple_lr = number.flag("decouple_lr")
     decay_lr = _decay_lr(group, number, lr) if decouple_lr else lr
 
@@ -133,6 +137,24 @@ def hyper_of(spec: OptimizerSpec, group: dict[str, Any], index: int, counts_on_d
     if number.capturable or counts_on_device:
         common["device_hyper"] = _device_hyper_of(spec, group, decay, decouple_lr, number)
     return Hyper(**common)
+
+
+def _checked_precision(group: dict[str, Any], number: Values) -> Precision:
+    for name in ("master_weights", "stochastic_rounding"):
+        if name in group:  # absent from old pickles
+            number.flag(name)
+    state_dtype = group.get("state_dtype")
+    if state_dtype is not None and state_dtype not in STATE_DTYPES:
+        raise ValueError(
+            f"param group {number.index}: state_dtype must be None, torch.float32 or torch.bfloat16, got {state_dtype!r}"
+        )
+    precision = precision_of(group)
+    if precision.master_weights and precision.stochastic_rounding:
+        raise ValueError(
+            f"param group {number.index}: stochastic_rounding=True has nothing to round beside master_weights=True, which keeps "
+            "the exact weight; use one of them"
+        )
+    return precision
 
 
 def _fixed_gate(projection: Any, index: int) -> int:
@@ -203,11 +225,11 @@ def rule_of(spec: OptimizerSpec, h: Hyper) -> RuleName:
     return spec.rule if has_moments(spec, h) else "sgd"
 
 
-def predicts(h: Hyper, exact: bool) -> bool:
-    """Whether the gate of a projected parameter is predicted. exact: whether its weight has more than 16 bits.
+def predicts(h: Hyper, param: torch.dtype) -> bool:
+    """Whether the gate of a projected parameter of this dtype is predicted.
 
     A fixed gate is predicted rightly. Otherwise the correction recovers p from p', which needs more digits than 16 bits have;
     and it cannot undo the projection of a momentum buffer."""
     if h.fixed_gate != NO_FIXED_GATE:
         return True
-    return h.speculate and not (h.project_momentum and not h.nesterov) and exact
+    return h.speculate and not (h.project_momentum and not h.nesterov) and h.precision.is_exact(param)

@@ -13,26 +13,10 @@ key of the state.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 MASTER = "master_param"  # the key of the remainder in a parameter's state
-
-
-def asks_for_masters(group: dict[str, Any]) -> bool:
-    return bool(group.get("master_weights", False))  # absent from old pickles
-
-
-def needs_remainder(p: Tensor, master_weights: bool) -> bool:
-    """Whether the parameter is stepped as a float32 weight in two parts. Parameters of float32 and float64 need none."""
-    return master_weights and p.dtype == torch.bfloat16
-
-
-def has_master(p: Tensor, group: dict[str, Any]) -> bool:
-    """The same of a parameter in a group."""
-    return needs_remainder(p, asks_for_masters(group))
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:

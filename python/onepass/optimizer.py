@@ -30,8 +30,9 @@ from .execution_state import ExecutionState
 from .forks import one_thread_after_fork
 from .hyperparams import Hyper, hyper_of
 from .last_step import LastStep
-from .masters import MASTER, has_master, joined, split
+from .masters import MASTER, joined, split
 from .phases import take_step
+from .precision import precision_of
 from .spec import OptimizerSpec
 from .state import make_state, make_state_of, move_counts
 from .torch_compat import is_faking
@@ -39,7 +40,7 @@ from .torch_compat import is_faking
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 LossT = TypeVar("LossT")
 
-_PLAIN = (bool, int, float, str, type(None))  # values that do not change in place
+_PLAIN = (bool, int, float, str, type(None), torch.dtype)  # values that do not change in place
 
 
 class Optimizer(ScaledGradients, Checkpointed):
@@ -222,7 +223,7 @@ class Optimizer(ScaledGradients, Checkpointed):
 
         Raises ValueError if `p` is not a parameter of this optimizer, or its remainder was replaced by something else.
         """
-        if not has_master(p, self.param_groups[self._group_of(p)]):
+        if not precision_of(self.param_groups[self._group_of(p)]).has_master(p.dtype):
             return p.detach().clone()
         remainder = self._remainder(p)
         return p.detach().float() if remainder is None else joined(p.detach(), remainder)
@@ -241,7 +242,7 @@ class Optimizer(ScaledGradients, Checkpointed):
             raise TypeError(f"x must be a tensor of real numbers, got {x.dtype if isinstance(x, Tensor) else repr(x)}")
         if x.shape != p.shape:
             raise ValueError(f"x must have the parameter's shape {tuple(p.shape)}, got {tuple(x.shape)}")
-        if not has_master(p, group):
+        if not precision_of(group).has_master(p.dtype):
             p.copy_(x)
             return
         h = self._hyper(group, index)

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .draws import draws, rounded
 from .dtypes import compute_dtype
 from .hyperparams import NO_FIXED_GATE, Hyper, has_moments
-from .masters import MASTER, joined, needs_remainder, split
+from .masters import MASTER, joined, split
 from .rounding import square_root
 from .spec import OptimizerSpec
 from .verdict import GATES, Verdict
@@ -30,38 +31,43 @@ from .verdict import GATES, Verdict
 
 @dataclass
 class Pending:
-    """A projected parameter between its phases: p before the step and u, in the dtype of the arithmetic, and s; the sums over
-    its rows, and the verdict once it is decided."""
+    """A projected parameter between its phases: p before the step and u, in the dtype of the arithmetic, and s; its random bits,
+    if its step takes any; the sums over its rows, and the verdict once it is decided."""
 
     p: Tensor
     u: Tensor
     s: float
+    drawn: Tensor | None
     rows: RowSums
     verdict: Verdict | None = None
 
 
 def update(
-    spec: OptimizerSpec, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, first: bool
+    spec: OptimizerSpec, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, first: bool, number: int
 ) -> Pending | None:
     """Steps the moments, and p if it is not projected; returns what the other phases need, or None if there are none.
 
     In place on `p` and on the tensors of `state`. first: whether the moments were made for this step (torch.optim.SGD's first
-    buffer is the gradient itself).
+    buffer is the gradient itself). number: of the parameter among all of the optimizer.
     """
-    x = weight(p, state, h)
+    x, t, drawn = weight(p, state, h), 0, None
+    if h.precision.is_counted(spec, p.dtype):
+        t = int(state["step"].add_(1))
+    if h.precision.draws(spec, p.dtype):
+        drawn = draws(h.seed, t, number, p.shape, p.device)
     g = h.grad_scale * grad.to(x.dtype)
     if h.l2:
         g = g + h.l2 * x
     if spec.rule == "adam":
-        u, s = adam_direction(x, g, state, h)
+        u, s = adam_direction(x, g, state, h, t, drawn)
     else:
         u, s = sgd_direction(spec, g, state, h, first), h.lr
 
     # A gate takes values to decide, which meta tensors do not have.
     if spec.projected and p.dim() > 1 and p.numel() > 0 and not p.is_meta:
-        return Pending(x, u, s, row_sums(x, g, u, h))
+        return Pending(x, u, s, drawn, row_sums(x, g, u, h))
     d, k = affine(h, s, projected=False, c=0.0)
-    write(p, state, h, apply(x, u, d, k))
+    write(p, state, h, apply(x, u, d, k), drawn)
     return None
 
 
@@ -74,23 +80,34 @@ def correct(
     d, k = affine(h, pending.s, projected=pending.verdict.gate != "none", c=c)
     stepped = apply(pending.p, pending.u, d, k)
     if h.project_momentum and not h.nesterov and isinstance(c, Tensor):
-        state[spec.moments[0]].sub_(c.to(pending.p.dtype) * pending.p)
-    write(p, state, h, stepped)
+        b = state[spec.moments[0]]
+        stored(b, b.to(pending.p.dtype) - c.to(pending.p.dtype) * pending.p)
+    write(p, state, h, stepped, pending.drawn)
 
 
 def weight(p: Tensor, state: dict[str, Any], h: Hyper) -> Tensor:
     """The weight of a parameter in the dtype of the arithmetic: with its remainder, where it has one (masters.py)."""
-    if needs_remainder(p, h.master_weights):
+    if h.precision.has_master(p.dtype):
         return joined(p, state[MASTER])
     return p.to(compute_dtype(p.dtype))
 
 
-def write(p: Tensor, state: dict[str, Any], h: Hyper, x: Tensor) -> None:
-    if needs_remainder(p, h.master_weights):
+def write(p: Tensor, state: dict[str, Any], h: Hyper, x: Tensor, drawn: Tensor | None) -> None:
+    if h.precision.has_master(p.dtype):
         for to, part in zip((p, state[MASTER]), split(x), strict=True):
             to.copy_(part)
+    elif h.precision.rounds_stochastically(p.dtype):
+        assert drawn is not None
+        p.copy_(rounded(x, drawn & 0xFFFF))
     else:
         p.copy_(x)
+
+
+def stored(moment: Tensor, x: Tensor, bits: Tensor | None = None) -> Tensor:
+    """Stores a moment, rounded to nearest or by random bits, and returns what is stored, in the dtype of x: u is made of that, so
+    that it can be found again."""
+    moment.copy_(x if bits is None else rounded(x, bits))
+    return moment.to(x.dtype)
 
 
 def square_sum(gradients: list[Tensor]) -> Tensor:
@@ -99,15 +116,18 @@ def square_sum(gradients: list[Tensor]) -> Tensor:
     return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64, device="cpu")
 
 
-def adam_direction(p: Tensor, g: Tensor, state: dict[str, Any], h: Hyper) -> tuple[Tensor, float]:
+def adam_direction(
+    p: Tensor, g: Tensor, state: dict[str, Any], h: Hyper, t: int, drawn: Tensor | None
+) -> tuple[Tensor, float]:
     """m = b1*m + (1-b1)*g;  v = b2*v + (1-b2)*g^2;  D = sqrt(v)/sqrt(bc2) + eps;  u = m/D;  s = lr/bc1.
 
-    Where D is 0, and no eps to help, nothing is known of the coordinate and it is left alone: 0/0 := 0.
+    Where D is 0, and no eps to help, nothing is known of the coordinate and it is left alone: 0/0 := 0. In bfloat16, v is rounded
+    stochastically: its steps are some 1/1000 of it, and to nearest it would stall.
     """
-    t = float(state["step"].add_(1))
-    m, v = state["exp_avg"], state["exp_avg_sq"]
-    m.copy_(h.beta1 * m + (1 - h.beta1) * g)
-    v.copy_(h.beta2 * v + (1 - h.beta2) * (g * g))
+    m, v = (state[key].to(p.dtype) for key in ("exp_avg", "exp_avg_sq"))
+    bits = drawn >> 16 if drawn is not None and state["exp_avg_sq"].dtype != p.dtype else None
+    m = stored(state["exp_avg"], h.beta1 * m + (1 - h.beta1) * g)
+    v = stored(state["exp_avg_sq"], h.beta2 * v + (1 - h.beta2) * (g * g), bits)
     D = square_root(v) * (1 / math.sqrt(1 - h.beta2**t)) + h.eps
     D = torch.where(D == 0, math.inf, D)
     s = h.lr / (1 - h.beta1**t)
@@ -125,9 +145,9 @@ def sgd_direction(spec: OptimizerSpec, g: Tensor, state: dict[str, Any], h: Hype
     """
     if not has_moments(spec, h):
         return g
-    b = state[spec.moments[0]]
     dampening = 0.0 if first and spec.lazy_buffer else h.dampening
-    b.copy_(h.momentum * b + (1 - dampening) * g)
+    b = state[spec.moments[0]]
+    b = stored(b, h.momentum * b.to(g.dtype) + (1 - dampening) * g)
     u: Tensor = g + h.momentum * b if h.nesterov else b
     return u
 

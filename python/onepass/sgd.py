@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from .backend.registry import BackendName
@@ -50,6 +51,9 @@ class SGD(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         master_weights: bool = False,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -67,6 +71,9 @@ class SGD(Optimizer):
                 differentiable=differentiable,
                 decouple_lr=decouple_lr,
                 master_weights=master_weights,
+                state_dtype=state_dtype,
+                stochastic_rounding=stochastic_rounding,
+                seed=seed,
                 capturable=capturable,
                 backend=backend,
             ),
@@ -127,6 +134,9 @@ class SGDP(Optimizer):
         decouple_lr: bool = False,
         speculate: bool = True,
         master_weights: bool = False,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         capturable: bool = False,
         backend: BackendName = "auto",
     ):
@@ -148,6 +158,9 @@ class SGDP(Optimizer):
             decouple_lr=decouple_lr,
             speculate=speculate,
             master_weights=master_weights,
+            state_dtype=state_dtype,
+            stochastic_rounding=stochastic_rounding,
+            seed=seed,
             capturable=capturable,
             backend=backend,
         )

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .checks import Group, step_device
-from .dtypes import moment_dtype
 from .hyperparams import Hyper, has_moments
-from .masters import MASTER, has_master
+from .masters import MASTER
+from .precision import precision_of
 from .spec import OptimizerSpec
 
 
@@ -35,21 +35,22 @@ def make_state_of(
     spec: OptimizerSpec, p: Tensor, group: Group, h: Hyper, state: Any, counts_on_device: bool
 ) -> ref[Tensor] | None:
     """Makes the missing state of one parameter; returns its lazy buffer if that is new."""
-    exact, first = has_master(p, group), None
+    precision, first = precision_of(group), None
+    exact, counted = precision.has_master(p.dtype), precision.is_counted(spec, p.dtype)
     if not exact and p in state:
         state[p].pop(MASTER, None)  # of before its group or its dtype was changed; it would be stale
-    if not (has_moments(spec, h) or spec.counted or exact):
+    if not (has_moments(spec, h) or counted or exact):
         return None
     own = state[p]
     if exact and own.get(MASTER) is None:
         own[MASTER] = torch.zeros_like(p, dtype=torch.int16, requires_grad=False)
-    if spec.counted and own.get("step") is None:
+    if counted and own.get("step") is None:
         own["step"] = torch.zeros((), dtype=torch.float32, device=step_device(p, group, counts_on_device))
     if spec.projected and p.dim() > 1 and own.get("gate_counter") is None:
         own["gate_counter"] = torch.ones((), dtype=torch.uint8, device=p.device)
     for key in spec.moments if has_moments(spec, h) else ():
         if own.get(key) is None:
-            own[key] = torch.zeros_like(p, dtype=moment_dtype(p.dtype), requires_grad=False)
+            own[key] = torch.zeros_like(p, dtype=precision.moment_dtype(p.dtype), requires_grad=False)
             if spec.lazy_buffer:
                 first = ref(own[key])
     return first
@@ -57,7 +58,9 @@ def make_state_of(
 
 def move_counts(spec: OptimizerSpec, groups: Sequence[Group], state: Any) -> None:
     """Moves step counts to the devices of their parameters."""
-    for p in (p for group in groups for p in group["params"]):
-        own = state.get(p, {})
-        if spec.counted and own.get("step") is not None:
-            own["step"] = own["step"].to(p.device)
+    for group in groups:
+        precision = precision_of(group)
+        for p in group["params"]:
+            own = state.get(p, {})
+            if precision.is_counted(spec, p.dtype) and own.get("step") is not None:
+                own["step"] = own["step"].to(p.device)

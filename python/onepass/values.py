@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from operator import index
 from typing import Any
 
 import torch
@@ -37,6 +38,16 @@ class Values:
         if truth is None:
             raise TypeError(f"param group {self.index}: {name} must be True or False, got {self.group[name]!r}")
         return truth
+
+    def seed(self, name: str) -> int:
+        """A whole number of 64 bits without sign."""
+        value = self.group.get(name, 0)  # absent from old pickles
+        if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+            raise TypeError(f"param group {self.index}: {name} must be an int, got {value!r}")
+        number = index(value)
+        if not 0 <= number < 1 << 64:
+            raise ValueError(f"param group {self.index}: {name} must be at least 0 and below 2**64, got {number}")
+        return number
 
     def betas(self) -> tuple[float, float]:
         betas = self.group["betas"]

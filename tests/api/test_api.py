@@ -18,7 +18,14 @@ ADAM: dict[str, Any] = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
 SGD: dict[str, Any] = dict(momentum=0, dampening=0, weight_decay=0, nesterov=False)
 GATE: dict[str, Any] = dict(delta=0.1, wd_ratio=0.1)
 EVERYWHERE: dict[str, Any] = dict(
-    maximize=False, decouple_lr=False, master_weights=False, capturable=False, backend="auto"
+    maximize=False,
+    decouple_lr=False,
+    master_weights=False,
+    state_dtype=None,
+    stochastic_rounding=False,
+    seed=0,
+    capturable=False,
+    backend="auto",
 )
 # Arguments of torch that are in no param group.
 AMSGRAD: dict[str, Any] = dict(amsgrad=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,21 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "decay is 1 - d, rounded": [("return p.sub(d * p + k * u)", "return (1 - d) * p - k * u")],
     "the prox metric is dropped": [("(D + h.metric_decay), s", "D, s")],
     "u of the last step's m": [
-        ("m.copy_(h.beta1 * m", "old = m.clone()\n    m.copy_(h.beta1 * m"),
+        ("m = stored(state", "old = m.clone()\n    m = stored(state"),
         ("return m / D, s", "return old / D, s"),
     ],
     "v of the last step": [
-        ("v.copy_(h.beta2 * v", "old = v.clone()\n    v.copy_(h.beta2 * v"),
+        ("v = stored(state", "old = v.clone()\n    v = stored(state"),
         ("square_root(v)", "square_root(old)"),
     ],
     "m without bias correction": [("s = h.lr / (1 - h.beta1**t)", "s = h.lr")],
     "v without bias correction": [(" * (1 / math.sqrt(1 - h.beta2**t))", "")],
     "v corrected without the root": [("(1 / math.sqrt(1 - h.beta2**t))", "(1 / (1 - h.beta2**t))")],
-    "no step count": [('t = float(state["step"].add_(1))', 't = float(state["step"]) or 1.0')],
+    "no step count": [('t = int(state["step"].add_(1))', 't = int(state["step"]) or 1')],
+    "u of moments that are not rounded": [("return moment.to(x.dtype)", "return x")],
+    "v is rounded to nearest": [("x if bits is None else rounded(x, bits)", "x")],
+    "p is rounded to nearest": [("p.copy_(rounded(x, drawn & 0xFFFF))", "p.copy_(x)")],
+    "p and v are rounded by the same bits": [("drawn & 0xFFFF", "drawn >> 16")],
     "eps inside the bias correction": [
         ("1 - h.beta2**t)) + h.eps", "1 - h.beta2**t)) + h.eps / math.sqrt(1 - h.beta2**t)")
     ],
@@ -83,7 +88,7 @@ def _mutated(edits: list[tuple[str, str]]) -> Any:
 
 
 def test_checks_pass_without_a_mutation() -> None:
-    for check in checks.of_the_rule("reference"):
+    for check in chain(checks.of_the_rule("reference"), checks.of_the_draws("reference")):
         check()
 
 
@@ -92,4 +97,5 @@ def test_mutant_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     mutant = _mutated(MUTANTS[name])
     for function in ("update", "decide", "correct"):
         monkeypatch.setattr(reference, function, getattr(mutant, function))
-    assert checks.first_failure(checks.of_the_rule("reference")), f"undetected: {name}"
+    found = checks.first_failure(chain(checks.of_the_rule("reference"), checks.of_the_draws("reference")))
+    assert found, f"undetected: {name}"

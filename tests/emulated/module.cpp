@@ -34,7 +34,7 @@ py::tuple launch_layout_of(const std::vector<std::tuple<int, std::vector<int64_t
   Plan plan;
   for (const auto& [dtype, shape, projected, packed] : tensors) {
     Tensor t;
-    t.dtype = static_cast<Dtype>(dtype);
+    t.storage.param = static_cast<Dtype>(dtype);
     t.shape = shape;
     t.projected = projected;
     t.packed = packed;
@@ -136,6 +136,9 @@ PYBIND11_MODULE(emulated, m) {
       py::arg("error") = static_cast<int>(cudaErrorLaunchFailure));
   m.def("wrong_roots", &wrong_roots);
   m.def("wrong_quotients", &wrong_quotients);
+  m.def("draw", [](uint64_t seed, uint32_t step, uint32_t number, int64_t index) {
+    return draw_at(draw_key(seed, step).with(number), index);
+  });
   m.def("launch_layout_of", &launch_layout_of, py::arg("tensors"));
   m.def("subgroup_width", &cuda::subgroup_width, py::arg("vectors"), py::arg("rows"), py::arg("most"),
         py::arg("group"));

@@ -107,6 +107,30 @@ def test_bytes_of_exact_weights(make: Any, gates: dict[str, Any], want: Streams)
     assert_total(traffic, {**want, "r": want["p"]}, 1.02)
 
 
+@pytest.mark.parametrize(
+    ("make", "gates", "want"),
+    [
+        (onepass.AdamW, {}, fp32(m=(2, 2), v=(2, 2))),
+        (onepass.AdamP, dict(gate="channel", predicted="channel"), fp32(m=(2, 2), v=(2, 2))),
+        (onepass.AdamP, dict(gate="channel", predicted="none"), fp32(p=(8, 8), m=(4, 2), v=(4, 2))),
+    ],
+)
+def test_bytes_of_short_moments(make: Any, gates: dict[str, Any], want: Streams) -> None:
+    """20, and 32 after a wrong prediction; with exact weights 18 and 30."""
+    assert_total(traffic_of(make, [MATRIX], state_dtype=BF16, **gates), want, 1.02)
+    half = {key: (read / 2, written / 2) for key, (read, written) in want.items() if key in "pg"}
+    traffic = traffic_of(make, [MATRIX], dtype=BF16, state_dtype=BF16, master_weights=True, **gates)
+    assert_total(traffic, {**want, **half, "r": half["p"]}, 1.02)
+
+
+def test_bytes_of_stochastic_rounding() -> None:
+    """14 with short moments; 18 with AdamP, which decides its gate first."""
+    options = dict(dtype=BF16, state_dtype=BF16, stochastic_rounding=True)
+    short = fp32(p=(2, 2), g=2, m=(2, 2), v=(2, 2))
+    assert_total(traffic_of(onepass.AdamW, [MATRIX], **options), short, 1.02)
+    assert_total(traffic_of(onepass.AdamP, [MATRIX], **options), {**short, "p": (4, 2), "g": (4, 0)}, 1.02)
+
+
 def test_56_bytes_of_fp64() -> None:
     traffic = traffic_of(onepass.AdamW, [MATRIX], dtype=torch.float64)
     assert_total(traffic, fp32(p=(8, 8), g=8, m=(8, 8), v=(8, 8)), 1.005)

@@ -24,6 +24,8 @@ RIGHT = (("gate", "channel"), ("predicted", "channel"))
 MEASURED = ("speculate", False)
 CLIPS = ("clips", True)
 MASTERS = ("master_weights", True)
+SHORT = ("state_dtype", torch.bfloat16)
+STOCHASTIC = ("stochastic_rounding", True)
 NESTEROV = ("nesterov", True)
 PROJECT = ("project_momentum", True)
 LONG_ROWS = (2, 40_000)
@@ -84,17 +86,23 @@ def of_remainder() -> int:
 
 
 def of_precision() -> list[str]:
-    def row(dtype: str, *masters: tuple[str, Any]) -> str:
-        projected = RIGHT if dtype == "float32" or masters else ()
-        bytes_of = [moved("AdamW", *masters, dtype=dtype), moved("AdamP", *masters, *projected, dtype=dtype)]
-        return " | ".join(map(str, [*bytes_of, kept("AdamW", dtype, **dict(masters))])) + " |"
+    def row(dtype: str, *options: tuple[str, Any]) -> str:
+        projected = RIGHT if dtype == "float32" or MASTERS in options else ()
+        bytes_of = [moved("AdamW", *options, dtype=dtype), moved("AdamP", *options, *projected, dtype=dtype)]
+        return " | ".join(map(str, [*bytes_of, kept("AdamW", dtype, **dict(options))])) + " |"
 
-    wrong = moved("AdamP", *WRONG), moved("AdamP", *WRONG, MASTERS, dtype="bfloat16")
+    exact = [moved("AdamP", *WRONG, MASTERS, *more, dtype="bfloat16") for more in ((), (SHORT,))]
+    short = "state_dtype=torch.bfloat16`"
     return [
         f"| float32 | | everything | {row('float32')}",
+        f"| float32 | `{short} | the weight | {row('float32', SHORT)}",
         f"| everything: the float32 weight | {row('bfloat16', MASTERS)}",
+        f"| `master_weights=True, {short} | the float32 weight | {row('bfloat16', MASTERS, SHORT)}",
+        f"| `stochastic_rounding=True, {short} | every update, on average | {row('bfloat16', STOCHASTIC, SHORT)}",
         f"in the weight's last place | {row('bfloat16')}",
-        f"mispredicted {wrong[0]} in float32 and {wrong[1]} with exact weights",
+        f"(AdamP: gate predicted right; mispredicted {moved('AdamP', *WRONG)} in float32, {exact[0]} with exact weights,"
+        f" {exact[1]} with exact weights and short moments)",
+        f"before the update then ({moved('AdamP', STOCHASTIC, SHORT, dtype='bfloat16')} bytes with short moments)",
         f"is missing: {of_remainder()} bytes in place of the 4 of a float32 copy",
     ]
 

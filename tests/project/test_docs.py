@@ -98,9 +98,8 @@ def test_every_optimizer_has_a_page(name: str) -> None:
         for argument in re.findall(r"`(\w+)`", arguments)
         if argument in defaults
     }
-    common = {"maximize", "master_weights", "capturable", "backend"} | (
-        {"decouple_lr"} if name in ("Adam", "SGD") else set()
-    )
+    common = {"maximize", "master_weights", "state_dtype", "stochastic_rounding", "seed", "capturable", "backend"}
+    common |= {"decouple_lr"} if name in ("Adam", "SGD") else set()
     assert set(documented) == set(defaults) - common
     assert {a: ast.literal_eval(d) for a, d in documented.items() if d != "required"} == {
         argument: value

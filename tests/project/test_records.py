@@ -21,8 +21,8 @@ def test_every_argument_has_a_variant(record: Record) -> None:
     defaults = record.make([torch.zeros(1)], lr=1.0, backend="reference").defaults
     given = {name for arguments in record.variants.values() for name, value in arguments.items()
              if value != defaults[name]}  # fmt: skip
-    # decouple_lr does not apply to SGD's decay; test_masters.py runs every variant with master_weights.
-    elsewhere = {"backend", "capturable", "master_weights"}
+    # decouple_lr does not apply to SGD's decay; test_masters.py and test_precision.py run every variant with the others.
+    elsewhere = {"backend", "capturable", "master_weights", "state_dtype", "stochastic_rounding", "seed"}
     assert set(defaults) - given <= {*elsewhere, *(["decouple_lr"] if record.name == "SGD" else [])}
 
 

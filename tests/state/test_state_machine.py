@@ -25,7 +25,7 @@ import truth
 from compare import Snapshot, assert_same_bits, assert_within
 from drive import parameters_of, through_a_file
 from onepass import reference
-from onepass.dtypes import moment_dtype
+from onepass.dtypes import compute_dtype
 from onepass.hyperparams import Hyper, has_moments, hyper_of
 from onepass.spec import OptimizerSpec
 from onepass.verdict import Verdict
@@ -113,7 +113,7 @@ class Model:
                     own.setdefault("step", torch.zeros(()))
                 for key in self.spec.moments if has_moments(self.spec, h) else ():
                     first |= key not in own
-                    own.setdefault(key, torch.zeros(q.shape, dtype=moment_dtype(q.dtype)))
+                    own.setdefault(key, torch.zeros(q.shape, dtype=compute_dtype(q.dtype)))
                 verdict = step(self.spec, q, own, h, first)
                 if verdict is not None:
                     verdicts[id(q)] = verdict

@@ -27,6 +27,7 @@ import test_launches
 import test_masters
 import test_oracles
 import test_parity
+import test_precision
 import test_projection
 import test_prox
 import test_replaced
@@ -86,6 +87,7 @@ def of_the_kernels(backend: str) -> Iterator[partial[None]]:
     yield partial(test_direct_reads.test_another_dtype_at_the_same_address, backend, "step", None)
     yield partial(test_direct_reads.test_sign_changes_at_the_same_address, backend, test_direct_reads.as_new, None)
     yield from of_exact_weights(backend)
+    yield from of_short_moments(backend)
     yield from of_exchanges(backend)
     yield from of_scaled_gradients(backend)
 
@@ -97,6 +99,25 @@ def of_exact_weights(backend: str) -> Iterator[partial[None]]:
     yield partial(test_masters.test_a_remainder_that_is_not_aligned_as_its_parameter, backend)
     yield partial(test_masters.test_layouts, backend, "gapped_transposed", RECORDS["AdamW"])
     yield partial(test_masters.test_a_wrong_prediction_is_corrected, backend, RECORDS["AdamP"], "channel", 0)
+
+
+def of_the_draws(backend: str) -> Iterator[partial[None]]:
+    yield partial(test_precision.test_one_step, backend)
+    yield partial(test_precision.test_small_steps_add_up, backend)
+
+
+def of_short_moments(backend: str) -> Iterator[partial[None]]:
+    for precision in test_precision.PRECISIONS:
+        yield partial(test_precision.test_layouts, backend, precision, "contiguous", RECORDS["AdamW"])
+    for what in ("seed", "step", "tensor"):
+        yield partial(test_precision.test_bits_depend_on, backend, what)
+    yield partial(test_precision.test_the_number_of_a_tensor_is_that_of_the_state_dict, backend)
+    yield partial(test_precision.test_layouts, backend, "stochastic", "transposed", RECORDS["SGD"])
+    yield partial(test_precision.test_large_tensors, backend, "stochastic_short_moments", RECORDS["AdamP"])
+    yield partial(test_precision.test_moments_that_are_not_aligned_as_their_parameter, backend)
+    yield partial(test_precision.test_nan_of_any_payload_stays, backend)
+    project = RECORDS["SGDP"].variants["project_momentum"]
+    yield partial(test_precision.test_variants, backend, "short_moments", RECORDS["SGDP"], project)
 
 
 def of_exchanges(backend: str) -> Iterator[partial[None]]:
@@ -166,6 +187,7 @@ def cuda() -> Iterator[partial[None]]:
     yield partial(test_rows_on_chip.test_largest_tensors_of_a_warp, torch.float64, (1, 1500))
     yield partial(wrong_and_right, adamp, adamp.variants["as_timm"])
     yield from of_exact_weights(backend)
+    yield from of_short_moments(backend)
     yield from of_scaled_gradients(backend)
     yield from of_exchanges(backend)
     for record in (adamp, sgdp):

@@ -56,6 +56,17 @@ MUTANTS = [
     Mutant("remainders have no sign", "uint32_t(int32_t(int16_t(x.bits)))", "uint32_t(x.bits)"),
     Mutant("remainders lie as parameters do", "operand == of_r && with_remainder", "false"),
     Mutant("remainders are aligned", "like_p<MasterRemainder>(t->remainder)", "true"),
+    # --- short moments and random bits
+    Mutant("the tensor is not in the draws", "scalars->draw_key.with(t->number)", "scalars->draw_key"),
+    Mutant("a tensor has another number", "d.number = t.number", "d.number = uint32_t(i)"),
+    Mutant("strided draws go by the place in memory", "place.index = element", "place.index = 0"),
+    Mutant("elements of a vector share their draw", "draw_at(key, place.index + i)", "draw_at(key, place.index)", "rounded_up(x.x[i], @"),
+    Mutant("v is rounded to nearest", "rounded_up(moment[1].x[i], draw_at(key, place.index + i) >> 16)",
+           "rounded_to_nearest(moment[1].x[i])"),
+    Mutant("p and v are rounded by the same bits", "draw_at(key, place.index + i) & 0xffff", "draw_at(key, place.index + i) >> 16"),
+    Mutant("short moments are cut off", "bits_of(x) + (x == x ? up : 0)", "bits_of(x)"),
+    Mutant("short moments are aligned as parameters", "like_p<M>(t->moment[0])", "true"),
+    Mutant("a projected buffer is cut off", "o.round_moments(place, &buffer)", "(void)0"),
     # --- item.cuh: operands
     Mutant("m uses v's memory", "t->moment[0]", "t->moment[1]", "m.data = static_cast<M*>(@)"),
     Mutant("v uses m's memory", "t->moment[1]", "t->moment[0]", "v.data = static_cast<M*>(@)"),

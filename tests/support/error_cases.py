@@ -136,7 +136,7 @@ def _numbers() -> list[Case]:
 
 def _flags() -> list[Case]:
     """Values that Python converts to true or false, such as the string "false"."""
-    homes = {"maximize": "AdamW", "decouple_lr": "SGD", "master_weights": "AdamW", "capturable": "AdamW", "nesterov": "SGD", "speculate": "AdamP",
+    homes = {"maximize": "AdamW", "decouple_lr": "SGD", "master_weights": "AdamW", "stochastic_rounding": "SGD", "capturable": "AdamW", "nesterov": "SGD", "speculate": "AdamP",
              "project_momentum": "SGDP"}  # fmt: skip
     cases = _bad("maximize", "SGDP", [2, None, 1.0, torch.zeros(1)], TypeError, "be True or False, got {!r}")
     for name, record in homes.items():
@@ -184,6 +184,11 @@ CASES = [
         PARAMETER,
         ("master_weights=True has no exact weights for torch.float16", "torch.bfloat16"),
     ),
+    Case("state_dtype", "AdamW", _argument("state_dtype", "bf16"), ValueError, GROUP, ("torch.float32 or torch.bfloat16", "'bf16'")),
+    Case("rounding of masters", "SGD", lambda o, g, p: g.update(master_weights=True, stochastic_rounding=True), ValueError, GROUP,
+         ("stochastic_rounding=True has nothing to round", "use one of them")),
+    Case("seed", "AdamP", _argument("seed", 1.0), TypeError, GROUP, ("seed must be an int", "1.0")),
+    Case("negative seed", "AdamP", _argument("seed", -1), ValueError, GROUP, ("seed must be at least 0 and below 2**64", "-1")),
     *_bad("lr", "AdamW", [np.True_, torch.tensor(True)], TypeError, "be a number, got {!r}"),
     *_flags(),
     *_betas(),

@@ -10,7 +10,8 @@ from torch.autograd.graph import increment_version
 
 from .._version import __version__
 from ..hyperparams import Hyper
-from ..masters import MASTER, asks_for_masters
+from ..masters import MASTER
+from ..precision import numbers_of, precision_of
 from ..spec import OptimizerSpec
 from ..torch_compat import has_exchange_table
 from . import direct_reads
@@ -54,7 +55,8 @@ class CompiledBackend:
         self.spec = spec
         self.indices = indices
         self.params = [list(groups[i]["params"]) for i in indices]
-        self.masters = [asks_for_masters(groups[i]) for i in indices]
+        self.precisions = [precision_of(groups[i]) for i in indices]
+        self.numbers = [numbers_of(groups)[i] for i in indices]
         self.hypers: list[Hyper] = []
 
     def bind(self, state: Any, first: list[Tensor], exchanges: bool = False) -> None:
@@ -72,7 +74,8 @@ class CompiledBackend:
             projected=spec.projected,
             lazy_buffer=spec.lazy_buffer,
             first=first,
-            masters=self.masters,
+            precisions=self.precisions,
+            numbers=self.numbers,
             exchanges=exchanges,
             direct_reads=direct_reads.FOUND,
         )

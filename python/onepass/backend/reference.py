@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import reference
 from ..hyperparams import Hyper
 from ..last_step import GateStatistics, gate_statistics_on_host
+from ..precision import numbers_of
 from ..scaling import Scaling
 from ..spec import OptimizerSpec
 from ..verdict import Verdict
@@ -30,6 +31,8 @@ class ReferenceBackend:
         self.last: dict[Tensor, Verdict] = {}
         self.params = [p for _, group in self.groups for p in group["params"]]
         self.group_of = [k for k, (_, group) in enumerate(self.groups) for _ in group["params"]]
+        starts = numbers_of(groups)
+        self.numbers = [starts[i] + n for i, group in self.groups for n in range(len(group["params"]))]
 
     def bind(self, state: Any, first: list[Tensor], exchanges: bool = False) -> None:
         self.state, self.first, self.bound = state, {id(p) for p in first}, True
@@ -60,7 +63,9 @@ class ReferenceBackend:
             if p.grad is None:
                 continue
             h = self.hypers[group]
-            pending = reference.update(self.spec, p, p.grad, self.state.get(p, {}), h, id(p) in self.first)
+            pending = reference.update(
+                self.spec, p, p.grad, self.state.get(p, {}), h, id(p) in self.first, self.numbers[number]
+            )
             self.first.discard(id(p))
             if pending is not None:
                 self.stats[number] = torch.tensor(pending.rows.stats(), dtype=torch.float64, device="cpu")

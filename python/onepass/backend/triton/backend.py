@@ -19,7 +19,7 @@ from torch.autograd.graph import increment_version
 
 from ...hyperparams import Hyper, has_moments
 from ...last_step import GateStatistics
-from ...masters import asks_for_masters, needs_remainder
+from ...precision import numbers_of, precision_of
 from ...scaling import NO_SCALING, Scaling
 from ...spec import OptimizerSpec
 from ..base import Groups
@@ -60,7 +60,8 @@ class TritonBackend:
     def __init__(self, spec: OptimizerSpec, groups: Groups, indices: list[int], graph_tensors: list[Tensor]):
         self.spec, self.indices = spec, indices
         self.params = [list(groups[i]["params"]) for i in indices]
-        self.masters = [asks_for_masters(groups[i]) for i in indices]
+        self.precisions = [precision_of(groups[i]) for i in indices]
+        self.numbers = [numbers_of(groups)[i] for i in indices]
         self.device = self.params[0][0].device
         self.on_gpu = self.device.type == "cuda"
         upload.refuse_capture(self.device)
@@ -83,9 +84,8 @@ class TritonBackend:
         new = {id(p) for p in first}
         self.bound = []
         for group, params in enumerate(self.params):
-            for p in params:
-                master = needs_remainder(p, self.masters[group])
-                param = BoundParam(p, group, self.spec.projected and p.dim() > 1 and p.numel() > 0, master)
+            for number, p in enumerate(params, self.numbers[group]):
+                param = BoundParam(self.spec, p, group, number, self.precisions[group])
                 param.first_step = id(p) in new
                 param.new_buffer = state[p][self.spec.moments[0]] if param.first_step else None
                 self.bound.append(param)
@@ -98,11 +98,11 @@ class TritonBackend:
             if len(given) != len(params) or not all(map(is_, given, params)):
                 return False
         self.hypers = [hypers[i] for i in self.indices]
-        if [h.master_weights for h in self.hypers] != self.masters:
+        if [h.precision for h in self.hypers] != self.precisions:
             return False
-        counted, planned = self.spec.counted and self.spec.rule == "adam", self.tables.structure is not None
+        planned = self.tables.structure is not None
         wanted: list[Wanted] = [
-            (self.spec.moments if has_moments(self.spec, h) else (), counted, h.device_hyper is not None, planned)
+            (self.spec.moments if has_moments(self.spec, h) else (), h.device_hyper is not None, planned)
             for h in self.hypers
         ]
         try:

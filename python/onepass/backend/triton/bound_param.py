@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...dtypes import moment_dtype
 from ...masters import MASTER
+from ...precision import Precision
+from ...spec import OptimizerSpec
 
 # The address of a tensor, and its metadata, which must not change after binding.
 OperandKey = tuple[int, tuple[Any, ...]]
-# Of a group: the state keys of the moments, whether a step reads a step count, whether the device counts, and whether there
-# is a plan, so that only the metadata that it was made for will do.
-Wanted = tuple[Sequence[str], bool, bool, bool]
+# Of a group: the state keys of the moments, whether the device counts, and whether there is a plan, so that only the metadata
+# that it was made for will do.
+Wanted = tuple[Sequence[str], bool, bool]
 
 
 def operand_key(t: Tensor) -> OperandKey:
@@ -42,12 +43,17 @@ def same_layout(shape: Sequence[int], a: Sequence[int], b: Sequence[int]) -> boo
 class BoundParam:
     """One parameter: its metadata when it was bound, and its operands at this step."""
 
-    def __init__(self, p: Tensor, group: int, projected: bool, master: bool):
-        self.p, self.group, self.projected, self.master = p, group, projected, master
+    def __init__(self, spec: OptimizerSpec, p: Tensor, group: int, number: int, precision: Precision):
+        self.p, self.group, self.number = p, group, number
+        self.projected = projected = spec.projected and p.dim() > 1 and p.numel() > 0
+        self.master = precision.has_master(p.dtype)
+        self.stochastic = precision.rounds_stochastically(p.dtype)
+        self.counted, self.draws = precision.is_counted(spec, p.dtype), precision.draws(spec, p.dtype)
+        self.moment = precision.moment_dtype(p.dtype)
         self.rows = p.shape[0] if projected else 1
         self.length = p.numel() // self.rows
         self.param_metadata = operand_key(p)[1]
-        self.dtype, self.moment_dtype = (str(d).removeprefix("torch.") for d in (p.dtype, moment_dtype(p.dtype)))
+        self.dtype, self.moment_dtype = (str(d).removeprefix("torch.") for d in (p.dtype, self.moment))
         # p, g, the moments, the remainder: p alone between two steps; empty without a gradient.
         self.operands: list[Tensor] = []
         self.operand_count, self.has_remainder = 0, False
@@ -62,8 +68,8 @@ class BoundParam:
 
     def read(self, own: dict[str, Any], wanted: Wanted, needs_state: bool) -> bool:
         """Reads the addresses of the parameter, its gradient and its state `own`. False if one is not what was bound."""
-        moments, counted, on_device, planned = wanted
-        g, gated, master = self.p.grad, self.projected, self.master
+        moments, on_device, planned = wanted
+        g, counted, gated, master = self.p.grad, self.counted, self.projected, self.master
         if g is None:
             self.operands, self.keys = [], []
             return True
@@ -98,9 +104,9 @@ class BoundParam:
     ) -> list[tuple[Any, ...]]:
         """The metadata that a gradient and state must have if they were missing when the parameter was bound. counted, gated, master:
         whether there are a step count, a gate counter and a remainder."""
-        dtype, *like = self.param_metadata  # as it was bound: another dtype or shape needs another plan
-        work, one = moment_dtype(dtype), (torch.Size(()), ())
-        metadata: list[tuple[Any, ...]] = [self.param_metadata, self.param_metadata, *[(work, *like)] * moments]
+        like = self.param_metadata[1:]  # as it was bound: another dtype or shape needs another plan
+        one = (torch.Size(()), ())
+        metadata: list[tuple[Any, ...]] = [self.param_metadata, self.param_metadata, *[(self.moment, *like)] * moments]
         metadata += [(torch.int16, *like)] * master
         if counted:
             metadata.append((torch.float32, *one, like[2] if on_device else torch.device("cpu"), torch.strided))
@@ -112,8 +118,10 @@ class BoundParam:
         """Makes a buffer for each operand whose rows are not contiguous, or whose layout is not the parameter's."""
         p = self.p
         strides: Sequence[int] = p.stride()
-        if not packs(p.shape, strides, self.projected):
-            strides = torch.empty(p.shape, device="meta").stride()
+        in_order: Sequence[int] = torch.empty(p.shape, device="meta").stride()
+        # The random bits of an element go by its place in the order of the shape.
+        if not packs(p.shape, strides, self.projected) or (self.draws and not same_layout(p.shape, strides, in_order)):
+            strides = in_order
         self.buffers = {
             i: torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device)
             for i, t in enumerate(self.operands)

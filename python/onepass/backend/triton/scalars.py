@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...draws import MASK, step_key
 from ...hyperparams import DeviceHyper, Hyper
 from ...spec import OptimizerSpec
 from . import upload
@@ -111,10 +112,10 @@ class ScalarsUploader:
                     f"onepass: the stream is being captured into a CUDA graph, but param group {self.indices[group]} has "
                     "capturable=False: the step count and lr of this step would be replayed for ever; use capturable=True"
                 )
-        known = {
-            bucket: scalars_of(self.hypers[group], self.spec.rule, self.counts[bucket], first, negated)
-            for bucket, ((group, first, negated), _) in self.buckets.items()
-        }
+        known = {}
+        for bucket, ((group, first, negated), _) in self.buckets.items():
+            h, t = self.hypers[group], self.counts[bucket]
+            known[bucket] = scalars_of(h, self.spec.rule, t, first, negated, step_key(h.seed, int(t)))
         if known:
             buckets, width = sent.scalars_table.shape
             rows = [known.get(bucket, [0.0] * width) for bucket in range(buckets)]
@@ -159,4 +160,5 @@ class ScalarsUploader:
             *(float(group is not None and group.decay == decay) for decay in ("l2", "metric")),
             float(group is not None and group.decouple_lr),
             float(group is not None and group.over_one_minus_momentum),
+            *(float(h.seed & MASK), float(h.seed >> 32)),
         ]

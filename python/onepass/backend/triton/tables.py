@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...dtypes import PARAM_DTYPES
 from ...hyperparams import DeviceHyper, Hyper, predicts, rule_of
 from ...spec import OptimizerSpec
 from . import upload
@@ -15,7 +16,7 @@ from .graph_tables import GraphTables
 from .scalars import ScalarsUploader
 
 # The fields of TENSOR in triton_kernels/plan.py, which is imported when the backend is used, and the number of one of them.
-TENSOR_WIDTH, GRADIENT = 16, 1
+TENSOR_WIDTH, GRADIENT = 17, 1
 
 
 class TableUploader:
@@ -53,7 +54,7 @@ class TableUploader:
         """The tables to launch a step with. changed: whether the tensors have been read one by one since the last."""
         self.hypers = self.scalars.hypers = hypers
         planned = [
-            (rule_of(self.spec, h), *(predicts(h, exact) for exact in (False, True)), h.device_hyper is None)
+            (rule_of(self.spec, h), *(predicts(h, dtype) for dtype in PARAM_DTYPES), h.device_hyper is None)
             for h in hypers
         ]
         self.stale |= changed or planned != self.planned
@@ -105,7 +106,7 @@ class TableUploader:
     # ------------------------------------------------------------------ the plan
 
     def predicts(self, e: BoundParam) -> bool:
-        return e.projected and predicts(self.hypers[e.group], e.p.element_size() >= 4 or e.master)
+        return e.projected and predicts(self.hypers[e.group], e.p.dtype)
 
     def speculates(self, e: BoundParam) -> bool:
         """Whether it is updated before its gate is decided: under the predicted gate, or without a write of p."""
@@ -117,7 +118,7 @@ class TableUploader:
         hypers = self.hypers
         return [
             TensorDesc(
-                KernelKey(e.dtype, e.moment_dtype, rule_of(self.spec, hypers[e.group]), e.master),
+                KernelKey(e.dtype, e.moment_dtype, rule_of(self.spec, hypers[e.group]), e.master, e.stochastic),
                 e.rows,
                 e.length,
                 e.projected,
@@ -191,7 +192,8 @@ class TableUploader:
             table.append(
                 [
                     *(p, g, m, v, step, counter, e.negative, e.first_step),
-                    *(e.bucket, e.group, e.rows, e.length, plan.pieces[i], plan.first_row[i], speculates, r),
+                    *(e.bucket, e.group, e.rows, e.length, plan.pieces[i], plan.first_row[i], speculates),
+                    *(r, e.number),
                 ]
             )
         return table

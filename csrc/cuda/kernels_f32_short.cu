@@ -1,0 +1,7 @@
+#include "launch.cuh"
+
+namespace onepass::cuda {
+
+extern const Launcher* const launchers_f32_short = Launchers<float, ShortMoment>::of.data();
+
+}  // namespace onepass::cuda
