@@ -38,10 +38,10 @@ BF16, F32 = torch.bfloat16, torch.float32
 PRECISIONS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "float32": (F32, {}),
     "float32, short": (F32, dict(state_dtype=BF16)),
-    "bfloat16, exact": (BF16, dict(master_weights=True)),
-    "bfloat16, exact, short": (BF16, dict(master_weights=True, state_dtype=BF16)),
-    "bfloat16, stochastic, short": (BF16, dict(stochastic_rounding=True, state_dtype=BF16)),
-    "bfloat16": (BF16, {}),
+    "bf16 exact": (BF16, dict(master_weights=True)),
+    "bf16 exact, short": (BF16, dict(master_weights=True, state_dtype=BF16)),
+    "bf16 stochastic, short": (BF16, dict(stochastic_rounding=True, state_dtype=BF16)),
+    "bf16": (BF16, {}),
 }
 COLOURS = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00")
 CONTEXT, BATCH, WIDTH = 128, 16, 128
@@ -180,11 +180,11 @@ def table_of(runs: dict[str, dict[str, list[Run]]], steps: int) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
         title=f"AdamW, {steps} steps, {seeds} seeds",
-        caption="exact: master_weights; stochastic: stochastic_rounding; short: bfloat16 moments. State: bytes a parameter. Digits, "
-        "characters: loss on held-out data, mean of the seeds, and the largest difference from float32 with the same seed. Gains: mean "
+        caption="bf16: bfloat16 weights; exact: master_weights; stochastic: stochastic_rounding; short: bfloat16 moments. State: bytes a parameter. Digits, "
+        "text: loss on held-out data, mean of the seeds, and the largest difference from float32 with the same seed. Gains: mean "
         "distance from 1, where they start, of the LayerNorm gains of the character net.",
     )
-    for column in ("precision", "state", "digits", "differs", "characters", "differs", "gains"):
+    for column in ("precision", "state", "digits", "differs", "text", "differs", "gains"):
         table.add_column(column, justify="left" if column == "precision" else "right", no_wrap=True)
     for precision in PRECISIONS:
         cells = []
@@ -212,7 +212,7 @@ def draw(runs: dict[str, dict[str, list[Run]]], path: Path) -> None:
     axes[2].barh(range(len(gains)), gains, color=COLOURS)
     axes[2].set_yticks(range(len(gains)), [name.replace(", ", ",\n", 1) for name in PRECISIONS], fontsize=8)
     axes[2].invert_yaxis()
-    axes[2].set(title="characters: mean |gain - 1| of LayerNorm", xlabel="0: gains never moved")
+    axes[2].set(title="mean |gain - 1| of LayerNorm", xlabel="characters; 0: gains never moved")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 

@@ -74,23 +74,40 @@ ONEPASS_INLINE void narrow(void* to, Bits32 bits) {
 #endif
 }
 
+// Stores 16 bits of each element of a pack: the lower ones of bits(x) of each register x.
+template <int bytes, class Bits>
+ONEPASS_INLINE void store_narrow(void* to, const Pack<float, bytes>& x, const Bits& bits) {
+  if constexpr (bytes == ONEPASS_VECTOR_BYTES) {
+    narrow(to, bits(x));
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  } else if constexpr (bytes == 2 * ONEPASS_VECTOR_BYTES) {  // two registers take as many instructions as one
+    const __m256i halves = _mm256_packus_epi32((__m256i)bits(x.low), (__m256i)bits(x.high));  // of each 128 bits
+    _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(halves, 0b11011000));
+#endif
+  } else {
+    store_narrow(to, x.low, bits);
+    store_narrow(static_cast<uint16_t*>(to) + x.low.lanes, x.high, bits);
+  }
+}
+
 ONEPASS_INLINE void load_register(const BFloat16* from, Floats& x) {
   x.v = bits_as<Floats::Vector>(widen(from) << 16);
 }
 
 // Round to nearest even; a NaN stays one.
-ONEPASS_INLINE void store_register(BFloat16* to, const Floats& x) {
-  Bits32 bits = bits_as<Bits32>(x.v);
-  Bits32 rounded = bits + (((bits >> 16) & 1) + 0x7fff);
-  narrow(to, (x.v == x.v ? rounded : (bits | 0x400000)) >> 16);
+ONEPASS_INLINE void store(BFloat16* to, const Pack<float>& pack) {
+  store_narrow(to, pack, [](const Floats& x) {
+    const Bits32 bits = bits_as<Bits32>(x.v), rounded = bits + (((bits >> 16) & 1) + 0x7fff);
+    return (x.v == x.v ? rounded : (bits | 0x400000)) >> 16;
+  });
 }
 
 // A moment is in bfloat16 already when it is stored.
 ONEPASS_INLINE void load_register(const ShortMoment* from, Floats& x) {
   load_register(reinterpret_cast<const BFloat16*>(from), x);
 }
-ONEPASS_INLINE void store_register(ShortMoment* to, const Floats& x) {
-  narrow(to, bits_as<Bits32>(x.v) >> 16);
+ONEPASS_INLINE void store(ShortMoment* to, const Pack<float>& pack) {
+  store_narrow(to, pack, [](const Floats& x) { return bits_as<Bits32>(x.v) >> 16; });
 }
 
 // The random bits of the elements of a pack.
@@ -157,11 +174,17 @@ ONEPASS_INLINE void load_register(MasterAddress from, Floats& x) {
   const Floats::Vector joined = bits_as<Floats::Vector>(high + widen_signed(from.remainder));
   x.v = joined == joined ? joined : bits_as<Floats::Vector>(high);
 }
-// Round to nearest, ties away from zero; a NaN stays one.
-ONEPASS_INLINE void store_register(MasterAddress to, const Floats& x) {
-  const Bits32 bits = bits_as<Bits32>(x.v);
-  narrow(to.p, (x.v == x.v ? bits + 0x8000 : (bits | 0x400000)) >> 16);
-  narrow(to.remainder, x.v == x.v ? bits & 0xffff : Bits32{});
+// Round to nearest, ties away from zero. A NaN stays one: it was computed, or loaded from a parameter alone, so that it
+// does not consist of lower bits.
+ONEPASS_INLINE void store(MasterAddress to, const Pack<float>& pack) {
+  store_narrow(to.p, pack, [](const Floats& x) {
+    const Bits32 number = bits_as<Bits32>(x.v == x.v);
+    return (bits_as<Bits32>(x.v) + (number & 0x8000)) >> 16;
+  });
+  store_narrow(to.remainder, pack, [](const Floats& x) {
+    const Bits32 number = bits_as<Bits32>(x.v == x.v);
+    return bits_as<Bits32>(x.v) & number & 0xffff;
+  });
 }
 
 #if defined(__AVX512F__)

@@ -73,8 +73,8 @@ def test_the_precision_example(
     exact = runs["float32"][0]
     for name, (run,) in runs.items():
         assert run.losses[-1] < 0.8 * run.losses[0]
-        assert abs(run.held_out - exact.held_out) < (0.05 if name == "bfloat16" else 0.01), name
-        assert (run.gains == 0) == (name == "bfloat16"), name
+        assert abs(run.held_out - exact.held_out) < (0.05 if name == "bf16" else 0.01), name
+        assert (run.gains == 0) == (name == "bf16"), name
     table = example["table_of"]({"digits": runs, "characters": runs}, 40)
     assert table.row_count == len(runs)
     example["draw"]({"digits": runs, "characters": runs}, tmp_path / "precision.png")

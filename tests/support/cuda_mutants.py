@@ -60,7 +60,6 @@ MUTANTS = [
     Mutant("the tensor is not in the draws", "scalars->draw_key.with(t->number)", "scalars->draw_key"),
     Mutant("a tensor has another number", "d.number = t.number", "d.number = uint32_t(i)"),
     Mutant("strided draws go by the place in memory", "place.index = element", "place.index = 0"),
-    Mutant("elements of a vector share their draw", "draw_at(key, place.index + i)", "draw_at(key, place.index)", "rounded_up(x.x[i], @"),
     Mutant("v is rounded to nearest", "rounded_up(moment[1].x[i], draw_at(key, place.index + i) >> 16)",
            "rounded_to_nearest(moment[1].x[i])"),
     Mutant("p and v are rounded by the same bits", "draw_at(key, place.index + i) & 0xffff", "draw_at(key, place.index + i) >> 16"),

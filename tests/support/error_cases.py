@@ -174,6 +174,13 @@ def _master_of_float16(opt: Any, group: dict[str, Any], p: Tensor) -> None:
     group["master_weights"] = True
 
 
+def _short_moments_of_float64(opt: Any, group: dict[str, Any], p: Tensor) -> None:
+    p.grad = None
+    p.data = p.data.double()
+    p.grad = torch.ones_like(p)
+    group["state_dtype"] = torch.bfloat16
+
+
 CASES = [
     *_numbers(),
     Case(
@@ -184,6 +191,7 @@ CASES = [
         PARAMETER,
         ("master_weights=True has no exact weights for torch.float16", "torch.bfloat16"),
     ),
+    Case("state_dtype of float64", "AdamW", _short_moments_of_float64, ValueError, PARAMETER, ("is not for torch.float64", "state_dtype=None")),
     Case("state_dtype", "AdamW", _argument("state_dtype", "bf16"), ValueError, GROUP, ("torch.float32 or torch.bfloat16", "'bf16'")),
     Case("rounding of masters", "SGD", lambda o, g, p: g.update(master_weights=True, stochastic_rounding=True), ValueError, GROUP,
          ("stochastic_rounding=True has nothing to round", "use one of them")),

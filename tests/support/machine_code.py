@@ -124,7 +124,7 @@ def wide_accesses_wanted(kernel: Kernel) -> dict[str, int]:
     csrc/cuda/rows.cuh, once for blocks and once for warps. A vector is 4 elements, and 2 of float64."""
     item = {"float": 4, "double": 8}.get(kernel.storage, 2)
     lanes = 2 if item == 8 else 4
-    param, moment = lanes * item, lanes * max(4, item)
+    param, moment = lanes * item, lanes * (2 if "ShortMoment" in kernel.short_name else max(4, item))
     count = 0 if "Sgd" in kernel.short_name else 1 if "Momentum" in kernel.short_name else 2
     at_a_time = 1 if item == 8 else 2  # Operands::at_a_time of item.cuh
     weight = 2 if kernel.storage == "Master" else 1  # with a remainder
