@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import device_scalars, gate, kernels
-from .plan import EACH, KernelKey, Launch, Plan, itemsize
+from .plan import EACH, KernelKey, Launch, Plan
 
 RULES = {"adam": 0, "momentum": 1, "sgd": 2}
 INTERPRETED = not isinstance(kernels.step, triton.JITFunction)
@@ -97,7 +97,7 @@ def constants(launch: Launch, names: list[str]) -> dict[str, Any]:
         "WORK": tl.float64 if param == "float64" else tl.float32,
         "WIDTH": launch.config.width,
         "ROWS": launch.rows,
-        "ALIGNED": 16 // itemsize(param) if launch.config.vector else 0,
+        "ALIGNED": launch.key.vector if launch.config.vector else 0,
     }
     return {name: x for name, x in every.items() if name in names}
 

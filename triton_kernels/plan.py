@@ -78,6 +78,11 @@ class KernelKey(NamedTuple):
         """Whether a step takes random bits."""
         return self.stochastic or (self.rule == "adam" and self.moment == "bfloat16")
 
+    @property
+    def vector(self) -> int:
+        """Elements of 16 bytes of the operand whose elements are the smallest."""
+        return 16 // min(itemsize(self.param), itemsize(self.moment))
+
 
 @dataclass(frozen=True)
 class TensorDesc:
@@ -116,10 +121,12 @@ class Launch:
 
     def each(self, nvidia: bool) -> int:
         """Elements of a thread. The sums of a long row and what follows from them take each of its threads as long as 7
-        elements do, so there they are more: but elsewhere, threads have fewer registers."""
+        elements do, so there they are more: but elsewhere, threads have fewer registers, and parameters that are rounded
+        stochastically would spill."""
         if itemsize(self.key.param) == 8:
             return EACH // 2
-        return 2 * EACH if nvidia and self.projected and self.config.vector and self.config.width >= TILE else EACH
+        long = self.projected and self.config.vector and self.config.width >= TILE
+        return 2 * EACH if nvidia and long and not self.key.stochastic else EACH
 
     def warps(self, lanes: int, nvidia: bool) -> int:
         """Of a program, in the compiled kernels. lanes: of a warp."""
@@ -182,10 +189,9 @@ class _Run:
 
 def cut(tensor: int, desc: TensorDesc) -> list[_Run]:
     """The rows of one tensor. Those of a projected tensor have one configuration, so that they are consecutive in the table."""
-    vector = 16 // itemsize(desc.key.param)
 
     def run(starts: Tensor, lengths: Tensor, widest: int) -> _Run:
-        aligned = desc.aligned and not bool(((starts | lengths) % vector).any())
+        aligned = desc.aligned and not bool(((starts | lengths) % desc.key.vector).any())
         return _Run(tensor, config_of(desc.key, widest, desc.projected, aligned), starts, lengths)
 
     elements = desc.rows * desc.length

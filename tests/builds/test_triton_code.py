@@ -63,13 +63,13 @@ def vectors(kernel: dict[str, Any]) -> int:
     if not int(constants.get("ALIGNED", 0)):
         return 0
     item = {"fp64": 8, "fp32": 4}.get(constants["PARAM"], 2)
-    work = 8 if item == 8 else 4
+    moment = {"fp64": 8, "fp32": 4}.get(constants.get("MOMENT", ""), 2)
     moments = 2 - int(constants.get("RULE", 0))
     weight = 2 * item if constants.get("MASTER") == "True" else item
-    read = item if name == "square_sum" else weight + item + (moments * work if name != "gate_stats" else 0)
-    written = {"step": weight + moments * work, "update": weight + moments * work, "correct": weight}.get(name, 0)
+    read = item if name == "square_sum" else weight + item + (moments * moment if name != "gate_stats" else 0)
+    written = {"step": weight + moments * moment, "update": weight + moments * moment, "correct": weight}.get(name, 0)
     if name == "correct" and constants["PROJECTS_MOMENTUM"] == "True":
-        written += work
+        written += moment
     return width * rows // kernel["threads"] * (read + written) // 16
 
 
@@ -116,8 +116,10 @@ def test_elements_of_a_thread(folder: Path, target: str) -> None:
             continue
         double = kernel["constants"]["PARAM"] == "fp64"
         long = width >= 1024 and target in ON_NVIDIA and kernel["kernel"] != "step" and not double
-        # The sum of squares takes rows of projected tensors and of others.
-        allowed = {8, 16} if long and kernel["kernel"] == "square_sum" else {16} if long else {4 if double else 8}
+        long = long and kernel["constants"].get("STOCHASTIC") != "True"
+        # What only reads takes rows of projected tensors and of others, and of parameters that are rounded stochastically.
+        either = kernel["kernel"] in ("square_sum", "gate_stats")
+        allowed = {8, 16} if long and either else {16} if long else {4 if double else 8}
         assert elements_of(kernel) in allowed, kernel
         seen.add(elements_of(kernel))
     assert (16 in seen) == (target in ON_NVIDIA)

@@ -21,9 +21,11 @@ LENGTHS = [1, 3, 4, 15, 16, 17, 64, 65, 255, 256, 1023, 1024, 1025, 2048, 4096, 
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
 
-def shape(dtype: str, rows: int, length: int, projected: bool, aligned: bool = True, bucket: int = 0) -> TensorDesc:
+def shape(
+    dtype: str, rows: int, length: int, projected: bool, aligned: bool = True, bucket: int = 0, moment: str = ""
+) -> TensorDesc:
     return TensorDesc(
-        KernelKey(dtype, "float64" if dtype == "float64" else "float32", "adam"),
+        KernelKey(dtype, moment or ("float64" if dtype == "float64" else "float32"), "adam"),
         rows,
         length,
         projected,
@@ -88,6 +90,16 @@ def test_every_row_is_in_one_program_of_its_configuration(dtype: str, interprete
                 assert all(shapes[i].aligned for i in owner[there].tolist())
                 assert not (rows[1:] * itemsize(dtype) % 16).any()
     assert (visited == 1).all()
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_wide_accesses_of_moments_that_are_shorter_than_parameters(projected: bool) -> None:
+    """Rows must start and end at 16 bytes of the moments too: 8 elements, where 4 fill 16 bytes of the parameters."""
+    for length, wide in ((68, False), (72, True), (1028, False), (1032, True)):
+        (launch, *_) = plan_of([shape("float32", 3, length, projected, moment="bfloat16")]).launches
+        rows = [3 * length] if not projected else [length]
+        assert launch.config.vector == (wide or (not projected and rows[0] % 8 == 0)), length
+        assert launch.key.vector == 8
 
 
 def test_few_launches() -> None:

@@ -36,6 +36,16 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "AdamW": onepass.AdamW,
     "AdamP": onepass.AdamP,
     "AdamP with exact weights": lambda params, **more: onepass.AdamP(params, master_weights=True, **more),
+    "AdamP with exact weights and short moments": lambda params, **more: onepass.AdamP(
+        params, master_weights=True, state_dtype=torch.bfloat16, **more
+    ),
+    "AdamP rounded stochastically with short moments": lambda params, **more: onepass.AdamP(
+        params, stochastic_rounding=True, state_dtype=torch.bfloat16, **more
+    ),
+    "AdamW with short moments": lambda params, **more: onepass.AdamW(params, state_dtype=torch.bfloat16, **more),
+    "SGD rounded stochastically": lambda params, **more: onepass.SGD(
+        params, lr=0.1, momentum=0.9, stochastic_rounding=True, **more
+    ),
     "AdamP, no speculation": lambda params, **more: onepass.AdamP(params, speculate=False, **more),
     "SGDP": lambda params, **more: onepass.SGDP(params, lr=0.1, momentum=0.9, **more),
     "SGDP, projected buffer": lambda params, **more: onepass.SGDP(
@@ -45,7 +55,16 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "SGD": lambda params, **more: onepass.SGD(params, lr=0.1, momentum=0.9, **more),
     "SGD without a buffer": lambda params, **more: onepass.SGD(params, lr=0.1, **more),
 }
-COMMON = ("AdamW", "AdamP", "AdamP with exact weights", "SGDP", "AdamProxL2")
+COMMON = (
+    "AdamW",
+    "AdamP",
+    "AdamP with exact weights",
+    "AdamP with exact weights and short moments",
+    "SGDP",
+    "AdamProxL2",
+)
+# The dtypes of what is for some only, by words of their names.
+OF_SOME = {"exact": ("bfloat16",), "stochastically": ("bfloat16",), "short": ("bfloat16", "float32")}
 ALL_DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Shared memory that a block may have, by target.
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
@@ -73,7 +92,7 @@ def runs(target: str) -> Iterator[tuple[str, str, str]]:
     every = tuple((model, dtype) for model in MODELS for dtype in ALL_DTYPES)
     for model, dtype in every if EVERY else PAIRS[target]:
         for optimizer in OPTIMIZERS if model == "mlp" or EVERY else COMMON:
-            if "exact" not in optimizer or dtype == "bfloat16":
+            if all(dtype in dtypes for word, dtypes in OF_SOME.items() if word in optimizer):
                 yield model, dtype, optimizer
 
 
