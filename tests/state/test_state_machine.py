@@ -27,6 +27,7 @@ from drive import parameters_of, through_a_file
 from onepass import reference
 from onepass.dtypes import compute_dtype
 from onepass.hyperparams import Hyper, has_moments, hyper_of
+from onepass.precision import numbers_of
 from onepass.spec import OptimizerSpec
 from onepass.verdict import Verdict
 from records import Record, each_optimizer
@@ -70,9 +71,9 @@ def some_gradient(kind: str, p: Tensor, seed: int) -> Tensor:
     return g
 
 
-def step(spec: OptimizerSpec, p: Tensor, state: dict[str, Any], h: Hyper, first: bool) -> Verdict | None:
+def step(spec: OptimizerSpec, p: Tensor, state: dict[str, Any], h: Hyper, first: bool, number: int) -> Verdict | None:
     """The phases of the reference on one parameter."""
-    pending = reference.update(spec, p, p.grad, state, h, first)
+    pending = reference.update(spec, p, p.grad, state, h, first, number)
     if pending is None:
         return None
     stats = pending.rows.stats()
@@ -102,10 +103,11 @@ class Model:
     def step(self, factor: float) -> dict[int, reference.Verdict]:
         """Steps every parameter that has a gradient, multiplied by `factor`; returns the verdicts by id."""
         verdicts = {}
-        for number, (qs, group) in enumerate(zip(self.params, self.groups, strict=True)):
-            h = hyper_of(self.spec, {**group, "params": qs}, number, False)
+        numbers = numbers_of([{"params": qs} for qs in self.params])
+        for index, (qs, group) in enumerate(zip(self.params, self.groups, strict=True)):
+            h = hyper_of(self.spec, {**group, "params": qs}, index, False)
             h = type(h)(**{**vars(h), "grad_scale": h.grad_scale * factor})
-            for q in qs:
+            for number, q in enumerate(qs, numbers[index]):
                 if q.grad is None:
                     continue
                 own, first = self.state.setdefault(id(q), {}), False
@@ -114,7 +116,7 @@ class Model:
                 for key in self.spec.moments if has_moments(self.spec, h) else ():
                     first |= key not in own
                     own.setdefault(key, torch.zeros(q.shape, dtype=compute_dtype(q.dtype)))
-                verdict = step(self.spec, q, own, h, first)
+                verdict = step(self.spec, q, own, h, first, number)
                 if verdict is not None:
                     verdicts[id(q)] = verdict
                     if group["backend"] != "reference":  # the reference does not predict
