@@ -220,11 +220,12 @@ def test_plan_traffic_of_small_tensors() -> None:
     for gate in ("none", "channel"):
         matrices = traffic_of(onepass.AdamP, [(8, 8)] * 1000, gate=gate, predicted=gate)
         assert_streams(matrices, fp32())
-        # Read by `update` alone: `correct` returns after one word. The gate counter is read twice and written.
-        assert matrices.of("plan") == pytest.approx((plan, 1 / 64), rel=0.02)
+        # Read by `update` alone, for the elements and then for what is published, mostly from the first-level cache: `correct`
+        # returns after one word. The gate counter is read twice and written.
+        assert matrices.of("plan") == pytest.approx((2 * plan, 1 / 64), rel=0.02)
         stored = emulated.limits["row_stats_bytes"] + emulated.limits["verdict_bytes"] + 8 * 8
         assert matrices.of("row_stats")[1] == pytest.approx(stored / 64, rel=0.03)
-        assert matrices.total < 36
+        assert matrices.total < 38
 
 
 def test_the_plan_is_read_by_whole_warps() -> None:

@@ -17,7 +17,9 @@ def fields_of(header: str, struct: str) -> list[str]:
     text = re.sub(r"//.*", "", (ROOT / "csrc/rules" / header).read_text())
     body = re.search(rf"\bstruct {struct} {{(.*?)^}};", text, re.DOTALL | re.MULTILINE)
     assert body, f"no struct {struct} in {header}"
-    members = re.findall(r"^  (?:double|bool|int|S|DeviceNumber|Decay|Hyper) ([^();]*);", body[1], re.MULTILINE)
+    members = re.findall(
+        r"^  (?:double|bool|int|uint64_t|S|DeviceNumber|Decay|Hyper|Precision) ([^();]*);", body[1], re.MULTILINE
+    )
     return [re.split(r"[ ={]", name.strip())[0] for member in members for name in member.split(",")]
 
 
@@ -42,7 +44,7 @@ def test_scalars_fields() -> None:
     """A bucket's table has the fields of every rule, without the flags that only save comparisons."""
     rules = {*fields_of("adam.h", "Adam"), *fields_of("sgd.h", "Momentum"), *fields_of("sgd.h", "Sgd")}
     wanted = {name for name in rules if not name.startswith("has_")} | {*fields_of("projection.h", "Projection")}
-    assert set(plan.SCALARS) == wanted | {"project_momentum", "skipped"}
+    assert set(plan.SCALARS) == wanted | {"project_momentum", "skipped", "draw_a", "draw_b"}
     assert len(set(plan.SCALARS)) == len(plan.SCALARS)
 
 

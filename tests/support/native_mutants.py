@@ -92,7 +92,7 @@ MUTANTS = [
     # --- exact weights
     Mutant("ties go to even", "bits_as<Bits32>(x.v) + (number & 0x8000)",
            "bits_as<Bits32>(x.v) + (number & (((bits_as<Bits32>(x.v) >> 16) & 1) + 0x7fff))"),
-    Mutant("a NaN is rounded like a number", "(number & 0x8000)", "0x8000", "bits_as<Bits32>(x.v) + @"),
+    Mutant("a NaN is rounded like a number", "(number & 0x8000)", "(Bits32{} + 0x8000)", "bits_as<Bits32>(x.v) + @"),
     Mutant("a remainder makes a NaN of zero", "joined == joined ? joined : bits_as<Floats::Vector>(high)", "joined"),
     Mutant("remainders have no sign", "high + widen_signed(from.remainder)", "high + widen(from.remainder)"),
     Mutant("exact weights are not corrected", "t.storage.master()", "false", "|| @);"),
