@@ -182,7 +182,7 @@ __device__ __forceinline__ void run_items(const KernelParams<Rule>& params) {
               });
               if constexpr (publishes) {
                 __syncwarp();
-                if (own.index >= 0)
+                if (own.index >= 0)  // the view is made anew, since `update` has no registers to keep it
                   with_item(params, load(plan.items + unsigned(own.index), of_plan),
                             [&](const ItemView<Rule>& o) { publish<phase>(plan, o, own.index, own.of_warp[warp()]); });
                 __syncwarp();
