@@ -45,7 +45,7 @@ bool packs(const Tensor& t) {
   return t.rows == 1 || t.p.strides[0] == t.length;
 }
 
-// Whether the elements lie in the order of the shape.
+// Whether the elements of a tensor lie in memory in the order of its shape.
 bool is_contiguous(const Tensor& t) {
   int64_t reach = 1;
   for (int d = static_cast<int>(t.shape.size()) - 1; d >= 0; --d) {

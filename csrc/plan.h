@@ -24,7 +24,7 @@ inline int64_t work_bytes_of(Dtype t) {
 
 constexpr int max_moments = 2;
 
-// What a parameter is beside its elements. master: it has a remainder, and is a float32 weight with it. stochastic: it
+// How the weight of a parameter is kept. master: it has a remainder, and is a float32 weight with it. stochastic: it
 // is rounded stochastically.
 enum class Weight : uint8_t { plain, master, stochastic };
 
@@ -135,7 +135,7 @@ struct Plan {
     return {moments_of(rule) ? t.storage : t.storage.with_wide_moments(), rule};
   }
 
-  // Whether the steps of a tensor may take random bits.
+  // Whether a step of the tensor may take random bits.
   bool draws(const Tensor& t) const {
     return t.storage.stochastic() || (t.storage.moment == Dtype::bf16 && moments_of(rule) == 2);
   }

@@ -272,7 +272,7 @@ struct KernelsOf {
   }
 
   static constexpr Kernels kernels() {
-    // What writes nothing is one for all that is read alike.
+    // Kernels that write nothing are shared by the storages that are read alike.
     typedef KernelsOf<std::conditional_t<std::is_same_v<P, Stochastic>, BFloat16, P>, S, Rule> Reading;
     return {step, update, Reading::gate_stats, correct, Reading::square_sum};
   }

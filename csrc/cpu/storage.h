@@ -361,6 +361,7 @@ ONEPASS_INLINE void store(MasterAddress to, const Pack<float>& x, int n) {
   p.write(to.p, n);
   remainder.write(to.remainder, n);
 }
+
 template <class P>
 ONEPASS_INLINE typename AddressOf<P>::type address_of(const Tile& t, int64_t at) {
   auto* p = static_cast<typename ElementOf<P>::type*>(t.p) + at;

@@ -14,8 +14,8 @@ struct LauncherOf {
   static_assert(sizeof(KernelParams<Rule>) <= 32764, "the limit of a kernel's arguments");
   static_assert(sizeof(KernelScalars<Rule>) <= scalars_bytes);
 
-  // What the plan never asks for is not compiled: rules without moments have one storage of them, and `launcher` takes
-  // the kernels that write no elements from the storages with wide moments and without random bits.
+  // Kernels that no plan asks for are not compiled: rules without moments have one storage of them, and `launcher`
+  // takes the kernels that write no elements from the storages with wide moments and without random bits.
   static constexpr bool is_short = std::is_same_v<M, ShortMoment>;
   static constexpr bool reads = !is_short && !std::is_same_v<P, Stochastic>;
 

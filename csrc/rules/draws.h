@@ -33,7 +33,8 @@ struct DrawKey {
   }
 };
 
-// Of a step: `step` is the count of the parameter, this step included. Of a tensor at it: key.with(number).
+// The key of a step; `step` is the count of the parameter, this step included. That of a tensor at it:
+// key.with(number).
 ONEPASS_HD DrawKey draw_key(uint64_t seed, uint32_t step) {
   return DrawKey{}.with(uint32_t(seed)).with(uint32_t(seed >> 32)).with(step);
 }
