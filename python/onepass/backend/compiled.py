@@ -56,7 +56,8 @@ class CompiledBackend:
         self.indices = indices
         self.params = [list(groups[i]["params"]) for i in indices]
         self.precisions = [precision_of(groups[i]) for i in indices]
-        self.numbers = [numbers_of(groups)[i] for i in indices]
+        starts = numbers_of(groups)
+        self.numbers = [starts[i] for i in indices]
         self.hypers: list[Hyper] = []
 
     def bind(self, state: Any, first: list[Tensor], exchanges: bool = False) -> None:

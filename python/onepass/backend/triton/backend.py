@@ -61,7 +61,8 @@ class TritonBackend:
         self.spec, self.indices = spec, indices
         self.params = [list(groups[i]["params"]) for i in indices]
         self.precisions = [precision_of(groups[i]) for i in indices]
-        self.numbers = [numbers_of(groups)[i] for i in indices]
+        starts = numbers_of(groups)
+        self.numbers = [starts[i] for i in indices]
         self.device = self.params[0][0].device
         self.on_gpu = self.device.type == "cuda"
         upload.refuse_capture(self.device)
