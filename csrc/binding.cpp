@@ -13,6 +13,7 @@ namespace onepass {
 namespace {
 
 constexpr const char* remainder_key = "master_param";  // masters.py
+constexpr const char* scale_suffix = "_scale";         // blocks.py
 
 std::vector<std::pair<PyObject*, PyObject*>> entries_of(PyObject* dict) {
   std::vector<std::pair<PyObject*, PyObject*>> entries;
@@ -168,15 +169,16 @@ Binding::Binding(const py::list& groups, const py::dict& state, const py::list& 
   plan_.rule = rule == "adam" ? RuleId::adam : RuleId::momentum;
   plan_.lazy_buffer = lazy_buffer;
   plan_.exchanges = exchanges;
+  for (py::handle key : moments) scales_.append(py::str(key.cast<std::string>() + scale_suffix));
   std::unordered_set<PyObject*> firsts;
   for (py::handle p : first) firsts.insert(p.ptr());
   for (size_t g = 0; g < groups.size(); ++g) {
-    const Precision precision = precision_of(precisions[g]);
+    precisions_.push_back(precision_of(precisions[g]));
     auto number = numbers[g].cast<uint32_t>();
     groups_.emplace_back();
     for (py::handle p : groups[g].cast<py::list>()) {
       groups_.back().push_back(p.ptr());
-      add(p.ptr(), static_cast<int>(g), projected, precision);
+      add(p.ptr(), static_cast<int>(g), projected, precisions_.back());
       plan_.tensors.back().first_step = firsts.count(p.ptr()) > 0;
       plan_.tensors.back().number = number++;
     }
@@ -192,15 +194,16 @@ void Binding::add(PyObject* param, int group, bool projected, const Precision& p
   if (!describe(param, device_, x)) throw std::runtime_error("a parameter cannot be described through DLPack");
   Tensor t;
   t.group = group;
-  if (Dtype dtype; dtype_of(x.dtype, dtype))
-    t.storage = storage_of(dtype, precision);
-  else
-    throw std::runtime_error("a parameter has a dtype that cannot be stepped");
   t.shape.assign(x.shape, x.shape + x.ndim);
   int64_t elements = 1;
   for (int64_t size : t.shape) elements *= size;
+  const int64_t rows = x.ndim > 1 && elements > 0 ? t.shape[0] : 1;
+  if (Dtype dtype; dtype_of(x.dtype, dtype))
+    t.storage = storage_of(dtype, precision, elements, elements / rows);
+  else
+    throw std::runtime_error("a parameter has a dtype that cannot be stepped");
   t.projected = projected && x.ndim > 1 && elements > 0;
-  t.rows = t.projected ? t.shape[0] : 1;
+  t.rows = t.projected || t.storage.blocks() ? rows : 1;
   t.length = elements / t.rows;
   t.p.strides = strides_of(x);
   // The random bits of an element go by its place in the order of the shape.
@@ -212,8 +215,10 @@ void Binding::add(PyObject* param, int group, bool projected, const Precision& p
     source.state = own;
     source.entries = entries_of(own);
     for (const auto& [key, value] : source.entries) reader_.compare(value);
-    for (size_t j = 0; j < moments_.size(); ++j)
+    for (size_t j = 0; j < moments_.size(); ++j) {
       source.moment[j] = PyDict_GetItemWithError(own, py::object(moments_[j]).ptr());
+      if (t.storage.blocks()) source.scale[j] = PyDict_GetItemWithError(own, py::object(scales_[j]).ptr());
+    }
     source.step = PyDict_GetItemString(own, "step");
     source.gate_counter = PyDict_GetItemString(own, "gate_counter");
     source.remainder = t.storage.master() ? PyDict_GetItemString(own, remainder_key) : nullptr;
@@ -242,12 +247,13 @@ bool Binding::ready(const py::list& groups, bool needs_state) {
     for (size_t i = 0; i < groups_[g].size(); ++i)
       if (PySequence_Fast_GET_ITEM(params, i) != groups_[g][i]) return false;
   }
+  for (size_t g = 0; g < groups_.size(); ++g)
+    if (plan_.hypers[g].precision != precisions_[g]) return false;
   if (!same_state() || !read_device_numbers()) return false;
   for (size_t i = 0; i < sources_.size(); ++i) {
     if (i + 2 < sources_.size()) prefetch(sources_[i + 2]);
     gradients_[i] = Reader::gradient_of(sources_[i].param);
     Tensor& t = plan_.tensors[i];
-    if (t.storage != storage_of(t.storage.param, plan_.hypers[t.group].precision)) return false;
     t.active = !gradients_[i].is_none();
     if (!t.active) continue;
     if (!read(sources_[i], t, gradients_[i].ptr(), needs_state)) return false;
@@ -261,6 +267,7 @@ bool Binding::ready(const py::list& groups, bool needs_state) {
 void Binding::prefetch(const Source& source) const {
   reader_.prefetch(source.param);
   for (PyObject* moment : source.moment) reader_.prefetch(moment);
+  for (PyObject* scale : source.scale) reader_.prefetch(scale);
   reader_.prefetch(source.step);
   reader_.prefetch(source.remainder);
 }
@@ -277,9 +284,12 @@ bool Binding::same_state() {
 // The same of the entries of one parameter's state.
 bool Binding::same_entries(Source& source) const {
   if (unchanged(source.state, source.entries)) return true;
-  for (size_t j = 0; j < moments_.size(); ++j)
+  for (size_t j = 0; j < moments_.size(); ++j) {
     if (PyDict_GetItemWithError(source.state, py::object(moments_[j]).ptr()) != source.moment[j])
       return PyErr_Clear(), false;
+    if (source.scale[j] && PyDict_GetItemWithError(source.state, py::object(scales_[j]).ptr()) != source.scale[j])
+      return PyErr_Clear(), false;
+  }
   if (PyDict_GetItemString(source.state, "step") != source.step) return false;
   if (PyDict_GetItemString(source.state, "gate_counter") != source.gate_counter) return false;
   if (source.remainder && PyDict_GetItemString(source.state, remainder_key) != source.remainder) return false;
@@ -305,6 +315,8 @@ bool Binding::read_state(Source& source, Tensor& t, bool needs_state) const {
   const RuleId rule_id = plan_.rule_id(t.group);
   for (int j = 0; j < moments_of(rule_id); ++j)
     if (!take(source.moment[j], type_of(t.storage.moment), t.moment[j])) return false;
+  for (int j = 0; j < max_moments; ++j)
+    if (t.storage.blocks() && !may_lack(source.scale[j]) && !read_scales(source.scale[j], t, t.scale[j])) return false;
   if (t.storage.master() && !take(source.remainder, dlpack::int16, t.remainder)) return false;
   const dlpack::Device count_device = plan_.device_hypers[t.group].on_device ? device_ : dlpack::Device{dlpack::cpu, 0};
   const bool counted = rule_id == RuleId::adam || t.storage.stochastic();
@@ -327,6 +339,16 @@ bool Binding::read_operand(PyObject* object, const Tensor& t, dlpack::DataType d
   if (!same_shape(x, t.shape) || !same_strides(x, view.strides)) return false;
   view.data = x.data;
   return x.data || t.length == 0;
+}
+
+// Takes the address of the scales of a moment: contiguous, those of every row.
+bool Binding::read_scales(PyObject* object, const Tensor& t, uint8_t*& scales) const {
+  dlpack::Tensor x;
+  const int64_t blocks = blocks_of(t.length);
+  if (!object || !describe(object, device_, x) || x.dtype != dlpack::uint8) return false;
+  if (!same_shape(x, {t.rows, blocks}) || !same_strides(x, {blocks, 1})) return false;
+  scales = static_cast<uint8_t*>(x.data);
+  return true;
 }
 
 // Describes a tensor on `device`; false if there is no describing it. What is wrong with it, the caller finds out in

@@ -84,6 +84,7 @@ class Binding {
   struct Source {
     PyObject* param;
     PyObject* moment[max_moments] = {};
+    PyObject* scale[max_moments] = {};  // of moments with blocks
     PyObject* step = nullptr;
     PyObject* gate_counter = nullptr;
     PyObject* remainder = nullptr;
@@ -99,6 +100,7 @@ class Binding {
   bool same_entries(Source& source) const;
   bool read(Source& source, Tensor& t, PyObject* gradient, bool needs_state) const;
   bool read_state(Source& source, Tensor& t, bool needs_state) const;
+  bool read_scales(PyObject* object, const Tensor& t, uint8_t*& scales) const;
   bool read_operand(PyObject* object, const Tensor& t, dlpack::DataType dtype, View& view) const;
   bool read_device_numbers();
   bool read_device_number(PyObject* object, DeviceNumber& number) const;
@@ -107,7 +109,8 @@ class Binding {
 
   Reader reader_;
   PyObject* state_;
-  pybind11::list moments_;
+  pybind11::list moments_, scales_;    // their keys in the state
+  std::vector<Precision> precisions_;  // of the groups, as they were bound
   Entries state_entries_;
   std::vector<std::vector<PyObject*>> groups_;
   std::vector<Source> sources_;

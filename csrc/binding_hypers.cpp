@@ -10,7 +10,7 @@ namespace onepass {
 
 Precision Binding::precision_of(py::handle given) {
   const auto flag = [&](const char* name) { return given.attr(name).cast<bool>(); };
-  return {flag("master_weights"), flag("short_moments"), flag("stochastic_rounding")};
+  return {flag("master_weights"), given.attr("moment_bits").cast<int>(), flag("stochastic_rounding")};
 }
 
 void Binding::set_hypers(const py::list& hypers) {

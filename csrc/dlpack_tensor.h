@@ -25,6 +25,8 @@ inline dlpack::DataType type_of(Dtype dtype) {
       return dlpack::float16;
     case Dtype::f32:
       return dlpack::float32;
+    case Dtype::u8:
+      return dlpack::uint8;
     default:
       return dlpack::float64;
   }

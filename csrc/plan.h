@@ -1,22 +1,25 @@
 // Static description of the tensors to update and how they are split into work items. Independent of framework and
 // device.
 //
-// A tensor is `rows` x `length` in the order of dim 0 (its channels), or one row where the rule looks at elements
-// only. Work items do not depend on the number of threads or blocks, so that the results do not either. An item is a
-// run of whole rows, or a piece of one row: of one that is too long for the row cache, or of a tensor that is one row.
+// A tensor is `rows` x `length` in the order of dim 0 (its channels), or one row where rule and storage look at
+// elements only. Work items do not depend on the number of threads or blocks, so that the results do not either. An
+// item is a run of whole rows, or a piece of one row: of one that is too long for the row cache, or of a tensor that is
+// one row.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <vector>
 
+#include "rules/blocks.h"
 #include "rules/hyper.h"
 
 namespace onepass {
 
-enum class Dtype : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
+// u8: of moments alone, codes of 8 bits (rules/blocks.h).
+enum class Dtype : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, u8 = 4 };
 inline int64_t bytes_of(Dtype t) {
-  return t == Dtype::f64 ? 8 : t == Dtype::f32 ? 4 : 2;
+  return t == Dtype::f64 ? 8 : t == Dtype::f32 ? 4 : t == Dtype::u8 ? 1 : 2;
 }
 inline int64_t work_bytes_of(Dtype t) {
   return t == Dtype::f64 ? 8 : 4;
@@ -37,6 +40,8 @@ struct Storage {
   constexpr bool operator==(const Storage&) const = default;
   constexpr bool master() const { return weight == Weight::master; }
   constexpr bool stochastic() const { return weight == Weight::stochastic; }
+  // Moments of 8 bits, whose blocks restart at each row.
+  constexpr bool blocks() const { return moment == Dtype::u8; }
   // With moments in the dtype of the arithmetic.
   constexpr Storage with_wide_moments() const { return {param, param == Dtype::f64 ? Dtype::f64 : Dtype::f32, weight}; }
 };
@@ -49,7 +54,11 @@ constexpr Storage storages[] = {{Dtype::f32, Dtype::f32},
                                 {Dtype::f32, Dtype::bf16},
                                 {Dtype::bf16, Dtype::bf16},
                                 {Dtype::bf16, Dtype::bf16, Weight::master},
-                                {Dtype::bf16, Dtype::bf16, Weight::stochastic}};
+                                {Dtype::bf16, Dtype::bf16, Weight::stochastic},
+                                {Dtype::f32, Dtype::u8},
+                                {Dtype::bf16, Dtype::u8},
+                                {Dtype::bf16, Dtype::u8, Weight::master},
+                                {Dtype::bf16, Dtype::u8, Weight::stochastic}};
 constexpr int storage_count = sizeof(storages) / sizeof(Storage);
 
 // Its place in `storages`, or -1.
@@ -59,10 +68,18 @@ constexpr int index_of(const Storage& storage) {
   return -1;
 }
 
-// The storage of a parameter in a group, as Precision.storage of precision.py.
-inline Storage storage_of(Dtype param, const Precision& precision) {
-  const bool rounds = param == Dtype::bf16, may_be_short = rounds || param == Dtype::f32;
-  return {param, precision.short_moments && may_be_short ? Dtype::bf16 : Storage{param}.with_wide_moments().moment,
+// The dtype of the moments of a parameter with rows of so many elements, as Precision.moment_dtype of precision.py.
+inline Dtype moment_dtype(Dtype param, const Precision& precision, int64_t elements, int64_t row) {
+  const Dtype wide = Storage{param}.with_wide_moments().moment;
+  if (precision.moment_bits == 32 || (param != Dtype::bf16 && param != Dtype::f32)) return wide;
+  if (precision.moment_bits == 16) return Dtype::bf16;
+  return elements < smallest_tensor_of_blocks ? wide : row < shortest_row_of_blocks ? Dtype::bf16 : Dtype::u8;
+}
+
+// The storage of a parameter in a group.
+inline Storage storage_of(Dtype param, const Precision& precision, int64_t elements, int64_t row) {
+  const bool rounds = param == Dtype::bf16;
+  return {param, moment_dtype(param, precision, elements, row),
           rounds && precision.master_weights        ? Weight::master
           : rounds && precision.stochastic_rounding ? Weight::stochastic
                                                     : Weight::plain};
@@ -89,16 +106,17 @@ struct Tensor {
   int group = 0;
   uint32_t number = 0;  // among all parameters of the optimizer: of its random bits
   std::vector<int64_t> shape;
-  int64_t rows = 1, length = 0;
+  int64_t rows = 1, length = 0;  // rows of its own where projected, and where moments have blocks
   bool projected = false;
   bool packed = true;  // all operands are laid out alike, with every row contiguous and rows in order
 
   View p, g, moment[max_moments], remainder;
-  float* step = nullptr;            // null where there is no count, and where the state is missing
-  uint8_t* gate_counter = nullptr;  // null where not projected
-  bool active = false;              // has a gradient at this step
-  bool negated = false;             // the gradient is the negative of what is in memory
-  bool first_step = false;          // its moments were made for this step
+  uint8_t* scale[max_moments] = {};  // of moments with blocks, contiguous: those of every row
+  float* step = nullptr;             // null where there is no count, and where the state is missing
+  uint8_t* gate_counter = nullptr;   // null where not projected
+  bool active = false;               // has a gradient at this step
+  bool negated = false;              // the gradient is the negative of what is in memory
+  bool first_step = false;           // its moments were made for this step
 
   int64_t first_item = 0, items = 0;
   int64_t first_coefficient = 0;  // of its rows, among those of all projected tensors
@@ -137,7 +155,7 @@ struct Plan {
 
   // Whether a step of the tensor may take random bits.
   bool draws(const Tensor& t) const {
-    return t.storage.stochastic() || (t.storage.moment == Dtype::bf16 && moments_of(rule) == 2);
+    return t.storage.stochastic() || (t.storage != t.storage.with_wide_moments() && moments_of(rule) == 2);
   }
 
   // Whether a gate is predicted. A fixed gate is predicted rightly. Otherwise the correction recovers p from p', which

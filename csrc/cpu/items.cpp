@@ -83,6 +83,9 @@ Tile CpuExecutor::tile_of(const WorkItem& item, int64_t index, Scratch& scratch)
     tile.remainder = static_cast<int16_t*>(operand(t.remainder, 2, scratch.operand[2 + max_moments]));
   for (int j = 0; j < moments_of(plan_.rule_id(t.group)); ++j)
     tile.moment[j] = operand(t.moment[j], bytes_of(t.storage.moment), scratch.operand[2 + j]);
+  tile.blocks = blocks_of(t.length);
+  for (int j = 0; j < max_moments; ++j)
+    if (t.scale[j]) tile.scale[j] = t.scale[j] + item.row * tile.blocks + item.begin / block_length;
   tile.rows = item.rows;
   tile.length = item.end - item.begin;
   tile.scalars = &step.scalars;

@@ -38,7 +38,7 @@ struct Row {
   typedef typename WorkOf<P>::type S;
   typedef Pack<S> R;
   static constexpr int lanes = R::lanes;
-  static constexpr bool is_short = std::is_same_v<M, ShortMoment>;
+  static constexpr bool is_short = std::is_same_v<M, ShortMoment>, has_blocks = std::is_same_v<M, ByteMoment>;
   static constexpr bool rounds_stochastically = std::is_same_v<P, Stochastic>;
 
   typedef typename ElementOf<P>::type G;
@@ -46,6 +46,7 @@ struct Row {
   typename AddressOf<P>::type p;
   const G* g;
   M* moment[2];
+  uint8_t* scale[2];  // of the blocks of each moment, if it has any
   int64_t length, first;
   DrawKey draw_key;
 
@@ -56,15 +57,33 @@ struct Row {
     draw_key = t.draw_key;
     g = static_cast<const G*>(t.g) + at;
     for (int j = 0; j < Rule::moments; ++j) moment[j] = static_cast<M*>(t.moment[j]) + at;
+    if constexpr (has_blocks)
+      for (int j = 0; j < Rule::moments; ++j) scale[j] = t.scale[j] + row * t.blocks;
+  }
+
+  // The codes of a moment from element i on, which are those of one block.
+  template <int j>
+  ONEPASS_INLINE CodesAddress<j == 0> codes(int64_t i) const {
+    return {reinterpret_cast<uint8_t*>(moment[j] + i), scale[j][i / block_length]};
   }
 
   template <class N>
   ONEPASS_INLINE void load_moments(R* x, int64_t i, N n) const {
-    for (int j = 0; j < Rule::moments; ++j) x[j] = load_some(moment[j] + i, n);
+    if constexpr (has_blocks) {
+      x[0] = load_some(codes<0>(i), n);
+      x[1] = load_some(codes<1>(i), n);
+    } else {
+      for (int j = 0; j < Rule::moments; ++j) x[j] = load_some(moment[j] + i, n);
+    }
   }
   template <class N>
   ONEPASS_INLINE void store_moments(const R* x, int64_t i, N n) const {
-    for (int j = 0; j < Rule::moments; ++j) store_some(moment[j] + i, x[j], n);
+    if constexpr (has_blocks) {
+      store_some(codes<0>(i), x[0], n);
+      store_some(codes<1>(i), x[1], n);
+    } else {
+      for (int j = 0; j < Rule::moments; ++j) store_some(moment[j] + i, x[j], n);
+    }
   }
 
   // The random bits of a pack, if a step takes any of its parameters or of its moments.
@@ -74,11 +93,14 @@ struct Row {
     if constexpr (needed) draw_into(bits, draw_key, first + i);
     return bits;
   }
-  static constexpr bool draws = rounds_stochastically || (is_short && Rule::moments > 1);
+  static constexpr bool draws = rounds_stochastically || has_blocks || (is_short && Rule::moments > 1);
 
-  // To what is stored of them.
-  ONEPASS_INLINE void round_moments(R* x, const Draws<>& bits) const {
-    if constexpr (is_short) {
+  // To what is stored of them, from element i on.
+  ONEPASS_INLINE void round_moments(R* x, int64_t i, const Draws<>& bits) const {
+    if constexpr (has_blocks) {
+      x[0] = rounded_to_codes<true>(x[0], bits, codes<0>(i).scale);
+      x[1] = rounded_to_codes<false>(x[1], bits, codes<1>(i).scale);
+    } else if constexpr (is_short) {
       x[0] = rounded_to_nearest(x[0]);
       if constexpr (Rule::moments > 1) x[1] = rounded_by<false>(bits, x[1]);
     }
@@ -93,6 +115,54 @@ struct Row {
   }
 };
 
+// Steps the moments of the elements of a row from `begin` to `end`, and calls visit(i, n, p, g, u, bits) with each
+// pack.
+template <class P, class M, class Rule, class Visit>
+ONEPASS_INLINE void each_stepped(const Rule& rule, const Row<P, M, Rule>& row, int64_t begin, int64_t end,
+                                 const Visit& visit) {
+  typedef Pack<typename WorkOf<P>::type> R;
+  const auto load_operands = [&](int64_t i, auto n, R& p, R& g, R* moment) ONEPASS_INLINED {
+    p = load_some(row.p + i, n);
+    g = rule.gradient(p, R(load_some(row.g + i, n)));
+    row.load_moments(moment, i, n);
+    rule.advance(g, moment);
+  };
+  const auto finish = [&](int64_t i, auto n, const R& p, const R& g, R* moment) ONEPASS_INLINED {
+    const auto bits = row.template drawn<Row<P, M, Rule>::draws>(i);
+    row.round_moments(moment, i, bits);
+    const R u = rule.direction(p, g, moment);
+    row.store_moments(moment, i, n);
+    visit(i, n, p, g, u, bits);
+  };
+  if constexpr (!Row<P, M, Rule>::has_blocks) {
+    each_pack<R::lanes>(begin, end, [&](int64_t i, auto n) ONEPASS_INLINED {
+      R p, g, moment[2];
+      load_operands(i, n, p, g, moment);
+      finish(i, n, p, g, moment);
+    });
+  } else {
+    // The scale of a block follows from all its elements, which the first-level cache holds meanwhile.
+    for (int64_t first = begin; first < end; first += block_length) {
+      const int64_t last = std::min<int64_t>(first + block_length, end);
+      alignas(64) float kept[4][block_length];
+      Draws<> largest[2] = {Draws<>(0), Draws<>(0)};
+      each_pack<R::lanes>(first, last, [&](int64_t i, auto n) ONEPASS_INLINED {
+        R x[4];
+        load_operands(i, n, x[0], x[1], x + 2);
+        for (int j = 0; j < 4; ++j) store(kept[j] + (i - first), x[j]);
+        for (int j = 0; j < 2; ++j) keep_larger(largest[j], x[2 + j]);
+      });
+      row.scale[0][first / block_length] = Codes<true>::scale_of(largest_of(largest[0]));
+      row.scale[1][first / block_length] = Codes<false>::scale_of(largest_of(largest[1]));
+      each_pack<R::lanes>(first, last, [&](int64_t i, auto n) ONEPASS_INLINED {
+        R x[4];
+        for (int j = 0; j < 4; ++j) x[j] = load(kept[j] + (i - first));
+        finish(i, n, x[0], x[1], x + 2);
+      });
+    }
+  }
+}
+
 template <class P, class M, class Rule>
 struct KernelsOf {
   typedef typename WorkOf<P>::type S;
@@ -105,17 +175,9 @@ struct KernelsOf {
     const S d = S(t.unprojected.d), k = S(t.unprojected.k);
     for (int64_t r = 0; r < t.rows; ++r) {
       const Row<P, M, Rule> row(t, r);
-      each_pack<lanes>(0, t.length, [&](int64_t i, auto n) {
-        R p = load_some(row.p + i, n), moment[2];
-        R g = rule.gradient(p, R(load_some(row.g + i, n)));
-        row.load_moments(moment, i, n);
-        rule.advance(g, moment);
-        const auto bits = row.template drawn<Row<P, M, Rule>::draws>(i);
-        row.round_moments(moment, bits);
-        R u = rule.direction(p, g, moment);
-        row.store_moments(moment, i, n);
-        row.store_weights(apply(p, u, d, k), i, n, bits);
-      });
+      each_stepped(rule, row, 0, t.length,
+                   [&](int64_t i, auto n, const R& p, const R&, const R& u, const auto& bits)
+                       ONEPASS_INLINED { row.store_weights(apply(p, u, d, k), i, n, bits); });
     }
   }
 
@@ -127,22 +189,15 @@ struct KernelsOf {
     Sums<S> sums;
     for (int64_t begin = 0; begin < row.length; begin += Run<S>::elements) {
       Run<S> sum;
-      each_pack<lanes>(begin, std::min(begin + Run<S>::elements, row.length), [&](int64_t i, auto n) {
-        R p = load_some(row.p + i, n), moment[2];
-        R g = rule.gradient(p, R(load_some(row.g + i, n)));
-        row.load_moments(moment, i, n);
-        rule.advance(g, moment);
-        const auto bits = row.template drawn<Row<P, M, Rule>::draws>(i);
-        row.round_moments(moment, bits);
-        R u = rule.direction(p, g, moment);
-        row.store_moments(moment, i, n);
-        sum.add(p, g, u);
-        if constexpr (policy == WritePolicy::now) {
-          store_some(cache + i, p, n);
-          row.store_weights(apply(p, u, d, k), i, n, bits);
-        }
-        if constexpr (policy == WritePolicy::buffered) store_some(cache + i, u, n);
-      });
+      each_stepped(rule, row, begin, std::min(begin + Run<S>::elements, row.length),
+                   [&](int64_t i, auto n, const R& p, const R& g, const R& u, const auto& bits) ONEPASS_INLINED {
+                     sum.add(p, g, u);
+                     if constexpr (policy == WritePolicy::now) {
+                       store_some(cache + i, p, n);
+                       row.store_weights(apply(p, u, d, k), i, n, bits);
+                     }
+                     if constexpr (policy == WritePolicy::buffered) store_some(cache + i, u, n);
+                   });
       sums.fold(sum);
     }
     return sums.value();
@@ -167,7 +222,7 @@ struct KernelsOf {
   static ONEPASS_INLINE void project_buffer(const Row<P, M, Rule>& row, const R& p, S c, int64_t i, N n) {
     if constexpr (Rule::id == RuleId::momentum) {
       R projected = load_some(row.moment[0] + i, n) - c * p;
-      row.round_moments(&projected, {});
+      row.round_moments(&projected, i, {});
       store_some(row.moment[0] + i, projected, n);
     }
   }
@@ -278,9 +333,15 @@ struct KernelsOf {
   }
 };
 
+// How the moments of a rule are stored: those that a rule does not have, and blocks of one that has no second moment,
+// in no way that needs kernels of its own.
+template <class P, class M, class Rule>
+using MomentOf = std::conditional_t<Rule::moments == 0 || (Rule::moments == 1 && std::is_same_v<M, ByteMoment>),
+                                    typename WorkOf<P>::type, M>;
+
 template <class P, class M, class... Rule>
 constexpr std::array<Kernels, sizeof...(Rule)> kernels_of(const std::tuple<Rule...>*) {
-  return {KernelsOf<P, std::conditional_t<Rule::moments != 0, M, typename WorkOf<P>::type>, Rule>::kernels()...};
+  return {KernelsOf<P, MomentOf<P, M, Rule>, Rule>::kernels()...};
 }
 
 template <class P, class M>
@@ -293,7 +354,9 @@ extern const KernelTable table = {kernels_of<float, float>(),        kernels_of<
                                   kernels_of<BFloat16, float>(),     kernels_of<Half, float>(),
                                   kernels_of<Master, float>(),       kernels_of<Stochastic, float>(),
                                   kernels_of<float, ShortMoment>(),  kernels_of<BFloat16, ShortMoment>(),
-                                  kernels_of<Master, ShortMoment>(), kernels_of<Stochastic, ShortMoment>()};
+                                  kernels_of<Master, ShortMoment>(), kernels_of<Stochastic, ShortMoment>(),
+                                  kernels_of<float, ByteMoment>(),   kernels_of<BFloat16, ByteMoment>(),
+                                  kernels_of<Master, ByteMoment>(),  kernels_of<Stochastic, ByteMoment>()};
 
 }  // namespace ONEPASS_ISA
 }  // namespace onepass

@@ -14,6 +14,9 @@ struct Tile {
   int16_t* remainder;  // of p, or null
   const void* g;
   void* moment[max_moments];
+  uint8_t*
+      scale[max_moments];  // of moments with blocks: the first row's, whose `blocks` are followed by the next one's
+  int64_t blocks;
   int64_t rows, length;
 
   const Scalars* scalars;

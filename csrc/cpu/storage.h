@@ -6,6 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../rules/blocks.h"
 #include "../rules/number.h"
 #include "kernels.h"
 #include "simd.h"
@@ -148,6 +149,90 @@ ONEPASS_INLINE Pack<float, bytes> rounded_by(const Draws<bytes>& drawn, const Pa
     return {rounded_by<lower>(drawn.low, x.low), rounded_by<lower>(drawn.high, x.high)};
 }
 
+// 8 bits to 32 and back.
+ONEPASS_INLINE Bits32 widen_bytes(const uint8_t* from) {
+#if defined(__AVX512F__)
+  return (Bits32)_mm512_maskz_cvtepu8_epi32(all16, _mm_loadu_si128((const __m128i*)from));
+#elif defined(__AVX2__)
+  return (Bits32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
+  typename VectorOf<uint8_t, ONEPASS_VECTOR_BYTES / 4>::type bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(bytes, Bits32);
+#endif
+}
+// The lower 8 bits, of which the upper ones are 0.
+template <int bytes>
+ONEPASS_INLINE void narrow_to_bytes(uint8_t* to, const Pack<uint32_t, bytes>& x) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)to, _mm512_maskz_cvtepi32_epi8(all16, (__m512i)x.v));
+#elif defined(__AVX2__)
+  const __m256i halves = _mm256_packus_epi32((__m256i)x.low.v, (__m256i)x.high.v);  // of each 128 bits
+  const __m256i all = _mm256_permute4x64_epi64(halves, 0b11011000);
+  _mm_storeu_si128((__m128i*)to, _mm_packus_epi16(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+#else
+  if constexpr (bytes == ONEPASS_VECTOR_BYTES) {
+    const auto low = __builtin_convertvector(x.v, typename VectorOf<uint8_t, ONEPASS_VECTOR_BYTES / 4>::type);
+    std::memcpy(to, &low, sizeof low);
+  } else {
+    narrow_to_bytes(to, x.low);
+    narrow_to_bytes(to + x.low.lanes, x.high);
+  }
+#endif
+}
+
+// Codes of moments of 8 bits in one block.
+template <bool is_signed>
+struct CodesAddress {
+  uint8_t* code;
+  uint32_t scale;
+
+  ONEPASS_INLINE CodesAddress operator+(int64_t i) const { return {code + i, scale}; }
+};
+template <bool is_signed>
+ONEPASS_INLINE void load_register(CodesAddress<is_signed> from, Floats& x) {
+  x.v = bits_as<Floats::Vector>(Codes<is_signed>::number_of(widen_bytes(from.code), from.scale));
+}
+
+// The numbers as which moments are stored under a scale. drawn: for the second one, whose upper 20 bits round it.
+template <bool is_signed, int bytes>
+ONEPASS_INLINE Pack<float, bytes> rounded_to_codes(const Pack<float, bytes>& x, const Draws<bytes>& drawn,
+                                                   uint32_t scale) {
+  typedef Codes<is_signed> C;
+  if constexpr (bytes == ONEPASS_VECTOR_BYTES)
+    return bits_as<Floats::Vector>(
+        C::stored(bits_as<Bits32>(x.v), is_signed ? Bits32{} : drawn.v >> (32 - C::dropped_bits), scale));
+  else
+    return {rounded_to_codes<is_signed>(x.low, drawn.low, scale),
+            rounded_to_codes<is_signed>(x.high, drawn.high, scale)};
+}
+// Their codes.
+template <bool is_signed, int bytes>
+ONEPASS_INLINE Draws<bytes> codes_of(const Pack<float, bytes>& x, uint32_t scale) {
+  if constexpr (bytes == ONEPASS_VECTOR_BYTES)
+    return Codes<is_signed>::code_of(bits_as<Bits32>(x.v), scale);
+  else
+    return {codes_of<is_signed>(x.low, scale), codes_of<is_signed>(x.high, scale)};
+}
+
+// The bits of the largest numbers in each lane, sign aside.
+template <int bytes>
+ONEPASS_INLINE void keep_larger(Draws<bytes>& largest, const Pack<float, bytes>& x) {
+  if constexpr (bytes == ONEPASS_VECTOR_BYTES) {
+    const Bits32 magnitude = bits_as<Bits32>(x.v) & 0x7fffffff;
+    largest.v = largest.v > magnitude ? largest.v : magnitude;
+  } else {
+    keep_larger(largest.low, x.low);
+    keep_larger(largest.high, x.high);
+  }
+}
+ONEPASS_INLINE uint32_t largest_of(const Draws<>& lanes) {
+  uint32_t each[Draws<>::lanes], largest = 0;
+  std::memcpy(each, &lanes, sizeof each);
+  for (uint32_t x : each) largest = x > largest ? x : largest;
+  return largest;
+}
+
 // The address of weights that are stored as P.
 template <class P>
 struct AddressOf {
@@ -255,6 +340,16 @@ ONEPASS_INLINE Pack<float> load(MasterAddress from) {
   load_into(from, x);
   return x;
 }
+template <bool is_signed>
+ONEPASS_INLINE Pack<float> load(CodesAddress<is_signed> from) {
+  Pack<float> x;
+  load_into(from, x);
+  return x;
+}
+template <bool is_signed>
+ONEPASS_INLINE void store(CodesAddress<is_signed> to, const Pack<float>& x) {
+  narrow_to_bytes(to.code, codes_of<is_signed>(x, to.scale));
+}
 template <class Address, class S, int bytes>
 ONEPASS_INLINE void store(Address to, const Pack<S, bytes>& x) {
   if constexpr (bytes == ONEPASS_VECTOR_BYTES) {
@@ -297,6 +392,8 @@ ONEPASS_INLINE __m512i load_masked(const P* from, int n) {
   const uint32_t some = (1u << n) - 1;
   if constexpr (sizeof(P) == 8)
     return _mm512_maskz_loadu_epi64(__mmask8(some), from);
+  else if constexpr (sizeof(P) == 1)
+    return _mm512_maskz_loadu_epi8(some, from);
   else if constexpr (sizeof(P) == 4)
     return _mm512_maskz_loadu_epi32(__mmask16(some), from);
   else
@@ -307,6 +404,8 @@ ONEPASS_INLINE void store_masked(P* to, __m512i x, int n) {
   const uint32_t some = (1u << n) - 1;
   if constexpr (sizeof(P) == 8)
     _mm512_mask_storeu_epi64(to, __mmask8(some), x);
+  else if constexpr (sizeof(P) == 1)
+    _mm512_mask_storeu_epi8(to, some, x);
   else if constexpr (sizeof(P) == 4)
     _mm512_mask_storeu_epi32(to, __mmask16(some), x);
   else
@@ -347,6 +446,17 @@ ONEPASS_INLINE Pack<float> load(MasterAddress from, int n) {
   Padded<BFloat16> p(from.p, n);
   Padded<int16_t> remainder(from.remainder, n);
   return load(MasterAddress{p.x, remainder.x});
+}
+template <bool is_signed>
+ONEPASS_INLINE Pack<float> load(CodesAddress<is_signed> from, int n) {
+  Padded<uint8_t> code(from.code, n);
+  return load(CodesAddress<is_signed>{code.x, from.scale});
+}
+template <bool is_signed>
+ONEPASS_INLINE void store(CodesAddress<is_signed> to, const Pack<float>& x, int n) {
+  Padded<uint8_t> code;
+  store(CodesAddress<is_signed>{code.x, to.scale}, x);
+  code.write(to.code, n);
 }
 template <class P>
 ONEPASS_INLINE void store(P* to, const Pack<typename WorkOf<P>::type>& x, int n) {

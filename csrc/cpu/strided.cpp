@@ -48,7 +48,9 @@ void scatter_as(const Tensor& t, const View& to, const WorkItem& item, const voi
 }  // namespace
 
 void gather(const Tensor& t, const View& from, int64_t element_bytes, const WorkItem& item, void* to) {
-  if (element_bytes == 2)
+  if (element_bytes == 1)
+    gather_as<uint8_t>(t, from, item, to);
+  else if (element_bytes == 2)
     gather_as<uint16_t>(t, from, item, to);
   else if (element_bytes == 4)
     gather_as<uint32_t>(t, from, item, to);
@@ -57,7 +59,9 @@ void gather(const Tensor& t, const View& from, int64_t element_bytes, const Work
 }
 
 void scatter(const Tensor& t, const View& to, int64_t element_bytes, const WorkItem& item, const void* from) {
-  if (element_bytes == 2)
+  if (element_bytes == 1)
+    scatter_as<uint8_t>(t, to, item, from);
+  else if (element_bytes == 2)
     scatter_as<uint16_t>(t, to, item, from);
   else if (element_bytes == 4)
     scatter_as<uint32_t>(t, to, item, from);

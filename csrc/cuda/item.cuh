@@ -34,7 +34,9 @@ template <class P, class M, class Rule, bool is_packed>
 struct Operands : ItemView<Rule> {
   typedef typename Rule::Number S;
   static constexpr int lanes = is_packed ? vector_lanes<S> : 1;
-  static constexpr int at_a_time = lanes == 4 ? 2 : 1;  // vectors; two of float64 would spill
+  static constexpr bool has_blocks = std::is_same_v<M, ByteMoment>;
+  static constexpr int vectors_of_block = block_length / (lanes * warp_size);  // of a lane of the warp that steps it
+  static constexpr int at_a_time = lanes == 4 ? 2 : 1;                         // vectors; two of float64 would spill
   template <class T, Operand operand>
   using Stream = std::conditional_t<is_packed, Packed<T, operand>, Strided<T, operand>>;
   typedef typename ElementOf<P>::type Element;
@@ -55,9 +57,32 @@ struct Operands : ItemView<Rule> {
     if (Rule::moments > 1) v.data = static_cast<M*>(t->moment[1]), aligned &= like_p<M>(t->moment[1]);
   }
 
+  // Where moments have blocks, vectors begin with the row, wherever it lies.
   __device__ __forceinline__ Span<lanes> row(int r) const {
     const int64_t at = this->first + int64_t(r) * this->length;
-    return {at, this->length, int(reinterpret_cast<uint64_t>(p.address(at)) / sizeof(Element) % lanes)};
+    return {at, this->length, has_blocks ? 0 : phase_of(at)};
+  }
+
+  // Of a row with blocks: whether all its vectors are whole, and lie on their boundaries in all operands.
+  __device__ __forceinline__ bool are_whole(const Span<lanes>& s) const {
+    return lanes > 1 && aligned && phase_of(s.first) == 0 && s.length % lanes == 0;
+  }
+
+  // The number of the block of an element, among those of all rows. 32 bits, as rows are of 64 elements or more: no
+  // device has the memory of 2^38 elements.
+  __device__ __forceinline__ unsigned block_of(int64_t index) const {
+    const int64_t row = index / t->length;
+    return unsigned(row * blocks_of(t->length) + (index - row * t->length) / block_length);
+  }
+  // Of a moment; all lanes of a warp mostly read that of one block, once from memory.
+  template <int j>
+  __device__ __forceinline__ uint32_t scale(unsigned block, [[maybe_unused]] bool first_of_block) const {
+    const uint8_t* const from = t->scale[j] + block;
+    if (first_of_block) {
+      ONEPASS_TRACE(j == 0 ? of_m : of_v, 1, false);
+    }
+    ONEPASS_GLOBAL(from);
+    return *from;
   }
 
   // To what is stored of them.
@@ -83,6 +108,9 @@ struct Operands : ItemView<Rule> {
   }
 
  private:
+  __device__ __forceinline__ int phase_of(int64_t at) const {
+    return int(reinterpret_cast<uint64_t>(p.address(at)) / sizeof(Element) % lanes);
+  }
   template <class T>
   __device__ __forceinline__ bool like_p(const void* data) const {
     const uint64_t offset_of_p = reinterpret_cast<uint64_t>(t->p) / sizeof(Element);
@@ -112,11 +140,57 @@ struct Elements {
   template <bool advancing, class Place>
   __device__ __forceinline__ R direct(const O& o, const Place& place, const Rule& rule) {
     g = rule.gradient(p, g);
+    if constexpr (O::has_blocks) {
+      static_assert(!advancing, "a block is stepped by a warp");
+      const unsigned block = o.block_of(place.index);
+      const bool first = place.index % block_length == 0;
+      decode(o.template scale<0>(block, first), o.template scale<1>(block, first));
+    }
     if (advancing) {
       rule.advance(g, moment);
       o.round_moments(place, moment);
     }
     return rule.direction(p, g, moment);
+  }
+
+  // Moments of their codes.
+  __device__ __forceinline__ void decode(uint32_t scale_of_m, uint32_t scale_of_v) {
+#pragma unroll
+    for (int i = 0; i < O::lanes; ++i) {
+      moment[0].x[i] = float_of(Codes<true>::number_of(bits_of(moment[0].x[i]), scale_of_m));
+      moment[1].x[i] = float_of(Codes<false>::number_of(bits_of(moment[1].x[i]), scale_of_v));
+    }
+  }
+
+  // The bits of the largest moments, sign aside.
+  __device__ __forceinline__ void keep_larger(uint32_t& m, uint32_t& v) const {
+    const auto larger = [](uint32_t a, float x) {
+      const uint32_t b = bits_of(x) & Codes<true>::magnitude_mask;
+      return a < b ? b : a;
+    };
+#pragma unroll
+    for (int i = 0; i < O::lanes; ++i) m = larger(m, moment[0].x[i]), v = larger(v, moment[1].x[i]);
+  }
+
+  // Makes of moments what is stored of them under new scales, and writes their codes.
+  template <bool whole, class Place>
+  __device__ __forceinline__ void write_codes(const O& o, const Place& place, uint32_t scale_of_m,
+                                              uint32_t scale_of_v) {
+    R code;
+#pragma unroll
+    for (int i = 0; i < O::lanes; ++i) {
+      const uint32_t m = Codes<true>::stored(bits_of(moment[0].x[i]), 0u, scale_of_m);
+      moment[0].x[i] = float_of(m), code.x[i] = float_of(Codes<true>::code_of(m, scale_of_m));
+    }
+    o.m.template write<whole>(place, code);
+    const DrawKey key = o.draw_key();
+#pragma unroll
+    for (int i = 0; i < O::lanes; ++i) {
+      const uint32_t up = draw_at(key, place.index + i) >> (32 - Codes<false>::dropped_bits);
+      const uint32_t v = Codes<false>::stored(bits_of(moment[1].x[i]), up, scale_of_v);
+      moment[1].x[i] = float_of(v), code.x[i] = float_of(Codes<false>::code_of(v, scale_of_v));
+    }
+    o.v.template write<whole>(place, code);
   }
 
   template <bool whole, class Place>

@@ -15,9 +15,6 @@
 #include "rows.cuh"
 #include "thread_group.cuh"
 
-// For lambdas. nvcc 13.0 does not inline the largest by itself, and passes what they capture through memory.
-#define ONEPASS_INLINED __attribute__((always_inline))
-
 namespace onepass::cuda {
 
 enum class Phase { step, gate_stats, update, correct, square_sum };

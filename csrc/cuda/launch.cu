@@ -5,22 +5,31 @@
 
 namespace onepass::cuda {
 
-extern const Launcher *const launchers_f32,
-    *const launchers_f64, *const launchers_bf16, *const launchers_f16,
-                                                     *const launchers_master,
-                                                         *const launchers_stochastic,
-                                                             *const launchers_f32_short,
-                                                                 *const launchers_bf16_short,
-                                                                     *const launchers_master_short,
-                                                                         *const launchers_stochastic_short;
+// One for each storage, each in a file of its own.
+extern const Launcher* const launchers_f32;
+extern const Launcher* const launchers_f64;
+extern const Launcher* const launchers_bf16;
+extern const Launcher* const launchers_f16;
+extern const Launcher* const launchers_master;
+extern const Launcher* const launchers_stochastic;
+extern const Launcher* const launchers_f32_short;
+extern const Launcher* const launchers_bf16_short;
+extern const Launcher* const launchers_master_short;
+extern const Launcher* const launchers_stochastic_short;
+extern const Launcher* const launchers_f32_blocks;
+extern const Launcher* const launchers_bf16_blocks;
+extern const Launcher* const launchers_master_blocks;
+extern const Launcher* const launchers_stochastic_blocks;
 
 const Launcher& launcher(Kernel kernel, const KernelKey& key) {
   // In the order of `storages`.
-  const Launcher* const of_storage[] = {launchers_f32,          launchers_f64,
-                                        launchers_bf16,         launchers_f16,
-                                        launchers_master,       launchers_stochastic,
-                                        launchers_f32_short,    launchers_bf16_short,
-                                        launchers_master_short, launchers_stochastic_short};
+  const Launcher* const of_storage[] = {launchers_f32,           launchers_f64,
+                                        launchers_bf16,          launchers_f16,
+                                        launchers_master,        launchers_stochastic,
+                                        launchers_f32_short,     launchers_bf16_short,
+                                        launchers_master_short,  launchers_stochastic_short,
+                                        launchers_f32_blocks,    launchers_bf16_blocks,
+                                        launchers_master_blocks, launchers_stochastic_blocks};
   Storage storage = key.storage;
   if (!writes_elements(kernel)) {  // one for all that is read alike
     storage = storage.with_wide_moments();

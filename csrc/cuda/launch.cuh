@@ -14,19 +14,21 @@ struct LauncherOf {
   static_assert(sizeof(KernelParams<Rule>) <= 32764, "the limit of a kernel's arguments");
   static_assert(sizeof(KernelScalars<Rule>) <= scalars_bytes);
 
-  // Kernels that no plan asks for are not compiled: rules without moments have one storage of them, and `launcher`
-  // takes the kernels that write no elements from the storages with wide moments and without random bits.
-  static constexpr bool is_short = std::is_same_v<M, ShortMoment>;
-  static constexpr bool reads = !is_short && !std::is_same_v<P, Stochastic>;
+  // Kernels that no plan asks for are not compiled: rules without moments have one storage of them, only those with
+  // two have blocks, and `launcher` takes the kernels that write no elements from the storages with wide moments and
+  // without random bits.
+  static constexpr bool is_wide = std::is_same_v<M, typename WorkOf<P>::type>;
+  static constexpr bool reads = is_wide && !std::is_same_v<P, Stochastic>;
+  static constexpr bool steps = is_wide || Rule::moments > (std::is_same_v<M, ByteMoment> ? 1 : 0);
 
   static Function function(Kernel kernel) {
     if constexpr (reads) {
       if (kernel == Kernel::device_scalars) return device_scalars<P, M, Rule>;
       if (kernel == Kernel::square_sum) return square_sum<P, M, Rule>;
     }
-    if constexpr (Rule::moments > 0 || !is_short)
+    if constexpr (steps)
       if (kernel == Kernel::step) return step<P, M, Rule>;
-    if constexpr (Rule::moments > 0) {
+    if constexpr (steps && Rule::moments > 0) {
       if constexpr (reads) {
         if (kernel == Kernel::gate_stats) return gate_stats<P, M, Rule>;
         if (kernel == Kernel::decide) return decide<P, M, Rule>;

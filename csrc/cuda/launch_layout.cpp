@@ -15,15 +15,21 @@ int lanes_of(const Tensor& t) {
   return !t.packed ? 1 : t.storage.param == Dtype::f64 ? 2 : 4;
 }
 
+// Vectors of a block that a lane of the warp steps.
+int vectors_of_block(const Tensor& t) {
+  return block_length / (lanes_of(t) * warp_size);
+}
+
 int vectors_cached(const Tensor& t, RowCache cache, int row_cache_bytes) {
   return cached_vectors(cache, row_cache_bytes, static_cast<int>(work_bytes_of(t.storage.param)) * lanes_of(t));
 }
 
-// Elements of a row that `threads` threads can cache. One vector more than its elements fill, as its ends may lie
-// across boundaries.
+// Elements of a row that `threads` threads can cache: whole blocks, or one vector more than its elements fill, as its
+// ends may lie across boundaries.
 int64_t elements_cached(const Tensor& t, RowCache cache, int row_cache_bytes, int threads) {
-  const int64_t vectors = static_cast<int64_t>(vectors_cached(t, cache, row_cache_bytes)) * threads;
-  return std::max<int64_t>(0, (vectors - 1) * lanes_of(t));
+  const int64_t vectors = vectors_cached(t, cache, row_cache_bytes);
+  if (t.storage.blocks()) return vectors / vectors_of_block(t) * threads / warp_size * block_length;
+  return std::max<int64_t>(0, (vectors * threads - 1) * lanes_of(t));
 }
 
 // Shared memory of a block for its rows, if so many blocks share a multiprocessor.
@@ -38,7 +44,9 @@ int vectors_of_row(const Tensor& t) {
 
 // Lanes that share a row.
 int width_of_rows(const Tensor& t, RowCache cache, int row_cache_bytes) {
-  return subgroup_width(vectors_of_row(t), t.rows, vectors_cached(t, cache, row_cache_bytes), block_size);
+  const int most = vectors_cached(t, cache, row_cache_bytes);
+  if (t.storage.blocks()) return width_of_blocks(vectors_of_row(t), most, vectors_of_block(t), block_size);
+  return subgroup_width(vectors_of_row(t), t.rows, most, block_size);
 }
 
 // The time of a projected tensor, in bytes of an element: those that it moves, over the share of the bandwidth that so

@@ -37,6 +37,10 @@ __device__ __forceinline__ T load_streamed(const T* from) {
                  : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
                  : "l"(global));
     return __builtin_bit_cast(T, x);
+  } else if constexpr (sizeof(T) == 4) {
+    uint32_t x;
+    asm volatile("ld.global.L1::no_allocate.b32 %0, [%1];" : "=r"(x) : "l"(global));
+    return __builtin_bit_cast(T, x);
   } else {
     static_assert(sizeof(T) == 8);
     uint2 x;
@@ -52,6 +56,8 @@ __device__ __forceinline__ void store_streamed(T* to, const T& x) {
     asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(words.x), "r"(words.y), "r"(words.z),
                  "r"(words.w)
                  : "memory");
+  } else if constexpr (sizeof(T) == 4) {
+    asm volatile("st.global.cs.b32 [%0], %1;" ::"l"(global), "r"(__builtin_bit_cast(uint32_t, x)) : "memory");
   } else {
     static_assert(sizeof(T) == 8);
     const uint2 words = __builtin_bit_cast(uint2, x);
@@ -100,7 +106,7 @@ __device__ __forceinline__ T load_fresh(const T* from, Operand operand) {
 }
 
 // The elements that a lane reads or writes at once: as many of every operand, so that neighbouring lanes fill sectors
-// together. Four, of 8 or 16 bytes, and two of float64.
+// together. Four, of 4, 8 or 16 bytes, and two of float64.
 template <class T>
 constexpr int vector_lanes = sizeof(T) == 8 ? 2 : 4;
 

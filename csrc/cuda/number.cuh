@@ -59,6 +59,10 @@ __device__ __forceinline__ float to_work(MasterRemainder x) {
 __device__ __forceinline__ float to_work(ShortMoment x) {
   return to_work(BFloat16{x.bits});
 }
+// A code in the bits of a float.
+__device__ __forceinline__ float to_work(ByteMoment x) {
+  return float_of(uint32_t(x));
+}
 // The float32 weight; the parameter alone if only the remainder makes a NaN of it.
 __device__ __forceinline__ float joined(float parameter, float remainder) {
   const float x = float_of(bits_of(parameter) + bits_of(remainder));
@@ -90,6 +94,10 @@ __device__ __forceinline__ float rounded_to_nearest(float x) {
 template <>
 __device__ __forceinline__ ShortMoment from_work<ShortMoment>(float x) {
   return {uint16_t(bits_of(x) >> 16)};
+}
+template <>
+__device__ __forceinline__ ByteMoment from_work<ByteMoment>(float x) {
+  return ByteMoment(bits_of(x));
 }
 // Round to nearest, ties away from zero; a NaN stays one.
 template <>

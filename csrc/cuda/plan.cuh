@@ -36,6 +36,11 @@ ONEPASS_HD int subgroup_width(int vectors, int64_t rows, int most, int group_siz
   return width;
 }
 
+// The same where moments have blocks, each of so many vectors of every lane of a warp: a warp, or the whole group.
+ONEPASS_HD int width_of_blocks(int vectors, int most, int vectors_of_block, int group_size) {
+  return vectors > most / vectors_of_block * vectors_of_block * warp_size ? group_size : warp_size;
+}
+
 // A work item as the device reads it, in one access. rows: -length for a piece of a row. at: the first row, or for a
 // piece its first element in the tensor.
 struct alignas(16) DeviceItem {
@@ -52,10 +57,11 @@ struct Correction {
 struct DeviceTensor {
   void* p;
   void* moment[max_moments];
-  void* remainder;        // of p, or null
-  float* step;            // null where there is no count, or the host counts
-  uint8_t* gate_counter;  // null where not projected
-  const int64_t* layout;  // null if packed, else sizes, then the strides of p, g, the moments and the remainder
+  uint8_t* scale[max_moments];  // of moments with blocks, else null
+  void* remainder;              // of p, or null
+  float* step;                  // null where there is no count, or the host counts
+  uint8_t* gate_counter;        // null where not projected
+  const int64_t* layout;        // null if packed, else sizes, then the strides of p, g, the moments and the remainder
   int64_t rows, length;
   int64_t first_coefficient;
   int first_item, items;

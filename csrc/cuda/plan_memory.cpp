@@ -95,7 +95,7 @@ DeviceTensor CudaExecutor::describe(int i) const {
   DeviceTensor d;
   std::memset(&d, 0, sizeof d);  // padding too: the bytes are compared
   d.p = t.p.data;
-  for (int j = 0; j < max_moments; ++j) d.moment[j] = t.moment[j].data;
+  for (int j = 0; j < max_moments; ++j) d.moment[j] = t.moment[j].data, d.scale[j] = t.scale[j];
   d.remainder = t.remainder.data;
   d.step = on_device ? t.step : nullptr;
   d.gate_counter = t.gate_counter;

@@ -19,17 +19,27 @@ struct Rows {
   RowStats& stats_of_warp;  // in shared memory: of the rows of this item that the warp has stepped
   const O& o;
 
-  // Moments and p under one affine step. The rows of an item lie one after the other, so they are one span.
+  // Moments and p under one affine step. The rows of an item lie one after the other, so they are one span, unless
+  // moments have blocks.
   __device__ void step() const {
     const Rule rule = o.scalars->rule;
     const S d = o.scalars->step.d, k = o.scalars->step.k;
-    const Row s = all_rows();
-    each_elements(s, s.vectors(), Group::rank(), Group::size, true, [&](auto whole, const auto& place, auto& e) {
-      const R u = e.template direct<true>(o, place, rule);
-      e.p = apply(e.p, u, d, k);
-      e.template write_moments<whole>(o, place);
-      o.p.template write<whole>(place, e.p);
-    });
+    if constexpr (O::has_blocks) {
+      const int width = width_of_rows(16);
+      each_row(width, [&](int, const Row& s, int vectors, int rank) {
+        each_of_blocks(s, vectors, rank, width, rule, [&](auto whole, const auto& place, const auto& e, const R& u) {
+          o.p.template write<whole>(place, apply(e.p, u, d, k));
+        });
+      });
+    } else {
+      const Row s = all_rows();
+      each_elements(s, s.vectors(), Group::rank(), Group::size, true, [&](auto whole, const auto& place, auto& e) {
+        const R u = e.template direct<true>(o, place, rule);
+        e.p = apply(e.p, u, d, k);
+        e.template write_moments<whole>(o, place);
+        o.p.template write<whole>(place, e.p);
+      });
+    }
   }
 
   // The sum of squares of g as it lies in memory, over one span as in `step`.
@@ -59,7 +69,16 @@ struct Rows {
   // store. Where all are whole, no access needs a test; the vectors of the other rounds come one by one.
   template <int count, class Round>
   __device__ __forceinline__ void each_round(const Row& s, int vectors, int rank, int width, const Round& round) const {
-    if constexpr (lanes == 1) {
+    if constexpr (O::has_blocks) {  // in the order of each_of_blocks
+      const bool whole = o.are_whole(s);
+      constexpr int of_block = O::vectors_of_block * warp_size;
+      for (int first = rank / warp_size * of_block; first < vectors; first += width / warp_size * of_block)
+        for (int j = first + lane(); j < first + of_block && j < vectors; j += warp_size)
+          if (whole)
+            round(std::true_type{}, std::integral_constant<int, 1>{}, j);
+          else
+            round(std::false_type{}, std::integral_constant<int, 1>{}, j);
+    } else if constexpr (lanes == 1) {
       for (int j = rank; j < vectors; j += width) round(std::false_type{}, std::integral_constant<int, 1>{}, j);
     } else {
       const int first = o.aligned ? s.first_whole() : vectors, end = s.end_of_whole();
@@ -91,6 +110,71 @@ struct Rows {
     });
   }
 
+  // Steps the moments of the blocks of a row, each by a warp, and calls visit(whole, place, elements, u). A lane has
+  // the vectors of a block that come a warp after each other, as in `each_round`.
+  template <class Visit>
+  __device__ __forceinline__ void each_of_blocks(const Row& s, int vectors, int rank, int width, const Rule& rule,
+                                                 const Visit& visit) const {
+    if (o.are_whole(s))
+      step_blocks<true>(s, vectors, rank, width, rule, visit);
+    else
+      step_blocks<false>(s, vectors, rank, width, rule, visit);
+  }
+
+  // whole: all vectors are. They are kept in registers until the scale is known; others, which come element by element,
+  // are read again.
+  template <bool whole, class Visit>
+  __device__ __forceinline__ void step_blocks(const Row& s, int vectors, int rank, int width, const Rule& rule,
+                                              const Visit& visit) const {
+    constexpr int count = O::vectors_of_block, kept = whole ? count : 1;
+    const unsigned first_block = o.block_of(s.first);
+    for (int b = rank / warp_size; b * count * warp_size < vectors; b += width / warp_size) {
+      const int first = b * count * warp_size + lane();
+      const uint32_t scale_of_m = o.template scale<0>(first_block + b, lane() == 0);
+      const uint32_t scale_of_v = o.template scale<1>(first_block + b, lane() == 0);
+      Elements<O, Rule> e[kept];
+      const auto read = [&](int n) ONEPASS_INLINED {
+        Elements<O, Rule>& own = e[n % kept];
+        own = {};
+        const int j = first + n * warp_size;
+        if (j < vectors) own.template read<whole>(o, o.place(s, j), true);
+      };
+      const auto advance = [&](int n) ONEPASS_INLINED {
+        Elements<O, Rule>& own = e[n % kept];
+        own.decode(scale_of_m, scale_of_v);
+        own.g = rule.gradient(own.p, own.g);
+        rule.advance(own.g, own.moment);
+      };
+      uint32_t largest_of_m = 0, largest_of_v = 0;
+      if constexpr (whole) {
+#pragma unroll
+        for (int n = 0; n < count; ++n) read(n);
+      }
+#pragma unroll kept
+      for (int n = 0; n < count; ++n) {
+        if constexpr (!whole) read(n);
+        advance(n);
+        e[n % kept].keep_larger(largest_of_m, largest_of_v);
+      }
+      const uint32_t new_m = Codes<true>::scale_of(__reduce_max_sync(all_lanes, largest_of_m));
+      const uint32_t new_v = Codes<false>::scale_of(__reduce_max_sync(all_lanes, largest_of_v));
+      if (lane() == 0) {
+        store(o.t->scale[0] + first_block + b, uint8_t(new_m), of_m);
+        store(o.t->scale[1] + first_block + b, uint8_t(new_v), of_v);
+      }
+#pragma unroll kept
+      for (int n = 0; n < count; ++n) {
+        if constexpr (!whole) read(n), advance(n);
+        const int j = first + n * warp_size;
+        if (j >= vectors) continue;
+        Elements<O, Rule>& own = e[n % kept];
+        const auto place = o.place(s, j);
+        own.template write_codes<whole>(o, place, new_m, new_v);
+        visit(std::bool_constant<whole>{}, place, own, rule.direction(own.p, own.g, own.moment));
+      }
+    }
+  }
+
   // In double, where a product of floats is exact: what a sum then loses is far below what float keeps of it, so that
   // the lane an element falls to, which depends on the alignment of p, leaves no trace.
   __device__ __forceinline__ static void add_products(RowSums& sums, const R& p, const R& g, const R& u) {
@@ -105,6 +189,8 @@ struct Rows {
   }
 
   __device__ int width_of_rows(int most) const {
+    if constexpr (O::has_blocks)
+      return width_of_blocks((o.length + lanes - 1) / lanes, most, O::vectors_of_block, Group::size);
     const bool even = o.length % lanes == 0 && o.row(0).phase == 0;
     return subgroup_width((o.length + lanes - 1) / lanes + (even ? 0 : 1), o.rows, most, Group::size);
   }
@@ -148,13 +234,19 @@ struct Rows {
     each_row(width, [&](int r, const Row& s, int vectors, int rank) {
       RowSums lane_sums;
       int i = 0;
-      each_elements(s, vectors, rank, width, true, [&](auto whole, const auto& place, auto& e) {
-        const R u = e.template direct<true>(o, place, rule);
+      const auto keep = [&](const auto& e, const R& u) ONEPASS_INLINED {
         add_products(lane_sums, e.p, e.g, u);
         cached(i++).x = u;
         if (with_p) cached(i++).x = e.p;
-        e.template write_moments<whole>(o, place);
-      });
+      };
+      if constexpr (O::has_blocks)
+        each_of_blocks(s, vectors, rank, width, rule,
+                       [&](auto, const auto&, const auto& e, const R& u) { keep(e, u); });
+      else
+        each_elements(s, vectors, rank, width, true, [&](auto whole, const auto& place, auto& e) {
+          keep(e, e.template direct<true>(o, place, rule));
+          e.template write_moments<whole>(o, place);
+        });
       const RowSums sums = Group::sum(lane_sums, width, shared);
       RowDecision step{};
       if (width <= warp_size || rank == 0)

@@ -7,6 +7,9 @@
 #define ONEPASS_HD inline __attribute__((always_inline))
 #endif
 
+// For lambdas. nvcc 13.0 does not inline the largest by itself, and passes what they capture through memory.
+#define ONEPASS_INLINED __attribute__((always_inline))
+
 namespace onepass {
 
 // In the order of the list `Rules` (hyper.h). sgd: without a momentum buffer.

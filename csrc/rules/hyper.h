@@ -17,7 +17,9 @@ static_assert(std::tuple_size_v<Rules<float>> == rule_count);
 
 // The fields of Precision in precision.py: how a group's parameters and moments are stored.
 struct Precision {
-  bool master_weights = false, short_moments = false, stochastic_rounding = false;
+  bool master_weights = false;
+  int moment_bits = 32;
+  bool stochastic_rounding = false;
 
   bool operator==(const Precision&) const = default;
 };

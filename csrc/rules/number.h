@@ -25,6 +25,9 @@ struct ShortMoment {
   uint16_t bits;
 };
 
+// A moment of 8 bits, a code under the scale of its block (blocks.h). It is rounded like a ShortMoment.
+enum class ByteMoment : uint8_t {};
+
 template <class P>
 struct WorkOf {
   typedef float type;

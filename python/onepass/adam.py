@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from .backend.registry import BackendName
 from .docstrings import ADAM, AMSGRAD, COMMON, DECOUPLED, documented
 from .optimizer import Optimizer, ParamsT
+from .precision import StateDtype
 from .spec import OptimizerSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -50,7 +50,7 @@ class Adam(Optimizer):
         decoupled_weight_decay: Literal[False] = False,
         decouple_lr: bool = False,
         master_weights: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype = None,
         stochastic_rounding: bool = False,
         seed: int = 0,
         capturable: bool = False,
@@ -104,7 +104,7 @@ class AdamW(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         master_weights: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype = None,
         stochastic_rounding: bool = False,
         seed: int = 0,
         capturable: bool = False,
@@ -157,7 +157,7 @@ class AdamProx(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         master_weights: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype = None,
         stochastic_rounding: bool = False,
         seed: int = 0,
         capturable: bool = False,
@@ -211,7 +211,7 @@ class AdamProxL2(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         master_weights: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype = None,
         stochastic_rounding: bool = False,
         seed: int = 0,
         capturable: bool = False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from .adam import MOMENTS
@@ -12,6 +11,7 @@ from .backend.registry import BackendName
 from .docstrings import AMSGRAD, COMMON, documented
 from .hyperparams import Decay, Projection
 from .optimizer import Optimizer, ParamsT
+from .precision import StateDtype
 from .spec import OptimizerSpec
 
 
@@ -75,7 +75,7 @@ class AdamP(Optimizer):
         decouple_lr: bool = False,
         speculate: bool = True,
         master_weights: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype = None,
         stochastic_rounding: bool = False,
         seed: int = 0,
         capturable: bool = False,

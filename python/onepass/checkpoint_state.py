@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .blocks import NEAREST, SCALE, decoded, encoded, has_scales, scale_shape
 from .checkpoint_groups import check_arguments, merged
 from .checks import Group, step_device
 from .hyperparams import hyper_of
@@ -119,7 +120,7 @@ def _check_state(spec: OptimizerSpec, owner: _Owner, own: Any) -> None:
             raise ValueError(f"the state dict's state of {owner.words} has {key!r}, so it is of another optimizer")
     for key in spec.moments:
         if own.get(key) is not None:
-            _check_moment(owner, key, own[key])
+            _check_moment(owner, own, key)
     if own.get(MASTER) is not None and precision_of(owner.group).has_master(owner.parameter.dtype):
         _check_master(owner, own[MASTER])
     if spec.counted and own.get("step") is not None:
@@ -128,13 +129,28 @@ def _check_state(spec: OptimizerSpec, owner: _Owner, own: Any) -> None:
         _check_number(owner, "gate_counter", own["gate_counter"], "0, 1, 2 or 3", lambda x: x in (0, 1, 2, 3))
 
 
-def _check_moment(owner: _Owner, key: str, moment: Any) -> None:
+def _check_moment(owner: _Owner, own: dict[str, Any], key: str) -> None:
+    moment = own[key]
     what = f"the state dict's {key!r} of {owner.words}"
+    if has_scales(moment):
+        _check_tensor(what, owner.parameter, moment)
+        _check_scales(what, owner.parameter, key, own.get(key + SCALE))
+        return
     if isinstance(moment, Tensor) and not moment.is_floating_point():
         raise ValueError(f"{what} must be of a floating-point dtype, got {moment.dtype}")
     _check_tensor(what, owner.parameter, moment)
     if key == "exp_avg_sq" and not moment.is_meta and bool((moment < 0).any()):
         raise ValueError(f"{what} must have no element below 0, as it averages squares, got {float(moment.min())}")
+
+
+def _check_scales(what: str, p: Tensor, key: str, scales: Any) -> None:
+    shape = scale_shape(p.shape)
+    if not has_scales(scales) or tuple(scales.shape) != shape or (scales.is_meta and not p.is_meta):
+        given = f"{scales.dtype} of shape {tuple(scales.shape)}" if isinstance(scales, Tensor) else repr(scales)
+        raise ValueError(
+            f"{what} is torch.uint8, codes of 8 bits, so {key + SCALE!r} must be there, torch.uint8 of shape {shape}, got {given}; "
+            "codes of other libraries are to be made floating-point numbers by these"
+        )
 
 
 def _check_master(owner: _Owner, master: Any) -> None:
@@ -209,14 +225,16 @@ def _copied(
             continue
         p, group, _ = owners[number]
         mine, precision = copied[p], precision_of(group)
+        scales = [key + SCALE for key in spec.moments if has_scales(own.get(key))]
         for key, value in own.items():
             if value is not None and key == "step" and precision.is_counted(spec, p.dtype):
                 mine[key] = _number(value, torch.float32, step_device(p, group, counts_on_device))
             elif value is not None and key == "gate_counter" and _is_gated(spec, p):
                 mine[key] = _number(value, torch.uint8, p.device)
             elif value is not None and key in spec.moments:
-                # torch's base class would cast it to the dtype of the parameter.
-                mine[key] = torch.empty_like(p, dtype=precision.moment_dtype(p.dtype), requires_grad=False).copy_(value)
+                mine.update(_moment(p, key, value, own.get(key + SCALE), precision.moment_dtype(p)))
+            elif key in scales:
+                pass  # copied with its moment
             elif key == MASTER:
                 if value is not None and precision.has_master(p.dtype):
                     if value.dtype == torch.float32:
@@ -226,6 +244,20 @@ def _copied(
             else:
                 mine[key] = _beside(p, value)
     return copied, parameters
+
+
+def _moment(p: Tensor, key: str, moment: Tensor, scales: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A moment in new tensors, of the dtype that `p` has moments in. torch's base class would cast it to that of `p`."""
+    signed = key != "exp_avg_sq"
+    if has_scales(moment) and dtype != torch.uint8:
+        moment = decoded(moment, scales, signed)
+    elif dtype == torch.uint8 and not has_scales(moment):
+        x = moment.detach().to(p.device, torch.float32)
+        moment, scales = encoded(x, None if signed else torch.full_like(x, NEAREST, dtype=torch.int64))
+    parts = {key: torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(moment)}
+    if dtype == torch.uint8:
+        parts[key + SCALE] = torch.empty(scale_shape(p.shape), dtype=torch.uint8, device=p.device).copy_(scales)
+    return parts
 
 
 def _number(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from .blocks import SCALE, decoded, has_scales
 from .checkpoint_state import prepare
 from .execution_state import ExecutionState
 from .forks import one_thread_after_fork
@@ -32,21 +33,27 @@ class Checkpointed(TorchOptimizer):
 
     def state_dict_for(self, library: Literal["torch"]) -> dict[str, Any]:
         """The state dict that the class of torch.optim of the same name, or of the same rule, loads: `state_dict()` without the entries that torch
-        would cast to the parameter's dtype, which are the remainders of `master_weights` and the gate counters.
+        would cast to the parameter's dtype, which are the remainders of `master_weights` and the gate counters, and with moments of 8
+        bits as float32.
 
         Raises ValueError for another library.
         """
         if library != "torch":
             raise ValueError(f"library must be 'torch', got {library!r}")
         saved = self.state_dict()
-        own = (MASTER, "gate_counter", *([] if self.spec.counted else ["step"]))
         saved["state"] = {
-            number: {key: value for key, value in entries.items() if key not in own}
-            if isinstance(entries, dict)
-            else entries
+            number: self._state_for_torch(entries) if isinstance(entries, dict) else entries
             for number, entries in saved["state"].items()
         }
         return saved
+
+    def _state_for_torch(self, entries: dict[str, Any]) -> dict[str, Any]:
+        scales = {key + SCALE: key for key in self.spec.moments if has_scales(entries.get(key))}
+        own = (MASTER, "gate_counter", *scales, *([] if self.spec.counted else ["step"]))
+        kept = {key: value for key, value in entries.items() if key not in own}
+        for scale, key in scales.items():
+            kept[key] = decoded(entries[key], entries[scale], signed=key != "exp_avg_sq")
+        return kept
 
     def _drop_unstepped(self) -> None:
         """Drops the lazy buffers with which no step was taken, as when a gradient scaler has skipped the first one on a

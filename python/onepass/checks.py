@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .blocks import SCALE, scale_shape
 from .dtypes import PARAM_DTYPES
 from .masters import MASTER
 from .precision import precision_of
@@ -82,13 +83,17 @@ def _check_precision(name: str, p: Tensor, group: Group) -> None:
     precision = precision_of(group)
     if p.dtype == torch.float64 and group.get("state_dtype") is not None:
         raise ValueError(
-            f"{name}: state_dtype={group['state_dtype']} is not for torch.float64, whose moments are float64; put the parameter "
+            f"{name}: state_dtype={group['state_dtype']!r} is not for torch.float64, whose moments are float64; put the parameter "
             "into a group with state_dtype=None"
         )
     if p.dtype == torch.float16:
         for asked, what, instead in (
             (precision.master_weights, "master_weights=True has no exact weights", "master_weights=False"),
-            (precision.short_moments, "state_dtype=torch.bfloat16 has no moments", "state_dtype=None"),
+            (
+                precision.moment_bits < 32,
+                f"state_dtype={group.get('state_dtype')!r} has no moments",
+                "state_dtype=None",
+            ),
             (precision.stochastic_rounding, "stochastic_rounding=True has no rounding", "stochastic_rounding=False"),
         ):
             if asked:
@@ -197,12 +202,14 @@ def check_state(spec: OptimizerSpec, groups: Sequence[Group], state: Any, counts
         if not isinstance(own, dict):
             raise TypeError(f"{name}: its state must be a dict, got {own!r}; delete it from the optimizer's state")
         precision = precision_of(group)
-        tensors = dict.fromkeys(spec.moments, precision.moment_dtype(p.dtype))
+        tensors = dict.fromkeys(spec.moments, precision.moment_dtype(p))
         if precision.has_master(p.dtype):
             tensors[MASTER] = torch.int16
         for key, dtype in tensors.items():
             if own.get(key) is not None:
                 check_state_tensor(name, p, key, own[key], dtype)
+                if dtype == torch.uint8:
+                    _check_scales(name, p, key + SCALE, own.get(key + SCALE))
         numbers = []
         if precision.is_counted(spec, p.dtype):
             numbers.append(("step", torch.float32, step_device(p, group, counts_on_device)))
@@ -223,15 +230,24 @@ def check_state_tensor(name: str, p: Tensor, key: str, moment: Any, dtype: torch
     """Raises if a tensor of the state does not fit its parameter."""
     fits = isinstance(moment, Tensor) and moment.shape == p.shape and moment.device == p.device
     if not fits or moment.dtype != dtype or moment.layout != torch.strided or overlaps(moment):
-        given = (
-            f"{moment.dtype}, shape {tuple(moment.shape)}, on {moment.device}"
-            if isinstance(moment, Tensor)
-            else repr(moment)
-        )
         raise ValueError(
             f"{name}: its state {key!r} must be a dense {dtype} tensor of the parameter's shape on {p.device}, "
-            f"got {given}; {_state_advice(p, moment)}"
+            f"got {_described(moment)}; {_state_advice(p, moment)}"
         )
+
+
+def _check_scales(name: str, p: Tensor, key: str, scales: Any) -> None:
+    shape = scale_shape(p.shape)
+    fits = isinstance(scales, Tensor) and scales.shape == shape and scales.device == p.device
+    if not fits or scales.dtype != torch.uint8 or not scales.is_contiguous():
+        raise ValueError(
+            f"{name}: its state {key!r} must be a contiguous torch.uint8 tensor of shape {shape} on {p.device}, got "
+            f"{_described(scales)}; load it with load_state_dict, with the moment that it belongs to"
+        )
+
+
+def _described(x: Any) -> str:
+    return f"{x.dtype}, shape {tuple(x.shape)}, on {x.device}" if isinstance(x, Tensor) else repr(x)
 
 
 def _state_advice(p: Tensor, moment: Any) -> str:

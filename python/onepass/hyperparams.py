@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .precision import PLAIN, STATE_DTYPES, Precision, precision_of
+from .precision import BITS, PLAIN, Precision, precision_of
 from .spec import OptimizerSpec
 from .values import Values
 from .verdict import GATES
@@ -94,7 +94,7 @@ def hyper_of(spec: OptimizerSpec, group: dict[str, Any], index: int, counts_on_d
     lr = number("lr", low=0.0)
     wd = number("weight_decay", low=0.0)
     common: dict[str, Any] = {"lr": lr, "grad_scale": -1.0 if number.flag("maximize") else 1.0}
-    common["precision"] = _checked_precision(group, number)
+    common["precision"] = _checked_precision(spec, group, number)
     common["seed"] = number.seed("seed")
     decouple_lr = number.flag("decouple_lr")
     decay_lr = _decay_lr(group, number, lr) if decouple_lr else lr
@@ -139,14 +139,19 @@ def hyper_of(spec: OptimizerSpec, group: dict[str, Any], index: int, counts_on_d
     return Hyper(**common)
 
 
-def _checked_precision(group: dict[str, Any], number: Values) -> Precision:
+def _checked_precision(spec: OptimizerSpec, group: dict[str, Any], number: Values) -> Precision:
     for name in ("master_weights", "stochastic_rounding"):
         if name in group:  # absent from old pickles
             number.flag(name)
     state_dtype = group.get("state_dtype")
-    if state_dtype is not None and state_dtype not in STATE_DTYPES:
+    if state_dtype is not None and not (isinstance(state_dtype, torch.dtype | str) and state_dtype in BITS):
         raise ValueError(
-            f"param group {number.index}: state_dtype must be None, torch.float32 or torch.bfloat16, got {state_dtype!r}"
+            f"param group {number.index}: state_dtype must be None, torch.float32, torch.bfloat16 or '8bit', got {state_dtype!r}"
+        )
+    if state_dtype == "8bit" and spec.rule != "adam":
+        raise ValueError(
+            f"param group {number.index}: state_dtype='8bit' is for the moments of Adam and its kin; the momentum buffer of SGD "
+            "and SGDP can be torch.bfloat16"
         )
     precision = precision_of(group)
     if precision.master_weights and precision.stochastic_rounding:

@@ -4,23 +4,26 @@ stochastic_rounding."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
+from .blocks import SHORTEST_ROW, SMALLEST_TENSOR, rows_of
 from .dtypes import compute_dtype
 from .spec import OptimizerSpec
 
-# Of torch's dtypes, those that the moments of float32 and bfloat16 parameters can have.
-STATE_DTYPES = (torch.float32, torch.bfloat16)
+# Bits of the moments of float32 and bfloat16 parameters, by state_dtype.
+StateDtype = torch.dtype | Literal["8bit"] | None
+BITS: dict[Any, int] = {None: 32, torch.float32: 32, torch.bfloat16: 16, "8bit": 8}
 
 
 class Precision(NamedTuple):
-    """Of a group: whether its bfloat16 parameters have remainders, whether moments are bfloat16, and whether bfloat16 parameters
-    are rounded stochastically."""
+    """Of a group: whether its bfloat16 parameters have remainders, the bits of a moment (32, 16 or 8), and whether bfloat16
+    parameters are rounded stochastically."""
 
     master_weights: bool = False
-    short_moments: bool = False
+    moment_bits: int = 32
     stochastic_rounding: bool = False
 
     def has_master(self, param: torch.dtype) -> bool:
@@ -34,15 +37,21 @@ class Precision(NamedTuple):
         """Whether the weight has more than 16 bits."""
         return param.itemsize >= 4 or self.has_master(param)
 
-    def moment_dtype(self, param: torch.dtype) -> torch.dtype:
-        """The dtype in which the moments of a parameter are stored."""
-        short = self.short_moments and param in STATE_DTYPES
-        return torch.bfloat16 if short else compute_dtype(param)
+    def moment_dtype(self, p: Tensor) -> torch.dtype:
+        """The dtype in which the moments of a parameter are stored: uint8 for codes of 8 bits, if `p` is large enough."""
+        wide = compute_dtype(p.dtype)
+        if self.moment_bits == 32 or p.dtype not in (torch.float32, torch.bfloat16):
+            return wide
+        if self.moment_bits == 16:
+            return torch.bfloat16
+        if p.numel() < SMALLEST_TENSOR:
+            return wide
+        return torch.bfloat16 if rows_of(p.shape)[1] < SHORTEST_ROW else torch.uint8
 
-    def draws(self, spec: OptimizerSpec, param: torch.dtype) -> bool:
+    def draws(self, spec: OptimizerSpec, p: Tensor) -> bool:
         """Whether a step takes random bits: those of the parameter, or of its second moment."""
-        short = self.moment_dtype(param) == torch.bfloat16 and len(spec.moments) > 1
-        return short or self.rounds_stochastically(param)
+        short = self.moment_dtype(p) != compute_dtype(p.dtype) and len(spec.moments) > 1
+        return short or self.rounds_stochastically(p.dtype)
 
     def is_counted(self, spec: OptimizerSpec, param: torch.dtype) -> bool:
         """Whether the state has a step count."""
@@ -56,7 +65,7 @@ def precision_of(group: Mapping[str, Any]) -> Precision:
     """Of a param group, whose values have been checked or are to be. Old pickles lack the keys."""
     return Precision(
         bool(group.get("master_weights", False)),
-        group.get("state_dtype") == torch.bfloat16,
+        BITS.get(group.get("state_dtype"), 32),
         bool(group.get("stochastic_rounding", False)),
     )
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from .blocks import SCALE, decoded, encoded, has_scales
 from .draws import draws, rounded
 from .dtypes import compute_dtype
 from .hyperparams import NO_FIXED_GATE, Hyper, has_moments
@@ -53,7 +54,7 @@ def update(
     x, t, drawn = weight(p, state, h), 0, None
     if h.precision.is_counted(spec, p.dtype):
         t = int(state["step"].add_(1))
-    if h.precision.draws(spec, p.dtype):
+    if h.precision.draws(spec, p):
         drawn = draws(h.seed, t, number, p.shape, p.device)
     g = h.grad_scale * grad.to(x.dtype)
     if h.l2:
@@ -80,8 +81,8 @@ def correct(
     d, k = affine(h, pending.s, projected=pending.verdict.gate != "none", c=c)
     stepped = apply(pending.p, pending.u, d, k)
     if h.project_momentum and not h.nesterov and isinstance(c, Tensor):
-        b = state[spec.moments[0]]
-        stored(b, b.to(pending.p.dtype) - c.to(pending.p.dtype) * pending.p)
+        key = spec.moments[0]
+        stored(state, key, moment(state, key, pending.p.dtype) - c.to(pending.p.dtype) * pending.p)
     write(p, state, h, stepped, pending.drawn)
 
 
@@ -103,11 +104,24 @@ def write(p: Tensor, state: dict[str, Any], h: Hyper, x: Tensor, drawn: Tensor |
         p.copy_(x)
 
 
-def stored(moment: Tensor, x: Tensor, bits: Tensor | None = None) -> Tensor:
+def moment(state: dict[str, Any], key: str, dtype: torch.dtype) -> Tensor:
+    """A moment as it is stored, in the dtype of the arithmetic."""
+    if has_scales(state[key]):
+        return decoded(state[key], state[key + SCALE], signed=key == "exp_avg")
+    return cast(Tensor, state[key].to(dtype))
+
+
+def stored(state: dict[str, Any], key: str, x: Tensor, drawn: Tensor | None = None) -> Tensor:
     """Stores a moment, rounded to nearest or by random bits, and returns what is stored, in the dtype of x: u is made of that, so
-    that it can be found again."""
-    moment.copy_(x if bits is None else rounded(x, bits))
-    return moment.to(x.dtype)
+    that it can be found again. drawn: of the elements, 32 bits; of them 16 round to bfloat16, and 20 to 8 bits."""
+    own = state[key]
+    if has_scales(own):
+        code, scale = encoded(x, None if drawn is None else drawn >> 12)
+        own.copy_(code)
+        state[key + SCALE].copy_(scale)
+    else:
+        own.copy_(x if drawn is None or own.dtype == x.dtype else rounded(x, drawn >> 16))
+    return moment(state, key, x.dtype)
 
 
 def square_sum(gradients: list[Tensor]) -> Tensor:
@@ -121,13 +135,12 @@ def adam_direction(
 ) -> tuple[Tensor, float]:
     """m = b1*m + (1-b1)*g;  v = b2*v + (1-b2)*g^2;  D = sqrt(v)/sqrt(bc2) + eps;  u = m/D;  s = lr/bc1.
 
-    Where D is 0, and no eps to help, nothing is known of the coordinate and it is left alone: 0/0 := 0. In bfloat16, v is rounded
-    stochastically: its steps are some 1/1000 of it, and to nearest it would stall.
+    Where D is 0, and no eps to help, nothing is known of the coordinate and it is left alone: 0/0 := 0. In fewer bits than the
+    arithmetic's, v is rounded stochastically: its steps are some 1/1000 of it, and to nearest it would stall.
     """
-    m, v = (state[key].to(p.dtype) for key in ("exp_avg", "exp_avg_sq"))
-    bits = drawn >> 16 if drawn is not None and state["exp_avg_sq"].dtype != p.dtype else None
-    m = stored(state["exp_avg"], h.beta1 * m + (1 - h.beta1) * g)
-    v = stored(state["exp_avg_sq"], h.beta2 * v + (1 - h.beta2) * (g * g), bits)
+    m, v = (moment(state, key, p.dtype) for key in ("exp_avg", "exp_avg_sq"))
+    m = stored(state, "exp_avg", h.beta1 * m + (1 - h.beta1) * g)
+    v = stored(state, "exp_avg_sq", h.beta2 * v + (1 - h.beta2) * (g * g), drawn)
     D = square_root(v) * (1 / math.sqrt(1 - h.beta2**t)) + h.eps
     D = torch.where(D == 0, math.inf, D)
     s = h.lr / (1 - h.beta1**t)
@@ -146,8 +159,8 @@ def sgd_direction(spec: OptimizerSpec, g: Tensor, state: dict[str, Any], h: Hype
     if not has_moments(spec, h):
         return g
     dampening = 0.0 if first and spec.lazy_buffer else h.dampening
-    b = state[spec.moments[0]]
-    b = stored(b, h.momentum * b.to(g.dtype) + (1 - dampening) * g)
+    key = spec.moments[0]
+    b = stored(state, key, h.momentum * moment(state, key, g.dtype) + (1 - dampening) * g)
     u: Tensor = g + h.momentum * b if h.nesterov else b
     return u
 

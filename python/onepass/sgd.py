@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from .backend.registry import BackendName
 from .docstrings import COMMON, documented
 from .hyperparams import Decay, Projection
 from .optimizer import Optimizer, ParamsT
+from .precision import StateDtype
 from .spec import OptimizerSpec
 
 
@@ -51,7 +51,7 @@ class SGD(Optimizer):
         differentiable: Literal[False] = False,
         decouple_lr: bool = False,
         master_weights: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype = None,
         stochastic_rounding: bool = False,
         seed: int = 0,
         capturable: bool = False,
@@ -134,7 +134,7 @@ class SGDP(Optimizer):
         decouple_lr: bool = False,
         speculate: bool = True,
         master_weights: bool = False,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype = None,
         stochastic_rounding: bool = False,
         seed: int = 0,
         capturable: bool = False,

@@ -9,6 +9,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from .blocks import SCALE, has_scales, scale_shape
 from .checks import Group, step_device
 from .hyperparams import Hyper, has_moments
 from .masters import MASTER
@@ -50,7 +51,9 @@ def make_state_of(
         own["gate_counter"] = torch.ones((), dtype=torch.uint8, device=p.device)
     for key in spec.moments if has_moments(spec, h) else ():
         if own.get(key) is None:
-            own[key] = torch.zeros_like(p, dtype=precision.moment_dtype(p.dtype), requires_grad=False)
+            own[key] = torch.zeros_like(p, dtype=precision.moment_dtype(p), requires_grad=False)
+            if has_scales(own[key]):
+                own[key + SCALE] = torch.zeros(scale_shape(p.shape), dtype=torch.uint8, device=p.device)
             if spec.lazy_buffer:
                 first = ref(own[key])
     return first

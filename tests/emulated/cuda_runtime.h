@@ -97,6 +97,10 @@ T __shfl_xor_sync(unsigned mask, T x, int lane_mask) {
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return emulated::ballot(mask, predicate);
 }
+inline unsigned __reduce_max_sync(unsigned mask, unsigned x) {
+  for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) x = std::max(x, __shfl_xor_sync(mask, x, lane_mask));
+  return x;
+}
 inline int __any_sync(unsigned mask, int predicate) {
   return emulated::ballot(mask, predicate) != 0;
 }

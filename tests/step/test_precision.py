@@ -2,65 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import onepass
-import truth
 from compare import assert_same_bits, assert_same_state, assert_within
 from emulated_backend import emulated
 from onepass.draws import draws, rounded
-from onepass.masters import MASTER
 from oracles import Arguments
-from records import RECORDS, Record, each_backend, each_compiled, each_optimizer, each_projected, each_variant
-from side_by_side import UNITS, SideBySide
-from tensors import LARGE_SHAPES, LAYOUTS, SMALL_SHAPES, Gradients, Guarded, gradient, values
+from precisions import BF16, F32, SHORT, each_short_precision, run, trained
+from records import Record, each_backend, each_compiled, each_optimizer, each_projected, each_variant
+from side_by_side import UNITS
+from tensors import LARGE_SHAPES, LAYOUTS, SMALL_SHAPES, gradient, values
 
-BF16, F32 = torch.bfloat16, torch.float32
-# How parameters are stored, with their dtype.
-PRECISIONS: dict[str, tuple[torch.dtype, Arguments]] = {
-    "short_moments": (F32, dict(state_dtype=BF16)),
-    "exact_short_moments": (BF16, dict(state_dtype=BF16, master_weights=True)),
-    "nearest_short_moments": (BF16, dict(state_dtype=BF16)),
-    "stochastic": (BF16, dict(stochastic_rounding=True, seed=3)),
-    "stochastic_short_moments": (BF16, dict(stochastic_rounding=True, state_dtype=BF16, seed=1 << 40)),
-}
-each_precision = pytest.mark.parametrize("precision", PRECISIONS)
-each_short = pytest.mark.parametrize("precision", [name for name in PRECISIONS if "short" in name])
-
-
-class BesideReference(SideBySide):
-    """Weights of projected tensors are compared with the reference's, which are made of the same rounded moments: within the
-    rounding of the sums, and where they are rounded to bfloat16 after that, within that at few elements."""
-
-    def _compare_rounded(self, i: int, units: float, x: Any, g: Any, state: Any) -> Any:
-        p, q = self.params[i], self.models[i]
-        want = truth.step(self.record.name, self.reference.param_groups[0], x, g, state)
-        own, other = self.opt.master(p), self.reference.master(q)
-        if own.dtype == BF16:
-            apart = own != other
-            assert int(apart.sum()) <= 1 + p.numel() // 50
-            assert bool(((own.float() - other.float()).abs()[apart] <= 2.0**-6 * other.float().abs()[apart]).all())
-        else:
-            assert_within(own, other, want.size, UNITS, f"parameter {i}")
-        self.opt.set_master(p, other)
-        return want.u_size
-
-
-def run(
-    precision: str, record: Record, arguments: Arguments, shapes: Any, backend: str, steps: int, **more: Any
-) -> None:
-    dtype, options = PRECISIONS[precision]
-    starts = [values(shape, dtype, seed, scale=0.7) for seed, shape in enumerate(shapes)]
-    both = BesideReference(record, {**arguments, **options}, starts, backend, **more)
-    gradients = Gradients()
-    for _ in range(steps):
-        both.step(gradients)
+each_precision = each_short_precision
+each_short = pytest.mark.parametrize("precision", [name for name in SHORT if "short" in name])
 
 
 @each_compiled
@@ -94,23 +53,6 @@ def test_threads(threads: int, precision: str, record: Record) -> None:
 
 
 # ------------------------------------------------------------------ random bits
-
-
-def trained(
-    precision: str, backend: str = "cpu", steps: int = 3, record: str = "AdamP", **more: Any
-) -> tuple[Any, list[Tensor]]:
-    dtype, options = PRECISIONS[precision]
-    params = [values((9, 33), dtype, 1), values((9, 33), dtype, 1), values((70,), dtype, 2)]
-    opt = RECORDS[record].make(params, backend=backend, **{**RECORDS[record].typical, **options, **more})
-    return train(opt, params, 0, steps), params
-
-
-def train(opt: Any, params: list[Tensor], first: int, steps: int) -> Any:
-    for step in range(first, first + steps):
-        for p in params:
-            p.grad = values(p.shape, p.dtype, 100 + step)
-        opt.step()
-    return opt
 
 
 def drawn(seed: int = 0, step: int = 1, number: int = 0, count: int = 1 << 18, first: int = 0) -> Tensor:
@@ -292,7 +234,7 @@ def test_one_step(backend: str) -> None:
 @each_short
 def test_moments_are_rounded_from_those_of_float32(backend: str, precision: str) -> None:
     """The first to nearest, the second to one of its neighbours."""
-    dtype, options = PRECISIONS[precision]
+    dtype, options = SHORT[precision]
     p = values((40, 65), dtype, 1)
     opt = onepass.AdamW([p], backend=backend, **options)
     p.grad = values(p.shape, dtype, 2)
@@ -326,7 +268,7 @@ def test_the_second_moment_does_not_stall(backend: str) -> None:
 @pytest.mark.parametrize("counter", [0, 3])
 def test_a_wrong_prediction_is_corrected(backend: str, record: Record, precision: str, gate: str, counter: int) -> None:
     """u is made of the moments as they are stored, so that the correction finds it again."""
-    dtype, options = PRECISIONS[precision]
+    dtype, options = SHORT[precision]
     made = []
     for speculate in (True, False):
         starts = [values(shape, dtype, 1) for shape in [(6, 33), (32, 1025), (2, 33000)]]
@@ -347,7 +289,7 @@ def test_a_wrong_prediction_is_corrected(backend: str, record: Record, precision
 
 @each_backend
 def test_nan_stays_where_it_is(backend: str) -> None:
-    for precision, (dtype, options) in PRECISIONS.items():
+    for precision, (dtype, options) in SHORT.items():
         p = values((40,), dtype, 1)
         opt = onepass.AdamW([p], backend=backend, **options)
         p.grad = torch.ones_like(p)
@@ -361,7 +303,7 @@ def test_nan_stays_where_it_is(backend: str) -> None:
 @each_backend
 def test_nan_of_any_payload_stays(backend: str) -> None:
     """That of CUDA's arithmetic has all bits set, which rounding would carry into the sign."""
-    for precision, (dtype, options) in PRECISIONS.items():
+    for precision, (dtype, options) in SHORT.items():
         p = values((40,), dtype, 1)
         opt = onepass.AdamW([p], backend=backend, **options)
         p.grad = torch.ones_like(p)
@@ -372,143 +314,3 @@ def test_nan_of_any_payload_stays(backend: str) -> None:
             own = opt.state[p]
             for x in (p, own["exp_avg"], own["exp_avg_sq"]):
                 assert x.isnan().nonzero().tolist() == [[3]], precision
-
-
-# ------------------------------------------------------------------ arguments and state
-
-
-@each_optimizer
-def test_what_is_refused(record: Record) -> None:
-    def make(dtype: torch.dtype, **more: Any) -> None:
-        record.make([torch.zeros(3, dtype=dtype)], **{"lr": 1e-3, **more})
-
-    for bad in ("bf16", torch.float16, torch.float64, 8):
-        with pytest.raises(
-            ValueError, match=r"param group 0: state_dtype must be None, torch.float32 or torch.bfloat16, got"
-        ):
-            make(F32, state_dtype=bad)
-    for dtype in (F32, BF16):
-        with pytest.raises(ValueError, match=r"parameter 0 of group 0.*state_dtype=torch.* is not for torch.float64"):
-            make(torch.float64, state_dtype=dtype)
-    for options in (dict(state_dtype=BF16), dict(stochastic_rounding=True)):
-        with pytest.raises(
-            TypeError, match=rf"{next(iter(options))}=.*for torch.float16; convert the parameter to torch.bfloat16"
-        ):
-            make(torch.float16, **options)
-    with pytest.raises(ValueError, match=r"stochastic_rounding=True has nothing to round beside master_weights=True"):
-        make(BF16, stochastic_rounding=True, master_weights=True)
-    for seed in (1.5, "1", None, True, torch.tensor(1)):
-        with pytest.raises(TypeError, match=r"param group 0: seed must be an int, got"):
-            make(BF16, seed=seed)
-    for seed in (-1, 1 << 64):
-        with pytest.raises(ValueError, match=r"param group 0: seed must be at least 0 and below 2\*\*64, got"):
-            make(BF16, seed=seed)
-    make(torch.float16, state_dtype=F32)
-    make(torch.float64, stochastic_rounding=True)
-    make(F32, stochastic_rounding=True, seed=(1 << 64) - 1)
-
-
-@each_backend
-@each_precision
-@each_optimizer
-def test_resumed_is_unbroken(backend: str, precision: str, record: Record) -> None:
-    opt, params = trained(precision, backend, 2, record.name)
-    again = [p.clone() for p in params]
-    _, options = PRECISIONS[precision]
-    other = record.make(again, backend=backend, **{**record.typical, **options, "seed": 5})
-    other.load_state_dict(copy.deepcopy(opt.state_dict()))  # the seed is part of it
-    train(opt, params, 2, 2)
-    train(other, again, 2, 2)
-    assert_same_state(opt, other)
-
-
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_a_checkpoint_of_another_precision_is_converted(backend: str) -> None:
-    for saved in (*PRECISIONS, None):
-        for mine in (*PRECISIONS, None):
-            plain = (F32, {})
-            (dtype, options), (own_dtype, own) = PRECISIONS.get(saved, plain), PRECISIONS.get(mine, plain)
-            p = values((9, 33), dtype, 1)
-            opt = onepass.AdamW([p], backend=backend, **options)
-            p.grad = torch.ones_like(p)
-            opt.step()
-            q = opt.master(p).to(own_dtype)
-            other = onepass.AdamW([q], backend=backend, **own)
-            other.load_state_dict(opt.state_dict())
-            group = other.param_groups[0]
-            assert group["state_dtype"] == own.get("state_dtype")
-            assert group["stochastic_rounding"] is own.get("stochastic_rounding", False)
-            assert group["seed"] == options.get("seed", 0)
-            state = other.state[q]
-            assert state["exp_avg"].dtype == (own.get("state_dtype") or F32)
-            assert_same_bits(state["exp_avg"], opt.state[p]["exp_avg"].to(state["exp_avg"].dtype), "m")
-            assert (MASTER in state) == (MASTER in opt.state[p] and own.get("master_weights", False))
-            q.grad = torch.ones_like(q)
-            other.step()
-
-
-def test_moments_of_another_dtype_are_refused_at_a_step() -> None:
-    opt, params = trained("short_moments")
-    before = [p.clone() for p in params]
-    opt.state[params[0]]["exp_avg"] = opt.state[params[0]]["exp_avg"].float()
-    for p in params:
-        p.grad = torch.ones_like(p)
-    with pytest.raises(ValueError, match=r"'exp_avg' must be a dense torch.bfloat16 tensor .*load_state_dict"):
-        opt.step()
-    for p, q in zip(params, before, strict=True):
-        assert_same_bits(p, q, "parameter")
-
-
-def test_state_dtype_is_changed_by_loading_what_there_is() -> None:
-    opt, params = trained("short_moments")
-    opt.param_groups[0]["state_dtype"] = None
-    for p in params:
-        p.grad = torch.ones_like(p)
-    with pytest.raises(ValueError, match=r"or state_dtype was changed, opt.load_state_dict\(opt.state_dict\(\)\)"):
-        opt.step()
-    opt.load_state_dict(opt.state_dict())
-    opt.step()
-    assert opt.state[params[0]]["exp_avg"].dtype == F32
-
-
-@each_backend
-def test_stochastic_rounding_changes_between_steps(backend: str) -> None:
-    """SGD has a step count from then on; without it, none is needed."""
-    p = values((9, 33), BF16, 1)
-    opt = onepass.SGD([p], lr=0.1, momentum=0.9, backend=backend)
-    for on in (False, True, False, True):
-        opt.param_groups[0]["stochastic_rounding"] = on
-        p.grad = torch.ones_like(p)
-        opt.step()
-    assert float(opt.state[p]["step"]) == 2
-
-
-def test_the_state_dict_for_torch() -> None:
-    for name, theirs in (("AdamW", torch.optim.AdamW), ("SGD", torch.optim.SGD)):
-        for precision in PRECISIONS:
-            opt, params = trained(precision, record=name)
-            saved = opt.state_dict_for("torch")
-            other = theirs([p.clone() for p in params], lr=0.1)
-            other.load_state_dict(saved)
-            for p in other.param_groups[0]["params"]:
-                p.grad = torch.ones_like(p)
-            other.step()
-            assert set(other.state_dict()["state"][0]) <= {"step", "exp_avg", "exp_avg_sq", "momentum_buffer"}
-
-
-@each_compiled
-def test_moments_that_are_not_aligned_as_their_parameter(backend: str) -> None:
-    for precision, (dtype, options) in PRECISIONS.items():
-        p = values((40, 64), dtype, 1)
-        q, made = p.clone(), []
-        for x, moved in ((p, False), (q, True)):
-            opt = onepass.AdamW([x], backend=backend, **options)
-            for seed in range(2):
-                x.grad = values(x.shape, dtype, seed)
-                opt.step()
-                if moved:
-                    own = opt.state[x]
-                    own["exp_avg"] = Guarded(own["exp_avg"]).tensor
-            made.append(opt)
-        assert_same_bits(p, q, precision)
-        assert_same_bits(made[0].state[p]["exp_avg_sq"], made[1].state[q]["exp_avg_sq"], precision)

@@ -63,14 +63,15 @@ class Guarded:
         strides = layout.strides(values.shape)
         reach = sum(st * (si - 1) for st, si in zip(strides, values.shape, strict=True))
         length = 2 * GUARD + (reach + 1 if values.numel() else 0)
-        self.buffer = torch.full((length,), FORBIDDEN, dtype=values.dtype)
+        self.forbidden = FORBIDDEN if values.dtype.is_signed else 249
+        self.buffer = torch.full((length,), self.forbidden, dtype=values.dtype)
         self.tensor = self.buffer.as_strided(values.shape, strides, GUARD)
         self.tensor.copy_(values)
         self.free = torch.ones(length, dtype=torch.bool)
         self.free.as_strided(values.shape, strides, GUARD).fill_(False)
 
     def assert_guards_intact(self, name: str) -> None:
-        touched = (self.buffer != FORBIDDEN) & self.free
+        touched = (self.buffer != self.forbidden) & self.free
         assert not touched.any(), (
             f"{name}: written outside of the tensor, at buffer offsets "
             f"{(touched.nonzero().flatten() - GUARD).tolist()[:5]} from its first element"

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .._version import __version__
+from ..blocks import SCALE
 from ..hyperparams import Hyper
 from ..masters import MASTER
 from ..precision import numbers_of, precision_of
@@ -64,7 +65,7 @@ class CompiledBackend:
         spec, self.exchanges = self.spec, exchanges
         # The plan borrows these objects; referenced here, the garbage collector sees them.
         own = [state[p] for params in self.params for p in params if p in state]
-        keys = ("step", "gate_counter", MASTER, *spec.moments)
+        keys = ("step", "gate_counter", MASTER, *spec.moments, *[key + SCALE for key in spec.moments])
         self.retained = [state, own, [[entries.get(key) for key in keys] for entries in own]]
         self.hypers = []
         self.make_plan(
