@@ -300,7 +300,9 @@ bool Binding::same_entries(Source& source) const {
 // Takes the addresses of a parameter that has a gradient, and of its state.
 bool Binding::read(Source& source, Tensor& t, PyObject* gradient, bool needs_state) const {
   const dlpack::DataType dtype = type_of(t.storage.param);
-  if (!read_operand(source.param, t, dtype, t.p) || !read_operand(gradient, t, dtype, t.g)) return false;
+  if (!read_operand(source.param, t, dtype, t.p)) return false;
+  t.wide_gradient = bytes_of(t.storage.param) == 2 && read_operand(gradient, t, dlpack::float32, t.g);
+  if (!t.wide_gradient && !read_operand(gradient, t, dtype, t.g)) return false;
   const bool stateless = moments_of(plan_.rule_id(t.group)) == 0 && t.storage.weight == Weight::plain;
   return stateless || read_state(source, t, needs_state);
 }

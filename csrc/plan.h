@@ -116,12 +116,14 @@ struct Tensor {
   uint8_t* gate_counter = nullptr;   // null where not projected
   bool active = false;               // has a gradient at this step
   bool negated = false;              // the gradient is the negative of what is in memory
+  bool wide_gradient = false;        // float32, of a parameter of 16 bits
   bool first_step = false;           // its moments were made for this step
 
   int64_t first_item = 0, items = 0;
   int64_t first_coefficient = 0;  // of its rows, among those of all projected tensors
 
   int64_t elements() const { return rows * length; }
+  int64_t gradient_bytes() const { return wide_gradient ? 4 : bytes_of(storage.param); }
 };
 
 struct WorkItem {

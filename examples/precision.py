@@ -41,9 +41,11 @@ PRECISIONS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "bf16 exact": (BF16, dict(master_weights=True)),
     "bf16 exact, short": (BF16, dict(master_weights=True, state_dtype=BF16)),
     "bf16 stochastic, short": (BF16, dict(stochastic_rounding=True, state_dtype=BF16)),
+    "bf16 exact, 8 bits": (BF16, dict(master_weights=True, state_dtype="8bit")),
+    "bf16 stochastic, 8 bits": (BF16, dict(stochastic_rounding=True, state_dtype="8bit")),
     "bf16": (BF16, {}),
 }
-COLOURS = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00")
+COLOURS = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00")
 CONTEXT, BATCH, WIDTH = 128, 16, 128
 
 

@@ -78,7 +78,8 @@ Tile CpuExecutor::tile_of(const WorkItem& item, int64_t index, Scratch& scratch)
   };
   Tile tile{};
   tile.p = operand(t.p, bytes, scratch.operand[0]);
-  tile.g = operand(t.g, bytes, scratch.operand[1]);
+  tile.g = operand(t.g, t.gradient_bytes(), scratch.operand[1]);
+  tile.wide_gradient = t.wide_gradient;
   if (t.storage.master())
     tile.remainder = static_cast<int16_t*>(operand(t.remainder, 2, scratch.operand[2 + max_moments]));
   for (int j = 0; j < moments_of(plan_.rule_id(t.group)); ++j)

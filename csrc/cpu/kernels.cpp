@@ -32,6 +32,21 @@ ONEPASS_INLINE void store_some(Address to, const X& x, N n) {
     store(to, x);
 }
 
+// The gradients of a tile from an element on, of the dtype of their parameters or, where that has 16 bits, of float32.
+template <class G>
+struct Gradients {
+  const void* data;
+  int64_t first;
+  bool wide;
+
+  template <class N>
+  ONEPASS_INLINE auto load(int64_t i, N n) const {
+    if constexpr (sizeof(G) == 2)
+      if (wide) return load_some(static_cast<const float*>(data) + first + i, n);
+    return load_some(static_cast<const G*>(data) + first + i, n);
+  }
+};
+
 // One row of a tile, typed: P as parameters are stored, M as moments.
 template <class P, class M, class Rule>
 struct Row {
@@ -41,10 +56,8 @@ struct Row {
   static constexpr bool is_short = std::is_same_v<M, ShortMoment>, has_blocks = std::is_same_v<M, ByteMoment>;
   static constexpr bool rounds_stochastically = std::is_same_v<P, Stochastic>;
 
-  typedef typename ElementOf<P>::type G;
-
   typename AddressOf<P>::type p;
-  const G* g;
+  Gradients<typename ElementOf<P>::type> g;
   M* moment[2];
   uint8_t* scale[2];  // of the blocks of each moment, if it has any
   int64_t length, first;
@@ -55,7 +68,7 @@ struct Row {
     p = address_of<P>(t, at);
     first = t.first + at;
     draw_key = t.draw_key;
-    g = static_cast<const G*>(t.g) + at;
+    g = {t.g, at, t.wide_gradient};
     for (int j = 0; j < Rule::moments; ++j) moment[j] = static_cast<M*>(t.moment[j]) + at;
     if constexpr (has_blocks)
       for (int j = 0; j < Rule::moments; ++j) scale[j] = t.scale[j] + row * t.blocks;
@@ -123,7 +136,7 @@ ONEPASS_INLINE void each_stepped(const Rule& rule, const Row<P, M, Rule>& row, i
   typedef Pack<typename WorkOf<P>::type> R;
   const auto load_operands = [&](int64_t i, auto n, R& p, R& g, R* moment) ONEPASS_INLINED {
     p = load_some(row.p + i, n);
-    g = rule.gradient(p, R(load_some(row.g + i, n)));
+    g = rule.gradient(p, row.g.load(i, n));
     row.load_moments(moment, i, n);
     rule.advance(g, moment);
   };
@@ -261,17 +274,19 @@ struct KernelsOf {
       int64_t i = begin;
       for (; i + 2 * lanes <= end; i += 2 * lanes) {
         R p[2], g[2];
-        if constexpr (std::is_same_v<P, Master>) {  // the order of float32, whose bits these sums are to have
+        // Exact weights in the order of float32, whose bits these sums are to have.
+        if (std::is_same_v<P, Master> || row.g.wide) {
+          constexpr std::integral_constant<int, lanes> all;
           p[0] = load(row.p + i), p[1] = load(row.p + i + lanes);
-          g[0] = load(row.g + i), g[1] = load(row.g + i + lanes);
-        } else {
+          g[0] = row.g.load(i, all), g[1] = row.g.load(i + lanes, all);
+        } else if constexpr (!std::is_same_v<P, Master>) {
           load_unordered(row.p + i, p[0], p[1]);
-          load_unordered(row.g + i, g[0], g[1]);
+          load_unordered(static_cast<const typename ElementOf<P>::type*>(row.g.data) + row.g.first + i, g[0], g[1]);
         }
         even.add(p[0], g[0]);
         odd.add(p[1], g[1]);
       }
-      each_pack<lanes>(i, end, [&](int64_t j, auto n) { even.add(load_some(row.p + j, n), load_some(row.g + j, n)); });
+      each_pack<lanes>(i, end, [&](int64_t j, auto n) { even.add(load_some(row.p + j, n), row.g.load(j, n)); });
       sums.fold(even);
       sums.fold(odd);
     }
@@ -310,7 +325,7 @@ struct KernelsOf {
       const Row<P, M, Rule> row(t, r);
       each_pack<lanes>(0, t.length, [&](int64_t i, auto n) {
         R p = load_some(row.p + i, n), moment[2];
-        R g = rule.gradient(p, R(load_some(row.g + i, n)));
+        R g = rule.gradient(p, row.g.load(i, n));
         row.load_moments(moment, i, n);
         R u = rule.direction(p, g, moment);
         if (buffer_too) project_buffer(row, p, S(c), i, n);
@@ -320,9 +335,9 @@ struct KernelsOf {
   }
 
   static double square_sum(const Tile& t) {
-    const auto* g = static_cast<const typename ElementOf<P>::type*>(t.g);
+    const Gradients<typename ElementOf<P>::type> g{t.g, 0, t.wide_gradient};
     Total sum;
-    each_pack<lanes>(0, t.rows * t.length, [&](int64_t i, auto n) { sum.add_square(R(load_some(g + i, n))); });
+    each_pack<lanes>(0, t.rows * t.length, [&](int64_t i, auto n) { sum.add_square(g.load(i, n)); });
     return sum.value();
   }
 

@@ -13,6 +13,7 @@ struct Tile {
   void* p;
   int16_t* remainder;  // of p, or null
   const void* g;
+  bool wide_gradient;  // float32, of a parameter of 16 bits
   void* moment[max_moments];
   uint8_t*
       scale[max_moments];  // of moments with blocks: the first row's, whose `blocks` are followed by the next one's

@@ -43,15 +43,15 @@ struct Operands : ItemView<Rule> {
   using ItemView<Rule>::t;
 
   Weights<P, Stream> p;
-  Stream<const Element, of_g> g;
+  Gradients<Element, Stream> g;
   Stream<M, of_m> m;
   Stream<M, of_v> v;
   bool aligned;  // vectors of all operands lie on their boundaries wherever those of p do
 
   __device__ __forceinline__ explicit Operands(const ItemView<Rule>& view)
       : ItemView<Rule>(view), p(view.t->p, &view.t->remainder, view.draw_key()) {
-    g.data = static_cast<const Element*>(this->gradient);
-    aligned = like_p<Element>(this->gradient);
+    g = {this->gradient, &t->wide_gradient};
+    aligned = g.is_wide() ? like_p<float>(this->gradient) : like_p<Element>(this->gradient);
     if (std::is_same_v<P, Master>) aligned &= like_p<MasterRemainder>(t->remainder);
     if (Rule::moments > 0) m.data = static_cast<M*>(t->moment[0]), aligned &= like_p<M>(t->moment[0]);
     if (Rule::moments > 1) v.data = static_cast<M*>(t->moment[1]), aligned &= like_p<M>(t->moment[1]);

@@ -145,6 +145,34 @@ __device__ __forceinline__ void publish_finished(const KernelParams<Rule>& param
             [&](const ItemView<Rule>& o) { publish<phase>(params.plan, o, index, stats); });
 }
 
+// Whether tensors with such moments may go to warps. None that is large enough for moments of 8 bits does.
+template <class M>
+constexpr bool goes_to_warps = !std::is_same_v<M, ByteMoment>;
+
+template <Phase phase, class P, class M, class Rule>
+__device__ __forceinline__ void run_items_of_warps(const KernelParams<Rule>& params, SharedStorage& shared) {
+  const DevicePlan& plan = params.plan;
+  constexpr bool publishes = phase != Phase::step;
+  constexpr bool backwards = phase == Phase::gate_stats || phase == Phase::square_sum;
+  // From the block on that comes after that of the last item, so that none has one more of both.
+  const int block = int(blockIdx.x + gridDim.x - plan.block_items % gridDim.x) % gridDim.x;
+  FinishedItem& own = shared.finished[warp()];
+  each_item(plan, plan.block_items, plan.all_items, block * warps + warp(), warps, backwards,
+            [&](const DeviceItem& item, int index, bool) ONEPASS_INLINED {
+              if (publishes && lane() == 0) own.of_warp[warp()] = {}, own.index = -1;
+              with_item(params, item, [&](const ItemView<Rule>& o) ONEPASS_INLINED {
+                visit<phase, WarpGroup, P, M>(plan, shared, own, o, index);
+              });
+              if constexpr (publishes) {
+                __syncwarp();
+                if (own.index >= 0)  // the view is made anew, since `update` has no registers to keep it
+                  with_item(params, load(plan.items + unsigned(own.index), of_plan),
+                            [&](const ItemView<Rule>& o) { publish<phase>(plan, o, own.index, own.of_warp[warp()]); });
+                __syncwarp();
+              }
+            });
+}
+
 template <Phase phase, class P, class M, class Rule>
 __device__ __forceinline__ void run_items(const KernelParams<Rule>& params) {
   const DevicePlan& plan = params.plan;
@@ -168,23 +196,7 @@ __device__ __forceinline__ void run_items(const KernelParams<Rule>& params) {
               }
             });
 
-  // From the block on that comes after that of the last item, so that none has one more of both.
-  const int block = int(blockIdx.x + gridDim.x - plan.block_items % gridDim.x) % gridDim.x;
-  FinishedItem& own = shared.finished[warp()];
-  each_item(plan, plan.block_items, plan.all_items, block * warps + warp(), warps, backwards,
-            [&](const DeviceItem& item, int index, bool) ONEPASS_INLINED {
-              if (publishes && lane() == 0) own.of_warp[warp()] = {}, own.index = -1;
-              with_item(params, item, [&](const ItemView<Rule>& o) ONEPASS_INLINED {
-                visit<phase, WarpGroup, P, M>(plan, shared, own, o, index);
-              });
-              if constexpr (publishes) {
-                __syncwarp();
-                if (own.index >= 0)  // the view is made anew, since `update` has no registers to keep it
-                  with_item(params, load(plan.items + unsigned(own.index), of_plan),
-                            [&](const ItemView<Rule>& o) { publish<phase>(plan, o, own.index, own.of_warp[warp()]); });
-                __syncwarp();
-              }
-            });
+  if constexpr (goes_to_warps<M>) run_items_of_warps<phase, P, M>(params, shared);
 }
 
 // The items of the tensors that are to be corrected, those that Group takes, one after the other to the groups of the
@@ -217,7 +229,7 @@ __device__ __forceinline__ void run_corrections(const KernelParams<Rule>& params
   const int count = int(load(corrected, of_stats));
   if (count == 0) return;
   correct_listed<BlockGroup, P, M>(params, count);
-  correct_listed<WarpGroup, P, M>(params, count);
+  if constexpr (goes_to_warps<M>) correct_listed<WarpGroup, P, M>(params, count);
   __syncthreads();
   // The release orders the load of the count, by every thread of the block, before the addition; so the last block has
   // its stores after all loads.

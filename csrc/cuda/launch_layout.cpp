@@ -80,6 +80,7 @@ bool fits_a_warp(const Tensor& t, int row_cache_bytes) {
 }
 
 bool goes_to_a_warp(const Tensor& t, int row_cache_bytes) {
+  static_assert(warp_elements < smallest_tensor_of_blocks, "goes_to_warps in kernels.cuh");
   if (!t.packed || t.elements() > warp_elements) return false;
   return !t.projected || fits_a_warp(t, row_cache_bytes);
 }

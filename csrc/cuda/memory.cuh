@@ -216,6 +216,23 @@ struct Strided {
   }
 };
 
+// Gradients of the dtype of their parameters or, where that has 16 bits, of float32, by Stream<element, operand>.
+template <class Element, template <class, Operand> class Stream>
+struct Gradients {
+  const void* data;
+  const bool* at_wide;  // read at every access: `update` has no registers left for it
+
+  __device__ __forceinline__ bool is_wide() const { return sizeof(Element) == 2 && *at_wide; }
+
+  template <bool whole, class Place, class X>
+  __device__ __forceinline__ void read(const Place& place, X& x) const {
+    if (is_wide())
+      Stream<const float, of_g>{static_cast<const float*>(data)}.template read<whole>(place, x);
+    else
+      Stream<const Element, of_g>{static_cast<const Element*>(data)}.template read<whole>(place, x);
+  }
+};
+
 // The weights of a tensor that is stored as P, by Stream<element, operand>. key: of the tensor's random bits.
 template <class P, template <class, Operand> class Stream>
 struct Weights : Stream<P, of_p> {

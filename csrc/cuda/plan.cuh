@@ -74,7 +74,8 @@ struct DeviceTensor {
   bool projected, speculates;
   bool deferred;  // p is written by the correction alone
   bool negated;
-  bool first_step;  // the momentum buffer is new; the device clears first_steps once it has stepped
+  bool wide_gradient;  // float32, of a parameter of 16 bits
+  bool first_step;     // the momentum buffer is new; the device clears first_steps once it has stepped
 };
 
 // An affine step in the arithmetic of the elements.

@@ -112,6 +112,7 @@ DeviceTensor CudaExecutor::describe(int i) const {
   d.speculates = plan_.speculates(t);
   d.deferred = d.speculates && !plan_.predicts(t);
   d.row_cache = row_cache_of(t, layout_.row_cache_bytes);
+  d.wide_gradient = t.wide_gradient;
   d.negated = on_device && t.negated, d.first_step = on_device && t.first_step;
   return d;
 }

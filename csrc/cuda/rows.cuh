@@ -128,10 +128,12 @@ struct Rows {
                                               const Visit& visit) const {
     constexpr int count = O::vectors_of_block, kept = whole ? count : 1;
     const unsigned first_block = o.block_of(s.first);
-    for (int b = rank / warp_size; b * count * warp_size < vectors; b += width / warp_size) {
-      const int first = b * count * warp_size + lane();
-      const uint32_t scale_of_m = o.template scale<0>(first_block + b, lane() == 0);
-      const uint32_t scale_of_v = o.template scale<1>(first_block + b, lane() == 0);
+    constexpr int of_block = count * warp_size;  // vectors
+    for (int first = rank / warp_size * of_block + lane(); first / of_block * of_block < vectors;
+         first += width * count) {
+      const auto block = [&] { return first_block + first / of_block; };
+      const uint32_t scale_of_m = o.template scale<0>(block(), lane() == 0);
+      const uint32_t scale_of_v = o.template scale<1>(block(), lane() == 0);
       Elements<O, Rule> e[kept];
       const auto read = [&](int n) ONEPASS_INLINED {
         Elements<O, Rule>& own = e[n % kept];
@@ -159,8 +161,8 @@ struct Rows {
       const uint32_t new_m = Codes<true>::scale_of(__reduce_max_sync(all_lanes, largest_of_m));
       const uint32_t new_v = Codes<false>::scale_of(__reduce_max_sync(all_lanes, largest_of_v));
       if (lane() == 0) {
-        store(o.t->scale[0] + first_block + b, uint8_t(new_m), of_m);
-        store(o.t->scale[1] + first_block + b, uint8_t(new_v), of_v);
+        store(o.t->scale[0] + block(), uint8_t(new_m), of_m);
+        store(o.t->scale[1] + block(), uint8_t(new_v), of_v);
       }
 #pragma unroll kept
       for (int n = 0; n < count; ++n) {

@@ -83,7 +83,7 @@ def decoded(code: Tensor, scale: Tensor, signed: bool) -> Tensor:
     number = torch.where(digits > 0, (digits << DROPPED) + (scale.to(torch.int64).unsqueeze(-1) << FRACTION), 0)
     if signed:
         number = number | ((c & 0x80) << 24)
-    rows, length = rows_of(code.shape)
+    _, length = rows_of(code.shape)
     number = number.flatten(1)[:, :length].reshape(code.shape)
     return ((number ^ (1 << 31)) - (1 << 31)).to(torch.int32).view(torch.float32)
 

@@ -183,8 +183,9 @@ def check_gradients(groups: Sequence[Group]) -> None:
                 f"{name}: its gradient must be dense, got layout {g.layout}; use p.grad.to_dense(), or sparse=False in "
                 "the embedding"
             )
-        if g.dtype != p.dtype:
-            raise TypeError(f"{name}: its gradient must be {p.dtype} as the parameter is, got {g.dtype}")
+        if g.dtype != p.dtype and not (p.dtype.itemsize == 2 and g.dtype == torch.float32):
+            other = ", or torch.float32" if p.dtype.itemsize == 2 else ""
+            raise TypeError(f"{name}: its gradient must be {p.dtype} as the parameter is{other}, got {g.dtype}")
         if g.device != p.device:
             raise RuntimeError(f"{name}: its gradient must be on {p.device} as the parameter is, got {g.device}")
         if g.shape != p.shape:

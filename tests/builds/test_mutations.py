@@ -37,8 +37,10 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "v without bias correction": [(" * (1 / math.sqrt(1 - h.beta2**t))", "")],
     "v corrected without the root": [("(1 / math.sqrt(1 - h.beta2**t))", "(1 / (1 - h.beta2**t))")],
     "no step count": [('t = int(state["step"].add_(1))', 't = int(state["step"]) or 1')],
-    "u of moments that are not rounded": [("return moment.to(x.dtype)", "return x")],
-    "v is rounded to nearest": [("x if bits is None else rounded(x, bits)", "x")],
+    "u of moments that are not rounded": [("return moment(state, key, x.dtype)", "return x")],
+    "v is rounded to nearest": [("x if drawn is None or own.dtype == x.dtype else rounded(x, drawn >> 16)", "x")],
+    "v of 8 bits is rounded by lower bits": [("drawn >> 12", "drawn & 0xFFFFF")],
+    "v of 8 bits is rounded to nearest": [("None if drawn is None else drawn >> 12", "None if drawn is None else drawn * 0 + (1 << 19)")],
     "p is rounded to nearest": [("p.copy_(rounded(x, drawn & 0xFFFF))", "p.copy_(x)")],
     "p and v are rounded by the same bits": [("drawn & 0xFFFF", "drawn >> 16")],
     "eps inside the bias correction": [

@@ -131,6 +131,41 @@ def test_bytes_of_stochastic_rounding() -> None:
     assert_total(traffic_of(onepass.AdamP, [MATRIX], **options), {**short, "p": (4, 2), "g": (4, 0)}, 1.02)
 
 
+@pytest.mark.parametrize(
+    ("make", "gates", "want"),
+    [
+        (onepass.AdamW, {}, fp32()),
+        (onepass.AdamP, dict(gate="channel", predicted="channel"), fp32()),
+        (onepass.AdamP, dict(gate="channel", predicted="none"), CORRECTED),
+    ],
+)
+def test_bytes_of_blocks(make: Any, gates: dict[str, Any], want: Streams) -> None:
+    """16.02, and 26.02 after a wrong prediction; with exact weights 14.02 and 24.02: a block has a byte of scale for each moment."""
+    codes = {
+        key: (read / 4 * 257 / 256, written / 4 * 257 / 256) for key, (read, written) in want.items() if key in "mv"
+    }
+    assert_total(traffic_of(make, [MATRIX], state_dtype="8bit", **gates), {**want, **codes}, 1.03)
+    half = {key: (read / 2, written / 2) for key, (read, written) in want.items() if key in "pg"}
+    traffic = traffic_of(make, [MATRIX], dtype=BF16, state_dtype="8bit", master_weights=True, **gates)
+    assert_total(traffic, {**want, **codes, **half, "r": half["p"]}, 1.03)
+
+
+def test_bytes_of_blocks_beside_stochastic_rounding() -> None:
+    """10.02; 14.02 with AdamP, which decides its gate first."""
+    options = dict(dtype=BF16, state_dtype="8bit", stochastic_rounding=True)
+    code = (257 / 256, 257 / 256)
+    want = {"p": (2, 2), "g": (2, 0), "m": code, "v": code}
+    assert_total(traffic_of(onepass.AdamW, [MATRIX], **options), want, 1.03)
+    assert_total(traffic_of(onepass.AdamP, [MATRIX], **options), {**want, "p": (4, 2), "g": (4, 0)}, 1.03)
+
+
+@pytest.mark.parametrize("make", [onepass.AdamW, onepass.AdamP, onepass.SGD])
+def test_two_bytes_more_of_float32_gradients(make: Any) -> None:
+    options = dict(dtype=BF16, master_weights=True, gate="channel", predicted="channel", lr=0.1)
+    narrow, wide = (traffic_of(make, [MATRIX], gradient_dtype=dtype, **options) for dtype in (BF16, torch.float32))
+    assert wide.of("g") == (4, 0) and wide.streams == narrow.streams + 2
+
+
 def test_56_bytes_of_fp64() -> None:
     traffic = traffic_of(onepass.AdamW, [MATRIX], dtype=torch.float64)
     assert_total(traffic, fp32(p=(8, 8), g=8, m=(8, 8), v=(8, 8)), 1.005)

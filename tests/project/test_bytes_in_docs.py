@@ -25,6 +25,7 @@ MEASURED = ("speculate", False)
 CLIPS = ("clips", True)
 MASTERS = ("master_weights", True)
 SHORT = ("state_dtype", torch.bfloat16)
+CODES = ("state_dtype", "8bit")
 STOCHASTIC = ("stochastic_rounding", True)
 NESTEROV = ("nesterov", True)
 PROJECT = ("project_momentum", True)
@@ -52,11 +53,15 @@ def moved_by_triton(
 
 def kept(name: str, dtype: str = "float32", **arguments: Any) -> int:
     """Bytes per parameter of the state."""
-    p = torch.ones(8, dtype=DTYPES[dtype])
+    return int(kept_exactly(name, dtype, (8,), **arguments))
+
+
+def kept_exactly(name: str, dtype: str, shape: tuple[int, ...], **arguments: Any) -> float:
+    p = torch.ones(shape, dtype=DTYPES[dtype])
     p.grad = torch.ones_like(p)
     opt = getattr(onepass, name)([p], **{"lr": 0.1, "backend": "reference", **arguments})
     opt.step()
-    return sum(t.nbytes for t in opt.state[p].values() if torch.is_tensor(t) and t.dim()) // p.numel()
+    return sum(t.nbytes for t in opt.state[p].values() if torch.is_tensor(t) and t.dim()) / p.numel()
 
 
 def of_adam(name: str) -> str:
@@ -85,12 +90,29 @@ def of_remainder() -> int:
     return kept("AdamW", "bfloat16", master_weights=True) - kept("AdamW", "bfloat16")
 
 
+def of_wide_gradients() -> int:
+    return moved("AdamW", ("gradient_dtype", torch.float32), dtype="bfloat16") - moved("AdamW", dtype="bfloat16")
+
+
 def of_precision() -> list[str]:
     def row(dtype: str, *options: tuple[str, Any]) -> str:
         projected = RIGHT if dtype == "float32" or MASTERS in options else ()
         bytes_of = [moved("AdamW", *options, dtype=dtype), moved("AdamP", *options, *projected, dtype=dtype)]
         return " | ".join(map(str, [*bytes_of, kept("AdamW", dtype, **dict(options))])) + " |"
 
+    def coded(dtype: str, *options: tuple[str, Any]) -> str:
+        """The same of moments of 8 bits, whose scales are hundredths of a byte."""
+        projected = RIGHT if dtype == "float32" or MASTERS in options else ()
+        adamw, adamp = (
+            traffic_of(
+                getattr(onepass, name), [(128, 256)], dtype=DTYPES[dtype], **dict((*options, CODES, *more))
+            ).streams
+            for name, more in (("AdamW", ()), ("AdamP", projected))
+        )
+        state = kept_exactly("AdamW", dtype, (128, 256), **dict((*options, CODES)))
+        return " | ".join(f"{x:.2f}" for x in (adamw, adamp, state)) + " |"
+
+    wrong = traffic_of(onepass.AdamP, [(128, 256)], dtype=torch.bfloat16, **dict((*WRONG, MASTERS, CODES))).streams
     exact = [moved("AdamP", *WRONG, MASTERS, *more, dtype="bfloat16") for more in ((), (SHORT,))]
     short = "state_dtype=torch.bfloat16`"
     return [
@@ -101,7 +123,11 @@ def of_precision() -> list[str]:
         f"| `stochastic_rounding=True, {short} | every update, on average | {row('bfloat16', STOCHASTIC, SHORT)}",
         f"in the weight's last place | {row('bfloat16')}",
         f"(AdamP: gate predicted right; mispredicted {moved('AdamP', *WRONG)} in float32, {exact[0]} with exact weights,"
-        f" {exact[1]} with exact weights and short moments)",
+        f" {exact[1]} with exact weights and short moments, {wrong:.2f} with exact weights and moments of 8 bits)",
+        f'| float32 | `state_dtype="8bit"` | the weight | {coded("float32")}',
+        f'| `master_weights=True, state_dtype="8bit"` | the float32 weight | {coded("bfloat16", MASTERS)}',
+        f'| `stochastic_rounding=True, state_dtype="8bit"` | every update, on average | {coded("bfloat16", STOCHASTIC)}',
+        f"{of_wide_gradients()} bytes more",
         f"before the update then ({moved('AdamP', STOCHASTIC, SHORT, dtype='bfloat16')} bytes with short moments)",
         f"is missing: {of_remainder()} bytes in place of the 4 of a float32 copy",
     ]

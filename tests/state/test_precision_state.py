@@ -24,7 +24,7 @@ each_precision_of_each = pytest.mark.parametrize(
     ("precision", "name"),
     [
         (precision, name)
-        for precision in PRECISIONS
+        for precision in SHORT | BLOCKS
         for name, r in RECORDS.items()
         if precision in SHORT or len(r.moments) > 1
     ],
@@ -97,8 +97,8 @@ def test_resumed_is_unbroken(backend: str, precision: str, name: str) -> None:
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_checkpoint_of_another_precision_is_converted(backend: str) -> None:
-    for saved in (*PRECISIONS, None):
-        for mine in (*PRECISIONS, None):
+    for saved in (*SHORT, *BLOCKS, None):
+        for mine in (*SHORT, *BLOCKS, None):
             plain = (F32, {})
             (dtype, options), (own_dtype, own) = PRECISIONS.get(saved, plain), PRECISIONS.get(mine, plain)
             p = values((16, 300), dtype, 1)
@@ -165,7 +165,7 @@ def test_stochastic_rounding_changes_between_steps(backend: str) -> None:
 
 def test_the_state_dict_for_torch() -> None:
     for name, theirs in (("AdamW", torch.optim.AdamW), ("SGD", torch.optim.SGD)):
-        for precision in PRECISIONS if name == "AdamW" else SHORT:
+        for precision in SHORT | BLOCKS if name == "AdamW" else SHORT:
             opt, params = trained(precision, record=name, shapes=shapes_of(precision))
             saved = opt.state_dict_for("torch")
             if name == "AdamW":
@@ -181,7 +181,7 @@ def test_the_state_dict_for_torch() -> None:
 
 @each_compiled
 def test_moments_that_are_not_aligned_as_their_parameter(backend: str) -> None:
-    for precision, (dtype, options) in PRECISIONS.items():
+    for precision, (dtype, options) in (SHORT | BLOCKS).items():
         p = values((40, 128), dtype, 1)
         q, made = p.clone(), []
         for x, moved in ((p, False), (q, True)):

@@ -16,6 +16,7 @@ from paths import IMPORTED
 sys.path += map(str, IMPORTED)
 
 import test_block_orders
+import test_blocks
 import test_capturable
 import test_clip
 import test_cuda_arithmetic
@@ -23,11 +24,13 @@ import test_direct_reads
 import test_exchanges
 import test_gate
 import test_grad_scaler
+import test_gradient_dtypes
 import test_launches
 import test_masters
 import test_oracles
 import test_parity
 import test_precision
+import test_precision_state
 import test_projection
 import test_prox
 import test_replaced
@@ -37,6 +40,7 @@ import test_semantics
 import test_traffic
 import test_truth
 
+from precisions import SHORT
 from records import PROJECTED, RECORDS
 
 
@@ -88,6 +92,7 @@ def of_the_kernels(backend: str) -> Iterator[partial[None]]:
     yield partial(test_direct_reads.test_sign_changes_at_the_same_address, backend, test_direct_reads.as_new, None)
     yield from of_exact_weights(backend)
     yield from of_short_moments(backend)
+    yield from of_blocks(backend)
     yield from of_exchanges(backend)
     yield from of_scaled_gradients(backend)
 
@@ -104,20 +109,36 @@ def of_exact_weights(backend: str) -> Iterator[partial[None]]:
 def of_the_draws(backend: str) -> Iterator[partial[None]]:
     yield partial(test_precision.test_one_step, backend)
     yield partial(test_precision.test_small_steps_add_up, backend)
+    yield partial(test_blocks.test_one_step, backend)
 
 
 def of_short_moments(backend: str) -> Iterator[partial[None]]:
-    for precision in test_precision.PRECISIONS:
+    for precision in SHORT:
         yield partial(test_precision.test_layouts, backend, precision, "contiguous", RECORDS["AdamW"])
     for what in ("seed", "step", "tensor"):
         yield partial(test_precision.test_bits_depend_on, backend, what)
     yield partial(test_precision.test_the_number_of_a_tensor_is_that_of_the_state_dict, backend)
     yield partial(test_precision.test_layouts, backend, "stochastic", "transposed", RECORDS["SGD"])
     yield partial(test_precision.test_large_tensors, backend, "stochastic_short_moments", RECORDS["AdamP"])
-    yield partial(test_precision.test_moments_that_are_not_aligned_as_their_parameter, backend)
+    yield partial(test_precision_state.test_moments_that_are_not_aligned_as_their_parameter, backend)
     yield partial(test_precision.test_nan_of_any_payload_stays, backend)
     project = RECORDS["SGDP"].variants["project_momentum"]
     yield partial(test_precision.test_variants, backend, "short_moments", RECORDS["SGDP"], project)
+
+
+def of_blocks(backend: str) -> Iterator[partial[None]]:
+    """Moments of 8 bits, and float32 gradients of 16-bit parameters."""
+    adamw = RECORDS["AdamW"]
+    yield partial(test_blocks.test_one_step, backend)
+    yield partial(test_blocks.test_aligned_tensors, backend, "exact_blocks", adamw)
+    yield partial(test_blocks.test_numbers_of_any_size, backend, "blocks")
+    yield partial(test_blocks.test_nan_stays_in_its_block, backend, "blocks")
+    yield partial(test_blocks.test_layouts, backend, "stochastic_blocks", "transposed", adamw)
+    yield partial(test_blocks.test_a_wrong_prediction_is_corrected, backend, "blocks", "channel", 0)
+    yield partial(test_precision_state.test_moments_are_of_8_bits_where_tensors_are_large)
+    yield partial(test_gradient_dtypes.test_layouts, backend, "exact", "contiguous", adamw)
+    yield partial(test_gradient_dtypes.test_layouts, backend, "nearest", "gapped_transposed", adamw)
+    yield partial(test_gradient_dtypes.test_a_float32_run_on_the_exact_weights, backend, RECORDS["AdamP"])
 
 
 def of_exchanges(backend: str) -> Iterator[partial[None]]:
@@ -188,6 +209,7 @@ def cuda() -> Iterator[partial[None]]:
     yield partial(wrong_and_right, adamp, adamp.variants["as_timm"])
     yield from of_exact_weights(backend)
     yield from of_short_moments(backend)
+    yield from of_blocks(backend)
     yield from of_scaled_gradients(backend)
     yield from of_exchanges(backend)
     for record in (adamp, sgdp):

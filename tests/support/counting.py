@@ -64,6 +64,7 @@ def traffic_of(
     gate: str = "none",
     predicted: str = "none",
     clips: bool = False,
+    gradient_dtype: torch.dtype | None = None,
     **arguments: Any,
 ) -> Traffic:
     """Traffic of one step in the long run: the second step on the same tensors, when the plan is on the device.
@@ -73,7 +74,8 @@ def traffic_of(
     params = [values(shape, dtype, seed) for seed, shape in enumerate(shapes)]
     opt = make(params, **{"lr": 1e-3, "weight_decay": 1e-2, "backend": "emulated", **arguments})
     for seed, p in enumerate(params):
-        p.grad = gradient_of(gate, p, seed)
+        p.grad_dtype = gradient_dtype or dtype
+        p.grad = gradient_of(gate, p, seed).to(p.grad_dtype)
     if clips:
         opt.clip_grad_norm_(1e-3)
     opt.step()

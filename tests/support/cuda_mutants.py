@@ -66,6 +66,16 @@ MUTANTS = [
     Mutant("short moments are cut off", "bits_of(x) + (x == x ? up : 0)", "bits_of(x)"),
     Mutant("short moments are aligned as parameters", "like_p<M>(t->moment[0])", "true"),
     Mutant("a projected buffer is cut off", "o.round_moments(place, &buffer)", "(void)0"),
+    # --- moments of 8 bits, gradients of another dtype
+    Mutant("the scale of m is a lane's", "__reduce_max_sync(all_lanes, largest_of_m)", "largest_of_m"),
+    Mutant("the scale of v is a lane's", "__reduce_max_sync(all_lanes, largest_of_v)", "largest_of_v"),
+    Mutant("v of 8 bits is rounded by lower bits", "draw_at(key, place.index + i) >> (32 - Codes<false>::dropped_bits)",
+           "draw_at(key, place.index + i) & (Codes<false>::unit - 1)"),
+    Mutant("blocks run on over rows", "row * blocks_of(t->length) + (index - row * t->length) / block_length",
+           "index / block_length"),
+    Mutant("rows of parts of vectors are whole", "s.length % lanes == 0", "true", "&& @;"),
+    Mutant("rows between vectors are aligned", "phase_of(s.first) == 0", "true"),
+    Mutant("gradients of float32 are read as 16 bits", "sizeof(Element) == 2 && *at_wide", "false"),
     # --- item.cuh: operands
     Mutant("m uses v's memory", "t->moment[0]", "t->moment[1]", "m.data = static_cast<M*>(@)"),
     Mutant("v uses m's memory", "t->moment[1]", "t->moment[0]", "v.data = static_cast<M*>(@)"),

@@ -31,7 +31,15 @@ BLOCKS: dict[str, tuple[torch.dtype, Arguments]] = {
     "nearest_blocks": (BF16, dict(state_dtype="8bit")),
     "stochastic_blocks": (BF16, dict(stochastic_rounding=True, state_dtype="8bit", seed=5)),
 }
-PRECISIONS = SHORT | BLOCKS
+PRECISIONS = (
+    SHORT
+    | BLOCKS
+    | {
+        "nearest": (BF16, {}),
+        "exact": (BF16, dict(master_weights=True)),
+        "float16": (torch.float16, {}),
+    }
+)
 
 each_short_precision = pytest.mark.parametrize("precision", SHORT)
 each_with_blocks = pytest.mark.parametrize("precision", BLOCKS)
@@ -46,7 +54,7 @@ class BesideReference(SideBySide):
         state = {key: value for key, value in state.items() if not key.endswith("_scale")}
         want = truth.step(self.record.name, self.reference.param_groups[0], x, g, state)
         own, other = self.opt.master(p), self.reference.master(q)
-        if own.dtype == BF16:
+        if own.itemsize == 2:
             apart = own != other
             assert int(apart.sum()) <= 1 + p.numel() // 50
             assert bool(((own.float() - other.float()).abs()[apart] <= 2.0**-6 * other.float().abs()[apart]).all())
@@ -63,14 +71,18 @@ def run(
     shapes: Sequence[tuple[int, ...]],
     backend: str,
     steps: int,
+    wide_gradients: bool = False,
     **more: Any,
 ) -> None:
     dtype, options = PRECISIONS[precision]
     starts = [values(shape, dtype, seed, scale=0.7) for seed, shape in enumerate(shapes)]
     both = BesideReference(record, {**arguments, **options}, starts, backend, **more)
     gradients = Gradients()
+    if wide_gradients:
+        for p in (*both.params, *both.models):
+            p.grad_dtype = F32
     for _ in range(steps):
-        both.step(gradients)
+        both.step((lambda p: gradients(p.float())) if wide_gradients else gradients)
 
 
 SHAPES = ((9, 33), (9, 33), (70,))
