@@ -98,6 +98,8 @@ def test_the_dtype_of_gradients_changes_between_steps(backend: str, precision: s
                 p.grad, p.grad_dtype = None, own
                 p.grad = values(p.shape, BF16, 9 + step).to(own)
             opt.step()
+        for p in params:
+            p.grad = None
         made.append(opt)
     assert_same_state(*made)
 
