@@ -18,6 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .blocks import SIGNED, UNSIGNED
 from .draws import draws
 from .gate import gate_to_write
 from .jit import device
@@ -25,6 +26,7 @@ from .memory import (
     BUCKET,
     DEFERRED,
     GG,
+    M_SCALE,
     PG,
     PIECES,
     PP,
@@ -35,6 +37,7 @@ from .memory import (
     V_C,
     V_GATE,
     V_NEEDS_CORRECTION,
+    V_SCALE,
     V_WRITTEN,
     VERDICT_FIELDS,
     C,
@@ -43,9 +46,11 @@ from .memory import (
     V,
     as_stored,
     load_rows,
+    moment_at,
     of,
     operand,
     read,
+    read_moment,
     read_weight,
     row_sum,
     weights,
@@ -87,23 +92,25 @@ def row_of_tile(first, tile, ROWS: tl.constexpr):
 
 
 @device
-def read_operands(tensor, start, there, RULE: tl.constexpr, PARAM: tl.constexpr, MASTER: tl.constexpr,
+def read_operands(tensor, row, start, length, there, RULE: tl.constexpr, PARAM: tl.constexpr, MASTER: tl.constexpr,
                   MOMENT: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
-    """Pointers to p, its remainder, m and v; then p, g, m and v. A moment that the rule does not have is p."""
+    """Pointers to p, its remainder, m and its scales, v and its scales; then p, g, m and v. What there is not is p."""
     at_p, at_r = weights(tensor, start, PARAM, MASTER, WIDTH, ALIGNED)
     p = read_weight(at_p, at_r, there, PARAM, MASTER)
     g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
     at_m = at_p
+    at_m_scales = at_p
     at_v = at_p
+    at_v_scales = at_p
     m = p
     v = p
     if RULE != SGD_RULE:
-        at_m = operand(tensor, M, start, MOMENT, WIDTH, ALIGNED)
-        m = read(at_m, there, MOMENT)
+        at_m, at_m_scales = moment_at(tensor, M, M_SCALE, row, start, MOMENT, WIDTH, ALIGNED)
+        m = read_moment(at_m, at_m_scales, there, length, MOMENT, SIGNED)
     if RULE == ADAM_RULE:
-        at_v = operand(tensor, V, start, MOMENT, WIDTH, ALIGNED)
-        v = read(at_v, there, MOMENT)
-    return at_p, at_r, at_m, at_v, p, g, m, v
+        at_v, at_v_scales = moment_at(tensor, V, V_SCALE, row, start, MOMENT, WIDTH, ALIGNED)
+        v = read_moment(at_v, at_v_scales, there, length, MOMENT, UNSIGNED)
+    return at_p, at_r, at_m, at_m_scales, at_v, at_v_scales, p, g, m, v
 
 
 @device
@@ -132,23 +139,24 @@ def step(row_table, first, count, tensors, scalars_table, RULE: tl.constexpr, PA
          STOCHASTIC: tl.constexpr, DRAWS: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr,
          ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     first = first_row(first, ROWS)
-    _, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
+    row, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     scalars = scalars_of(row_table, tensors, scalars_table, first)
     there = within(length, WIDTH, ALIGNED)
-    at_p, at_r, at_m, at_v, p, g, m, v = read_operands(
-        tensor, start, there, RULE, PARAM, MASTER, MOMENT, WIDTH, ALIGNED
+    at_p, at_r, at_m, at_m_scales, at_v, at_v_scales, p, g, m, v = read_operands(
+        tensor, row, start, length, there, RULE, PARAM, MASTER, MOMENT, WIDTH, ALIGNED
     )
-    there = within(unless_skipped(length, scalars), WIDTH, ALIGNED)
+    length = unless_skipped(length, scalars)
+    there = within(length, WIDTH, ALIGNED)
     g = gradient(p, g, scalars)
     m, v = advance(g, m, v, scalars, RULE)
     drawn = draws_if(DRAWS, tensor, start, scalars, WIDTH)
-    m, v = as_stored(m, v, drawn, RULE, MOMENT)
+    m, v, m_scales, v_scales = as_stored(m, v, drawn, there, RULE, MOMENT)
     u = direction(p, g, m, v, scalars, RULE)
     d, k = affine(NONE, 0.0, scalars)
     if RULE != SGD_RULE:
-        write_moment(at_m, m, there, MOMENT)
+        write_moment(at_m, at_m_scales, m, m_scales, there, length, MOMENT)
     if RULE == ADAM_RULE:
-        write_moment(at_v, v, there, MOMENT)
+        write_moment(at_v, at_v_scales, v, v_scales, there, length, MOMENT)
     write_weight(at_p, at_r, apply(p, u, d.to(WORK), k.to(WORK)), there, drawn, PARAM, MASTER, STOCHASTIC)
 
 
@@ -210,19 +218,21 @@ def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts,
     row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
     scalars = scalars_of(row_table, tensors, scalars_table, first)
     there = within(length, WIDTH, ALIGNED)
-    at_p, at_r, at_m, at_v, p, g, m, v = read_operands(
-        tensor, start, there, RULE, PARAM, MASTER, MOMENT, WIDTH, ALIGNED
+    at_p, at_r, at_m, at_m_scales, at_v, at_v_scales, p, g, m, v = read_operands(
+        tensor, row, start, length, there, RULE, PARAM, MASTER, MOMENT, WIDTH, ALIGNED
     )
-    there = within(unless_skipped(length, scalars), WIDTH, ALIGNED)
+    length = unless_skipped(length, scalars)
+    there = within(length, WIDTH, ALIGNED)
     g = gradient(p, g, scalars)
     m, v = advance(g, m, v, scalars, RULE)
-    m, v = as_stored(m, v, draws_if(DRAWS, tensor, start, scalars, WIDTH), RULE, MOMENT)
+    drawn = draws_if(DRAWS, tensor, start, scalars, WIDTH)
+    m, v, m_scales, v_scales = as_stored(m, v, drawn, there, RULE, MOMENT)
     u = direction(p, g, m, v, scalars, RULE)
     # Moments are written before the sums, so that only p and u are in registers across them.
     if RULE == ADAM_RULE:
-        write_moment(at_v, v, there, MOMENT)
+        write_moment(at_v, at_v_scales, v, v_scales, there, length, MOMENT)
     if not PROJECTS_MOMENTUM:
-        write_moment(at_m, m, there, MOMENT)
+        write_moment(at_m, at_m_scales, m, m_scales, there, length, MOMENT)
     pp = row_sum(p, p)
     store_sums(row_stats, count, row, row_sum(p, g), pp, row_sum(g, g))
     pu = row_sum(p, u)
@@ -273,12 +283,13 @@ def correct_tile(row_table, first, count, tensors, scalars_table, row_stats, ver
 
         there = within(length, WIDTH, ALIGNED)
         at_p, at_r = weights(tensor, start, PARAM, MASTER, WIDTH, ALIGNED)
-        at_m = operand(tensor, M, start, MOMENT, WIDTH, ALIGNED)
+        at_m, at_m_scales = moment_at(tensor, M, M_SCALE, row, start, MOMENT, WIDTH, ALIGNED)
         p = read_weight(at_p, at_r, there, PARAM, MASTER)
-        m = read(at_m, there, MOMENT)
+        m = read_moment(at_m, at_m_scales, there, length, MOMENT, SIGNED)
         v = p
         if RULE == ADAM_RULE:
-            v = read(operand(tensor, V, start, MOMENT, WIDTH, ALIGNED), there, MOMENT)
+            at_v, at_v_scales = moment_at(tensor, V, V_SCALE, row, start, MOMENT, WIDTH, ALIGNED)
+            v = read_moment(at_v, at_v_scales, there, length, MOMENT, UNSIGNED)
         with_gradient = within(tl.where(reads_gradient(scalars), length, 0), WIDTH, ALIGNED)
         g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), with_gradient, PARAM)
         g = gradient(p, g, scalars)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
+from . import blocks
 from .jit import device
 from .plan import ROW_STATS, SCALARS, STATS, TENSOR, VERDICT
 from .rules import ADAM_RULE, SGD_RULE
@@ -14,6 +15,8 @@ G = tl.constexpr(TENSOR.index("g"))
 M = tl.constexpr(TENSOR.index("m"))
 V = tl.constexpr(TENSOR.index("v"))
 R = tl.constexpr(TENSOR.index("r"))
+M_SCALE = tl.constexpr(TENSOR.index("m_scale"))
+V_SCALE = tl.constexpr(TENSOR.index("v_scale"))
 NUMBER = tl.constexpr(TENSOR.index("number"))
 GATE_COUNTER = tl.constexpr(TENSOR.index("gate_counter"))
 BUCKET = tl.constexpr(TENSOR.index("bucket"))
@@ -169,25 +172,75 @@ def write(pointer, x, there, DTYPE: tl.constexpr):
         tl.store(pointer, x.to(DTYPE), mask=there)
 
 
+# ------------------------------------------------------------------ moments
+
+
 @device
-def as_stored(m, v, drawn, RULE: tl.constexpr, MOMENT: tl.constexpr):
-    """The moments as they will be read: u is made of these, so that a correction finds it again. bfloat16: m to nearest, v by its
-    random bits, since its steps are some 1/1000 of it, and to nearest it would stall."""
+def moment_at(tensor, name, scale_name, row, start, MOMENT: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):
+    """Pointers to the elements of a moment, and to the scales of its blocks, where it has 8 bits."""
+    at = operand(tensor, name, start, MOMENT, WIDTH, ALIGNED)
+    at_scales = at
+    if tl.uint8 == MOMENT:
+        # The rows of the table are the pieces of the tensor's rows, in order, and each begins with a block. 32 bits divide faster.
+        own_row = (row - of(tensor, FIRST_ROW)).to(tl.uint32) // of(tensor, PIECES).to(tl.uint32)
+        own_row = own_row.to(tl.int64)
+        length = of(tensor, ROW_LENGTH)
+        first = own_row * blocks.count_of(length) + (start - own_row * length) // blocks.LENGTH
+        at_scales = (of(tensor, scale_name).to(tl.pointer_type(tl.uint8)) + first)[:, None]
+        at_scales += tl.arange(0, (WIDTH + blocks.LENGTH - 1) // blocks.LENGTH)[None, :]
+    return at, at_scales
+
+
+@device
+def blocks_within(length, at_scales):
+    """Mask of the blocks that have elements inside their row."""
+    return blocks.LENGTH * tl.arange(0, at_scales.shape[1])[None, :] < length[:, None]
+
+
+@device
+def read_moment(at, at_scales, there, length, MOMENT: tl.constexpr, SPAN: tl.constexpr):
+    """In the dtype of arithmetic; 0 outside of the mask. SPAN: of the blocks."""
+    if tl.uint8 == MOMENT:
+        scales = tl.load(at_scales, mask=blocks_within(length, at_scales), other=0).to(tl.uint32)
+        code = tl.load(at, mask=there, other=0)
+        return blocks.numbers_of(code, blocks.to_elements(scales, at.shape[1]), SPAN)
+    else:
+        return read(at, there, MOMENT)
+
+
+@device
+def as_stored(m, v, drawn, there, RULE: tl.constexpr, MOMENT: tl.constexpr):
+    """The moments as they will be read: u is made of these, so that a correction finds it again. In fewer bits: m to nearest, v by
+    its random bits, since its steps are some 1/1000 of it, and to nearest it would stall. Then the scales of 8 bits."""
+    m_scales = m
+    v_scales = v
     if tl.bfloat16 == MOMENT:
         if RULE != SGD_RULE:
             m = rounded_to_nearest(m)
         if RULE == ADAM_RULE:
             v = rounded_by(drawn >> 16, v)
-    return m, v
+    if tl.uint8 == MOMENT:
+        # v first, so that its random bits are not in registers any more.
+        v_scales = blocks.scales_of(v, there, blocks.UNSIGNED)
+        v = blocks.second_as_stored(v, drawn >> 12, blocks.to_elements(v_scales, v.shape[1]))
+        m_scales = blocks.scales_of(m, there, blocks.SIGNED)
+        m = blocks.first_as_stored(m, blocks.to_elements(m_scales, m.shape[1]))
+    return m, v, m_scales, v_scales
 
 
 @device
-def write_moment(pointer, x, there, MOMENT: tl.constexpr):
+def write_moment(at, at_scales, x, scales, there, length, MOMENT: tl.constexpr):
     """A moment as it is to be stored."""
     if tl.bfloat16 == MOMENT:
-        write_rounded(pointer, x, there)
+        write_rounded(at, x, there)
+    elif tl.uint8 == MOMENT:
+        tl.store(at, blocks.codes_of(x, blocks.to_elements(scales, x.shape[1])), mask=there)
+        tl.store(at_scales, scales.to(tl.uint8), mask=blocks_within(length, at_scales))
     else:
-        tl.store(pointer, x, mask=there)
+        tl.store(at, x, mask=there)
+
+
+# ------------------------------------------------------------------ sums
 
 
 @device

@@ -1,9 +1,10 @@
 """The plan: which rows of which tensors go into which program. Pure functions of tensor descriptions; no Triton, no device.
 
-A projected tensor has rows of its own, the indices of dim 0; any other is cut into rows of `CHUNK` elements. A row longer
-than the widest tile is cut into pieces, each a row of the row table. A program takes as many rows as fill its tile, each
-padded to the width of its tile configuration. Its rows may be of different tensors of one dtype, rule and bucket. A bucket
-is a set of tensors whose scalars are equal: of one group, with one step count. The rows of one launch are consecutive.
+A projected tensor has rows of its own, the indices of dim 0, and so has one whose moments have 8 bits; any other is cut into
+rows of `CHUNK` elements. A row longer than the widest tile is cut into pieces, each a row of the row table. A program takes as
+many rows as fill its tile, each padded to the width of its tile configuration. Its rows may be of different tensors of one
+dtype, rule and bucket. A bucket is a set of tensors whose scalars are equal: of one group, with one step count. The rows of one
+launch are consecutive.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Widths of projected rows. Far apart, since each is a launch; the widest is the longest row whose p and u fit in registers.
+# Widths of a tensor's own rows. Far apart, since each is a launch; the widest is the longest row whose p and u fit in registers.
 WIDTHS = (16, 64, 256, 1024, 2048, 4096, 8192)
-# Elements of a row of a tensor that is not projected. A shorter one is padded to this, or to 64: two launches at most.
+# Elements of a row of a tensor that has no rows of its own. A shorter one is padded to this, or to 64: two launches at most. Also
+# the longest piece of a row of a tensor that is not projected; a multiple of the 256 elements of a block, as all pieces.
 CHUNK = 2048
 # Elements of a program's tile, unless its one row is wider, and of a thread: half of them in float64.
 TILE, EACH = 1024, 8
@@ -38,6 +40,7 @@ TENSOR = (
     # speculates: 0 no, 1 under the predicted gate, 2 without a write of p.
     *("bucket", "group", "rows", "length", "pieces", "first_row", "speculates"),
     *("r", "number"),  # the remainder of p; its number, of its random bits
+    *("m_scale", "v_scale"),  # the scales of moments of 8 bits
 )
 # Of a bucket at a step, float64: the scalars of csrc/rules/hyper.h, those of Adam, Momentum and Projection.
 SCALARS = (
@@ -76,7 +79,12 @@ class KernelKey(NamedTuple):
     @property
     def draws(self) -> bool:
         """Whether a step takes random bits."""
-        return self.stochastic or (self.rule == "adam" and self.moment == "bfloat16")
+        return self.stochastic or (self.rule == "adam" and self.moment in ("bfloat16", "uint8"))
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether the moments have 8 bits, in blocks that restart at each row of the tensor."""
+        return self.moment == "uint8"
 
     @property
     def vector(self) -> int:
@@ -146,7 +154,7 @@ class Plan:
 
 
 def itemsize(dtype: str) -> int:
-    return {"float64": 8, "float32": 4}.get(dtype, 2)
+    return {"float64": 8, "float32": 4, "uint8": 1}.get(dtype, 2)
 
 
 def longest(dtype: str) -> int:
@@ -160,7 +168,7 @@ def chunk_of(dtype: str) -> int:
 
 def config_of(key: KernelKey, length: int, projected: bool, aligned: bool) -> Config:
     """The tile configuration of a row."""
-    widths = WIDTHS if projected else (64, chunk_of(key.param))
+    widths = WIDTHS if projected or key.has_scales else (64, chunk_of(key.param))
     width = next(width for width in widths if length <= width)
     return Config(width, aligned and width > 16)
 
@@ -188,7 +196,8 @@ class _Run:
 
 
 def cut(tensor: int, desc: TensorDesc) -> list[_Run]:
-    """The rows of one tensor. Those of a projected tensor have one configuration, so that they are consecutive in the table."""
+    """The rows of one tensor. Those of a projected tensor, and of one with scales, have one configuration, so that they are
+    consecutive in the table."""
 
     def run(starts: Tensor, lengths: Tensor, widest: int) -> _Run:
         aligned = desc.aligned and not bool(((starts | lengths) % desc.key.vector).any())
@@ -197,10 +206,11 @@ def cut(tensor: int, desc: TensorDesc) -> list[_Run]:
     elements = desc.rows * desc.length
     if elements == 0:
         return []
-    if desc.projected:
+    if desc.projected or desc.key.has_scales:
+        most = longest(desc.key.param) if desc.projected else chunk_of(desc.key.param)
         row = torch.arange(desc.rows)[:, None] * desc.length
-        piece = torch.arange(0, desc.length, longest(desc.key.param))[None, :]
-        lengths = (desc.length - piece).clamp(max=longest(desc.key.param)).expand(desc.rows, -1)
+        piece = torch.arange(0, desc.length, most)[None, :]
+        lengths = (desc.length - piece).clamp(max=most).expand(desc.rows, -1)
         return [run((row + piece).flatten(), lengths.flatten(), int(lengths.max()))]
     chunk = chunk_of(desc.key.param)
     whole, rest = divmod(elements, chunk)
@@ -226,7 +236,7 @@ def plan_of(descs: list[TensorDesc], interpreted: bool = False) -> Plan:
         for _, runs in sorted(buckets.items()):
             for run in runs:
                 desc = descs[run.tensor]
-                if projected:
+                if projected or key.has_scales:
                     first_row[run.tensor], pieces[run.tensor] = count, len(run.starts) // desc.rows
                 row_table.append(torch.stack([torch.full_like(run.starts, run.tensor), run.starts, run.lengths]))
                 count += len(run.starts)

@@ -58,19 +58,20 @@ def tile_of(kernel: dict[str, Any]) -> tuple[int, int]:
 
 
 def vectors(kernel: dict[str, Any]) -> int:
-    """16-byte accesses of a thread if it accesses p, g and the moments 16 bytes at a time where rows are aligned."""
+    """16-byte accesses of a thread if it accesses p, g and the moments 16 bytes at a time where rows are aligned. Codes of 8 bits
+    are fewer bytes where it has fewer elements than 16."""
     name, constants, (width, rows) = kernel["kernel"], kernel["constants"], tile_of(kernel)
     if not int(constants.get("ALIGNED", 0)):
         return 0
     item = {"fp64": 8, "fp32": 4}.get(constants["PARAM"], 2)
-    moment = {"fp64": 8, "fp32": 4}.get(constants.get("MOMENT", ""), 2)
-    moments = 2 - int(constants.get("RULE", 0))
-    weight = 2 * item if constants.get("MASTER") == "True" else item
-    read = item if name == "square_sum" else weight + item + (moments * moment if name != "gate_stats" else 0)
-    written = {"step": weight + moments * moment, "update": weight + moments * moment, "correct": weight}.get(name, 0)
+    moment = {"fp64": 8, "fp32": 4, "uint8": 1}.get(constants.get("MOMENT", ""), 2)
+    moments = [moment] * (2 - int(constants.get("RULE", 0)))
+    weight = [item, item] if constants.get("MASTER") == "True" else [item]
+    read = [item] if name == "square_sum" else [*weight, item, *(moments if name != "gate_stats" else [])]
+    written = {"step": weight + moments, "update": weight + moments, "correct": weight}.get(name, [])
     if name == "correct" and constants["PROJECTS_MOMENTUM"] == "True":
-        written += moment
-    return width * rows // kernel["threads"] * (read + written) // 16
+        written = [*written, moment]
+    return sum(width * rows // kernel["threads"] * size // 16 for size in read + written)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -144,6 +145,8 @@ def most_registers(kernel: dict[str, Any]) -> int:
     width, _ = tile_of(kernel)
     if width == 0 or elements_of(kernel) == 32 or (width == 8192 and not kernel["name"].startswith("sm_")):
         return 255  # a program to a multiprocessor; `decide`, which has one for each tensor
+    if kernel["constants"].get("MOMENT") == "uint8":
+        return 128 if kernel["name"].startswith("sm_") else 136
     return 128 if kernel["constants"]["PARAM"] == "fp64" or elements_of(kernel) == 16 else 104
 
 
@@ -152,6 +155,8 @@ def allowed_stack(kernel: dict[str, Any]) -> int:
     have, and twice as many where a buffer is kept besides p and u; and of rows of 8,192, which have all registers (most on sm_100
     with bfloat16)."""
     constants, (width, _) = kernel["constants"], tile_of(kernel)
+    if constants.get("MOMENT") == "uint8":
+        return 32 if kernel["name"].startswith("sm_100") else 8
     if constants.get("PARAM") in ("bf16", "fp16") and kernel["name"].startswith("sm_80"):
         return 16 if constants.get("PROJECTS_MOMENTUM") == "True" else 8
     most = 24 if constants.get("PARAM") == "bf16" and kernel["name"].startswith("sm_100") else 8

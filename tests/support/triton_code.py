@@ -43,6 +43,17 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
         params, stochastic_rounding=True, state_dtype=torch.bfloat16, **more
     ),
     "AdamW with short moments": lambda params, **more: onepass.AdamW(params, state_dtype=torch.bfloat16, **more),
+    "AdamW with moments of 8 bits": lambda params, **more: onepass.AdamW(params, state_dtype="8bit", **more),
+    "AdamP with moments of 8 bits": lambda params, **more: onepass.AdamP(params, state_dtype="8bit", **more),
+    "AdamP with exact weights and moments of 8 bits": lambda params, **more: onepass.AdamP(
+        params, master_weights=True, state_dtype="8bit", **more
+    ),
+    "AdamW with exact weights and moments of 8 bits": lambda params, **more: onepass.AdamW(
+        params, master_weights=True, state_dtype="8bit", **more
+    ),
+    "AdamP rounded stochastically with moments of 8 bits": lambda params, **more: onepass.AdamP(
+        params, stochastic_rounding=True, state_dtype="8bit", **more
+    ),
     "SGD rounded stochastically": lambda params, **more: onepass.SGD(
         params, lr=0.1, momentum=0.9, stochastic_rounding=True, **more
     ),
@@ -60,11 +71,17 @@ COMMON = (
     "AdamP",
     "AdamP with exact weights",
     "AdamP with exact weights and short moments",
+    "AdamP with exact weights and moments of 8 bits",
     "SGDP",
     "AdamProxL2",
 )
 # The dtypes of what is for some only, by words of their names.
-OF_SOME = {"exact": ("bfloat16",), "stochastically": ("bfloat16",), "short": ("bfloat16", "float32")}
+OF_SOME = {
+    "exact": ("bfloat16",),
+    "stochastically": ("bfloat16",),
+    "short": ("bfloat16", "float32"),
+    "8 bits": ("bfloat16", "float32"),
+}
 ALL_DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Shared memory that a block may have, by target.
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}

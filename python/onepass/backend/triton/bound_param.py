@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...blocks import SCALE, rows_of, scale_shape
 from ...masters import MASTER
 from ...precision import Precision
 from ...spec import OptimizerSpec
@@ -48,15 +49,17 @@ class BoundParam:
         self.projected = projected = spec.projected and p.dim() > 1 and p.numel() > 0
         self.master = precision.has_master(p.dtype)
         self.stochastic = precision.rounds_stochastically(p.dtype)
-        self.counted, self.draws = precision.is_counted(spec, p.dtype), precision.draws(spec, p.dtype)
-        self.moment = precision.moment_dtype(p.dtype)
-        self.rows = p.shape[0] if projected else 1
-        self.length = p.numel() // self.rows
+        self.counted, self.draws = precision.is_counted(spec, p.dtype), precision.draws(spec, p)
+        self.moment = precision.moment_dtype(p)
+        self.has_scales = self.moment == torch.uint8
+        # Of the plan: blocks restart at each row too.
+        self.rows, self.length = rows_of(p.shape) if projected or self.has_scales else (1, p.numel())
         self.param_metadata = operand_key(p)[1]
         self.dtype, self.moment_dtype = (str(d).removeprefix("torch.") for d in (p.dtype, self.moment))
         # p, g, the moments, the remainder: p alone between two steps; empty without a gradient.
         self.operands: list[Tensor] = []
         self.operand_count, self.has_remainder = 0, False
+        self.scales: list[Tensor] = []  # of the moments of 8 bits
         self.step: Tensor | None = None
         self.counter: Tensor | None = None
         self.negated = self.first_step = False
@@ -74,14 +77,16 @@ class BoundParam:
             self.operands, self.keys = [], []
             return True
         if not needs_state:
-            required = (*moments, *["step"] * counted, *["gate_counter"] * gated, *[MASTER] * master)
+            required = [*moments, *self.scale_keys(moments), *[MASTER] * master]
+            required += ["step"] * counted + ["gate_counter"] * gated
             if any([own.get(key) is None for key in required]):
                 moments, counted, gated, master = (), False, False, False
         self.operands = [self.p, g, *[own[key] for key in (*moments, *[MASTER] * master)]]
         self.operand_count, self.has_remainder = len(self.operands), master
+        self.scales = [own[key] for key in self.scale_keys(moments)]
         self.step = own["step"] if counted else None
         self.counter = own["gate_counter"] if gated else None
-        keys = [operand_key(t) for t in (*self.operands, self.step, self.counter) if t is not None]
+        keys = [operand_key(t) for t in (*self.operands, *self.scales, self.step, self.counter) if t is not None]
         negated = g.is_neg()
         metadata = [one for _, one in keys]
         if metadata[0] != self.param_metadata or (
@@ -94,10 +99,14 @@ class BoundParam:
             self.metadata = metadata
             self.keys = keys
             self.lay_out()
-        if any(address == 0 and t.numel() for (address, _), t in zip(keys, self.operands, strict=False)):
+        elements = [*self.operands, *self.scales]
+        if any(address == 0 and t.numel() for (address, _), t in zip(keys, elements, strict=False)):
             return False
         self.keys, self.negated = keys, negated
         return True
+
+    def scale_keys(self, moments: Sequence[str]) -> list[str]:
+        return [key + SCALE for key in moments] if self.has_scales else []
 
     def expected(
         self, moments: int, counted: bool, gated: bool, master: bool, on_device: bool
@@ -108,6 +117,9 @@ class BoundParam:
         one = (torch.Size(()), ())
         metadata: list[tuple[Any, ...]] = [self.param_metadata, self.param_metadata, *[(self.moment, *like)] * moments]
         metadata += [(torch.int16, *like)] * master
+        if self.has_scales:
+            shape = torch.Size(scale_shape(like[0]))
+            metadata += [(torch.uint8, shape, (shape[1], 1), like[2], torch.strided)] * moments
         if counted:
             metadata.append((torch.float32, *one, like[2] if on_device else torch.device("cpu"), torch.strided))
         if gated:
@@ -144,6 +156,11 @@ class BoundParam:
         ]
         remainder = [found.pop()] if self.has_remainder else [0]
         return found + [0] * (4 - len(found)) + remainder
+
+    def scale_addresses(self) -> list[int]:
+        """Addresses of the scales of two moments; 0 where there are none."""
+        found = [address for address, _ in self.keys[self.operand_count : self.operand_count + len(self.scales)]]
+        return found + [0] * (2 - len(found))
 
     @property
     def aligned(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import upload
 
-# Captures between two ordinary steps. Each takes pinned memory of its own, 128 bytes for a tensor, which cannot be had
+# Captures between two ordinary steps. Each takes pinned memory of its own, 152 bytes for a tensor, which cannot be had
 # during a capture.
 CAPTURES = 8
 

@@ -16,7 +16,7 @@ from .graph_tables import GraphTables
 from .scalars import ScalarsUploader
 
 # The fields of TENSOR in triton_kernels/plan.py, which is imported when the backend is used, and the number of one of them.
-TENSOR_WIDTH, GRADIENT = 17, 1
+TENSOR_WIDTH, GRADIENT = 19, 1
 
 
 class TableUploader:
@@ -182,9 +182,10 @@ class TableUploader:
         plan, table = self.sent.plan, []
         for i, e in enumerate(self.bound):
             h = self.hypers[e.group]
-            p = g = m = v = r = step = counter = speculates = 0
+            p = g = m = v = r = m_scale = v_scale = step = counter = speculates = 0
             if e.operands:
                 p, g, m, v, r = e.addresses()
+                m_scale, v_scale = e.scale_addresses()
                 g = g or 1  # a tensor without elements is stepped too: its steps count
                 step = e.step.data_ptr() if e.step is not None and h.device_hyper is not None else 0
                 counter = e.counter.data_ptr() if e.counter is not None else 0
@@ -193,7 +194,7 @@ class TableUploader:
                 [
                     *(p, g, m, v, step, counter, e.negative, e.first_step),
                     *(e.bucket, e.group, e.rows, e.length, plan.pieces[i], plan.first_row[i], speculates),
-                    *(r, e.number),
+                    *(r, e.number, m_scale, v_scale),
                 ]
             )
         return table
