@@ -109,43 +109,60 @@ def kernels_of(binary: str | Path) -> list[Kernel]:
     return [Kernel(key[0], name, *usage[key], instructions[key]) for key, name in zip(usage, names, strict=True)]
 
 
+def has_blocks_of(kernel: Kernel) -> bool:
+    return "ByteMoment" in kernel.short_name
+
+
 def wide_accesses(kernel: Kernel) -> dict[str, int]:
     """Loads and stores of vectors of global memory with a streaming hint, as those of elements have it, by their bytes."""
     found = Counter(
-        f"{match[1]}.{int(match[2]) // 8}"
+        f"{match[1]}.{int(match[2] or 32) // 8}"
         for i in kernel.instructions
-        if (match := re.fullmatch(r"(LDG\.E\.NA|STG\.E\.EF)\.(64|128)", i))
+        if (match := re.fullmatch(r"(LDG\.E\.NA|STG\.E\.EF)(?:\.(64|128))?", i))
     )
     return {name.replace(".E.NA", "").replace(".E.EF", ""): count for name, count in sorted(found.items())}
 
 
 def wide_accesses_wanted(kernel: Kernel) -> dict[str, int]:
     """Their number if every operand of a packed tensor is accessed a vector at a time in whole rounds: each traversal of
-    csrc/cuda/rows.cuh, once for blocks and once for warps. A vector is 4 elements, and 2 of float64."""
+    csrc/cuda/rows.cuh, once for blocks and once for warps, which take no tensor with moments of 8 bits. A vector is 4 elements, and 2
+    of float64."""
     item = {"float": 4, "double": 8}.get(kernel.storage, 2)
     lanes = 2 if item == 8 else 4
-    param, moment = lanes * item, lanes * (2 if "ShortMoment" in kernel.short_name else max(4, item))
+    has_blocks = has_blocks_of(kernel)
+    param = lanes * item
+    moment = lanes * (1 if has_blocks else 2 if "ShortMoment" in kernel.short_name else max(4, item))
     count = 0 if "Sgd" in kernel.short_name else 1 if "Momentum" in kernel.short_name else 2
     at_a_time = 1 if item == 8 else 2  # Operands::at_a_time of item.cuh
     weight = 2 if kernel.storage == "Master" else 1  # with a remainder
     buffer = 1 if count == 1 else 0  # which is projected too, if asked for
-    step = [("LDG", param, weight + 1), ("LDG", moment, count), ("STG", param, weight), ("STG", moment, count)]
+    # Gradients of 16-bit parameters may be float32.
+    gradient = [("LDG", param, 1), *[("LDG", 4 * lanes, 1)] * (item == 2)]
+    read, written = ("LDG", param, weight), ("STG", param, weight)
+    step = [read, *gradient, ("LDG", moment, count), written, ("STG", moment, count)]
     # p is read again where u alone was kept.
-    update = [("LDG", param, 2 * weight + 1), *step[1:3], ("STG", moment, count + buffer)]
-    correct = [*step[:3], ("STG", moment, buffer)]
+    update = [read, *step[:-1], ("STG", moment, count + buffer)]
+    correct = [*step[:-1], ("STG", moment, buffer)]
     traversals = {
         "step": [(at_a_time, step)],
-        "square_sum": [(4, [("LDG", param, 1)])],
-        "gate_stats": [(4, [("LDG", param, weight + 1)])],
+        "square_sum": [(4, gradient)],
+        "gate_stats": [(4, [read, *gradient])],
         # A tensor that is not projected is stepped in place of updated.
         "update": [(at_a_time, step), (at_a_time, update)],
         "correct": [(at_a_time, correct)],
     }
+    if has_blocks:  # both vectors of a block; its weights are written, and corrected, one after the other
+        stepped = [x for x in step if x is not written]
+        traversals = {
+            "step": [(2, step)],
+            "update": [(2, step), (2, stepped), (1, [read, written])],
+            "correct": [(1, correct)],
+        }
     wanted: Counter[str] = Counter()
     for times, accesses in traversals.get(kernel.function, []):
         with_single = times + (times > 1)  # the last vector of a lane may be without others
         for name, size, number in accesses:
-            wanted[f"{name}.{size}"] += 2 * with_single * number
+            wanted[f"{name}.{size}"] += (times if has_blocks else 2 * with_single) * number
     return dict(sorted((+wanted).items()))
 
 

@@ -9,4 +9,4 @@ TESTS = ROOT / "tests"
 SUPPORT = TESTS / "support"
 BENCH = ROOT / "bench"
 # Folders whose test modules checks.py, or a Python that a test starts, imports by name.
-IMPORTED = [TESTS / name for name in ("rule", "step", "plan", "project")]
+IMPORTED = [TESTS / name for name in ("rule", "state", "step", "plan", "project")]
