@@ -92,12 +92,12 @@ def row_of_tile(first, tile, ROWS: tl.constexpr):
 
 
 @device
-def read_operands(tensor, row, start, length, there, RULE: tl.constexpr, PARAM: tl.constexpr, MASTER: tl.constexpr,
+def read_operands(tensor, row, start, length, there, RULE: tl.constexpr, PARAM: tl.constexpr, GRADIENT: tl.constexpr, MASTER: tl.constexpr,
                   MOMENT: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     """Pointers to p, its remainder, m and its scales, v and its scales; then p, g, m and v. What there is not is p."""
     at_p, at_r = weights(tensor, start, PARAM, MASTER, WIDTH, ALIGNED)
     p = read_weight(at_p, at_r, there, PARAM, MASTER)
-    g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
+    g = read(operand(tensor, G, start, GRADIENT, WIDTH, ALIGNED), there, GRADIENT)
     at_m = at_p
     at_m_scales = at_p
     at_v = at_p
@@ -135,7 +135,7 @@ def unless_skipped(length, scalars):
 
 
 @triton.jit(do_not_specialize=["first", "count"])
-def step(row_table, first, count, tensors, scalars_table, RULE: tl.constexpr, PARAM: tl.constexpr, MASTER: tl.constexpr,
+def step(row_table, first, count, tensors, scalars_table, RULE: tl.constexpr, PARAM: tl.constexpr, GRADIENT: tl.constexpr, MASTER: tl.constexpr,
          STOCHASTIC: tl.constexpr, DRAWS: tl.constexpr, MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr,
          ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     first = first_row(first, ROWS)
@@ -143,7 +143,7 @@ def step(row_table, first, count, tensors, scalars_table, RULE: tl.constexpr, PA
     scalars = scalars_of(row_table, tensors, scalars_table, first)
     there = within(length, WIDTH, ALIGNED)
     at_p, at_r, at_m, at_m_scales, at_v, at_v_scales, p, g, m, v = read_operands(
-        tensor, row, start, length, there, RULE, PARAM, MASTER, MOMENT, WIDTH, ALIGNED
+        tensor, row, start, length, there, RULE, PARAM, GRADIENT, MASTER, MOMENT, WIDTH, ALIGNED
     )
     length = unless_skipped(length, scalars)
     there = within(length, WIDTH, ALIGNED)
@@ -168,7 +168,7 @@ def store_sums(row_stats, count, row, pg, pp, gg):
 
 
 @triton.jit(do_not_specialize=["first", "count"])
-def gate_stats(row_table, first, count, tensors, scalars_table, row_stats, PARAM: tl.constexpr, MASTER: tl.constexpr,
+def gate_stats(row_table, first, count, tensors, scalars_table, row_stats, PARAM: tl.constexpr, GRADIENT: tl.constexpr, MASTER: tl.constexpr,
                WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     first = first_row(first, ROWS)
     row, _, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
@@ -177,16 +177,16 @@ def gate_stats(row_table, first, count, tensors, scalars_table, row_stats, PARAM
         there = within(length, WIDTH, ALIGNED)
         at_p, at_r = weights(tensor, start, PARAM, MASTER, WIDTH, ALIGNED)
         p = read_weight(at_p, at_r, there, PARAM, MASTER)
-        g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), there, PARAM)
+        g = read(operand(tensor, G, start, GRADIENT, WIDTH, ALIGNED), there, GRADIENT)
         g = gradient(p, g, scalars_of(row_table, tensors, scalars_table, first))
         store_sums(row_stats, count, row, row_sum(p, g), row_sum(p, p), row_sum(g, g))
 
 
 @triton.jit(do_not_specialize=["first", "count"])
-def square_sum(row_table, first, count, tensors, row_stats, PARAM: tl.constexpr, WIDTH: tl.constexpr,
+def square_sum(row_table, first, count, tensors, row_stats, GRADIENT: tl.constexpr, WIDTH: tl.constexpr,
                ROWS: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     row, _, tensor, start, length = load_rows(row_table, count, tensors, first_row(first, ROWS), ROWS)
-    g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), within(length, WIDTH, ALIGNED), PARAM)
+    g = read(operand(tensor, G, start, GRADIENT, WIDTH, ALIGNED), within(length, WIDTH, ALIGNED), GRADIENT)
     tl.store(row_stats + GG * count + row, row_sum(g, g))
 
 
@@ -209,7 +209,7 @@ def projects_momentum(projected, scalars):
 
 @triton.jit(do_not_specialize=["first", "count"])
 def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts, corrects, RULE: tl.constexpr,
-           PARAM: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, DRAWS: tl.constexpr, MOMENT: tl.constexpr,
+           PARAM: tl.constexpr, GRADIENT: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, DRAWS: tl.constexpr, MOMENT: tl.constexpr,
            WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
            PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     if tl.program_id(0) == 0:
@@ -219,7 +219,7 @@ def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts,
     scalars = scalars_of(row_table, tensors, scalars_table, first)
     there = within(length, WIDTH, ALIGNED)
     at_p, at_r, at_m, at_m_scales, at_v, at_v_scales, p, g, m, v = read_operands(
-        tensor, row, start, length, there, RULE, PARAM, MASTER, MOMENT, WIDTH, ALIGNED
+        tensor, row, start, length, there, RULE, PARAM, GRADIENT, MASTER, MOMENT, WIDTH, ALIGNED
     )
     length = unless_skipped(length, scalars)
     there = within(length, WIDTH, ALIGNED)
@@ -258,7 +258,7 @@ def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts,
 
 @device
 def correct_tile(row_table, first, count, tensors, scalars_table, row_stats, verdicts, RULE: tl.constexpr,
-                 PARAM: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, MOMENT: tl.constexpr,
+                 PARAM: tl.constexpr, GRADIENT: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, MOMENT: tl.constexpr,
                  WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
                  PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     row, index, tensor, start, length = load_rows(row_table, count, tensors, first, ROWS)
@@ -291,7 +291,7 @@ def correct_tile(row_table, first, count, tensors, scalars_table, row_stats, ver
             at_v, at_v_scales = moment_at(tensor, V, V_SCALE, row, start, MOMENT, WIDTH, ALIGNED)
             v = read_moment(at_v, at_v_scales, there, length, MOMENT, UNSIGNED)
         with_gradient = within(tl.where(reads_gradient(scalars), length, 0), WIDTH, ALIGNED)
-        g = read(operand(tensor, G, start, PARAM, WIDTH, ALIGNED), with_gradient, PARAM)
+        g = read(operand(tensor, G, start, GRADIENT, WIDTH, ALIGNED), with_gradient, GRADIENT)
         g = gradient(p, g, scalars)
         u = direction(p, g, m, v, scalars, RULE)
         if PROJECTS_MOMENTUM:
@@ -303,7 +303,7 @@ def correct_tile(row_table, first, count, tensors, scalars_table, row_stats, ver
 
 @triton.jit(do_not_specialize=["first", "count", "programs"])
 def correct(row_table, first, count, tensors, scalars_table, row_stats, verdicts, corrects, programs,
-            RULE: tl.constexpr, PARAM: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+            RULE: tl.constexpr, PARAM: tl.constexpr, GRADIENT: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
             MOMENT: tl.constexpr, WORK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
             PROJECTS_MOMENTUM: tl.constexpr):  # fmt: skip
     """Its programs, of which there are few, take the tiles of `programs` in turn, if any tensor is to be corrected."""
@@ -311,5 +311,5 @@ def correct(row_table, first, count, tensors, scalars_table, row_stats, verdicts
         tile = tl.program_id(0)
         while tile < programs:
             correct_tile(row_table, row_of_tile(first, tile, ROWS), count, tensors, scalars_table, row_stats, verdicts,
-                         RULE, PARAM, MASTER, STOCHASTIC, MOMENT, WORK, WIDTH, ROWS, ALIGNED, PROJECTS_MOMENTUM)  # fmt: skip
+                         RULE, PARAM, GRADIENT, MASTER, STOCHASTIC, MOMENT, WORK, WIDTH, ROWS, ALIGNED, PROJECTS_MOMENTUM)  # fmt: skip
             tile += tl.num_programs(0)

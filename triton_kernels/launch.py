@@ -90,6 +90,7 @@ def constants(launch: Launch, names: list[str]) -> dict[str, Any]:
     every = {
         "RULE": RULES[launch.key.rule],
         "PARAM": getattr(tl, param),
+        "GRADIENT": getattr(tl, launch.key.gradient),
         "MOMENT": getattr(tl, launch.key.moment),
         "MASTER": launch.key.master,
         "STOCHASTIC": launch.key.stochastic,

@@ -68,13 +68,18 @@ FIXED_HYPER = (
 
 class KernelKey(NamedTuple):
     """What the kernels of a tensor depend on: the storage of parameters and of moments, the rule, whether the parameter has a
-    remainder, and whether it is rounded stochastically."""
+    remainder, whether it is rounded stochastically, and the dtype of the gradient, if it is another than that of the parameter."""
 
     param: str
     moment: str
     rule: str  # "adam", "momentum", or "sgd" (without a momentum buffer)
     master: bool = False
     stochastic: bool = False
+    other_gradient: str = ""
+
+    @property
+    def gradient(self) -> str:
+        return self.other_gradient or self.param
 
     @property
     def draws(self) -> bool:

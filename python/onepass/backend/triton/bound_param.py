@@ -56,6 +56,7 @@ class BoundParam:
         self.rows, self.length = rows_of(p.shape) if projected or self.has_scales else (1, p.numel())
         self.param_metadata = operand_key(p)[1]
         self.dtype, self.moment_dtype = (str(d).removeprefix("torch.") for d in (p.dtype, self.moment))
+        self.other_gradient = ""  # the dtype of the last gradient, if it is another than that of the parameter
         # p, g, the moments, the remainder: p alone between two steps; empty without a gradient.
         self.operands: list[Tensor] = []
         self.operand_count, self.has_remainder = 0, False
@@ -96,6 +97,7 @@ class BoundParam:
         if metadata != self.metadata:
             if planned and metadata != self.expected(len(moments), counted, gated, master, on_device):
                 return False
+            self.other_gradient = "" if g.dtype == self.p.dtype else str(g.dtype).removeprefix("torch.")
             self.metadata = metadata
             self.keys = keys
             self.lay_out()

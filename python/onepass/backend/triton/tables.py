@@ -118,7 +118,14 @@ class TableUploader:
         hypers = self.hypers
         return [
             TensorDesc(
-                KernelKey(e.dtype, e.moment_dtype, rule_of(self.spec, hypers[e.group]), e.master, e.stochastic),
+                KernelKey(
+                    e.dtype,
+                    e.moment_dtype,
+                    rule_of(self.spec, hypers[e.group]),
+                    e.master,
+                    e.stochastic,
+                    e.other_gradient,
+                ),
                 e.rows,
                 e.length,
                 e.projected,
