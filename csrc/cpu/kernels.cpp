@@ -348,11 +348,10 @@ struct KernelsOf {
   }
 };
 
-// How the moments of a rule are stored: those that a rule does not have, and blocks of one that has no second moment,
-// in no way that needs kernels of its own.
+// How the moments of a rule are stored. Of rules with fewer than two there are none in blocks, and of those with none
+// there is one kind of kernels.
 template <class P, class M, class Rule>
-using MomentOf = std::conditional_t<Rule::moments == 0 || (Rule::moments == 1 && std::is_same_v<M, ByteMoment>),
-                                    typename WorkOf<P>::type, M>;
+using MomentOf = std::conditional_t<(Rule::moments > std::is_same_v<M, ByteMoment>), M, typename WorkOf<P>::type>;
 
 template <class P, class M, class... Rule>
 constexpr std::array<Kernels, sizeof...(Rule)> kernels_of(const std::tuple<Rule...>*) {

@@ -57,17 +57,22 @@ def tile_of(kernel: dict[str, Any]) -> tuple[int, int]:
     return int(constants.get("WIDTH", 0)), int(constants.get("ROWS", 0))
 
 
+def is_double(kernel: dict[str, Any]) -> bool:
+    return kernel["constants"]["GRADIENT"] == "fp64"  # which `square_sum` has too
+
+
 def vectors(kernel: dict[str, Any]) -> int:
     """16-byte accesses of a thread if it accesses p, g and the moments 16 bytes at a time where rows are aligned. Codes of 8 bits
     are fewer bytes where it has fewer elements than 16."""
     name, constants, (width, rows) = kernel["kernel"], kernel["constants"], tile_of(kernel)
     if not int(constants.get("ALIGNED", 0)):
         return 0
-    item = {"fp64": 8, "fp32": 4}.get(constants["PARAM"], 2)
+    gradient = {"fp64": 8, "fp32": 4}.get(constants["GRADIENT"], 2) if "GRADIENT" in constants else 0
+    item = {"fp64": 8, "fp32": 4}.get(constants["PARAM"], 2) if "PARAM" in constants else 0
     moment = {"fp64": 8, "fp32": 4, "uint8": 1}.get(constants.get("MOMENT", ""), 2)
     moments = [moment] * (2 - int(constants.get("RULE", 0)))
     weight = [item, item] if constants.get("MASTER") == "True" else [item]
-    read = [item] if name == "square_sum" else [*weight, item, *(moments if name != "gate_stats" else [])]
+    read = [gradient] if name == "square_sum" else [*weight, gradient, *(moments if name != "gate_stats" else [])]
     written = {"step": weight + moments, "update": weight + moments, "correct": weight}.get(name, [])
     if name == "correct" and constants["PROJECTS_MOMENTUM"] == "True":
         written = [*written, moment]
@@ -115,7 +120,7 @@ def test_elements_of_a_thread(folder: Path, target: str) -> None:
         width, _ = tile_of(kernel)
         if not width or not int(kernel["constants"]["ALIGNED"]):
             continue
-        double = kernel["constants"]["PARAM"] == "fp64"
+        double = is_double(kernel)
         long = width >= 1024 and target in ON_NVIDIA and kernel["kernel"] != "step" and not double
         long = long and kernel["constants"].get("STOCHASTIC") != "True"
         # What only reads takes rows of projected tensors and of others, and of parameters that are rounded stochastically.
@@ -147,7 +152,7 @@ def most_registers(kernel: dict[str, Any]) -> int:
         return 255  # a program to a multiprocessor; `decide`, which has one for each tensor
     if kernel["constants"].get("MOMENT") == "uint8":
         return 128 if kernel["name"].startswith("sm_") else 136
-    return 128 if kernel["constants"]["PARAM"] == "fp64" or elements_of(kernel) == 16 else 104
+    return 128 if is_double(kernel) or elements_of(kernel) == 16 else 104
 
 
 def allowed_stack(kernel: dict[str, Any]) -> int:

@@ -194,3 +194,17 @@ def test_packs(shape, strides, packed, rows_outermost) -> None:
     assert packs(shape, strides, projected=False) == packed
     if shape:
         assert packs(shape, strides, projected=True) == rows_outermost
+
+
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("length", [64, 300, 2049, 8192, 20000])
+def test_blocks_are_not_cut(length: int, projected: bool) -> None:
+    """Tensors with moments of 8 bits are cut by rows, in pieces of whole blocks of 256, whether they are projected or not."""
+    plan = plan_of([shape("bfloat16", 5, length, projected, moment="uint8")])
+    rows = rows_of_tensor(plan, 0)
+    assert sum(own for _, own in rows) == 5 * length
+    for start, own in rows:
+        assert start % length % 256 == 0 and (own % 256 == 0 or (start + own) % length == 0)
+        assert start // length == (start + own - 1) // length
+    assert plan.pieces[0] == len(rows) // 5
+    assert KernelKey("float32", "uint8", "adam").vector == 16

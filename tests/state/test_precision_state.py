@@ -221,7 +221,8 @@ def test_codes_without_their_scales_are_refused() -> None:
         assert_same_bits(p, q, "parameter")
 
 
-def test_moments_are_of_8_bits_where_tensors_are_large() -> None:
+@each_backend
+def test_moments_are_of_8_bits_where_tensors_are_large(backend: str) -> None:
     """As the whole tensor is: 4,096 elements, and rows of 64."""
     sizes = {
         (4095,): F32, (4096,): torch.uint8, (4096, 1): BF16, (66, 63): BF16, (64, 63): F32, (64, 64): torch.uint8,
@@ -229,7 +230,7 @@ def test_moments_are_of_8_bits_where_tensors_are_large() -> None:
     }  # fmt: skip
     params = [values(shape, F32, 1) for shape in sizes]
     for name in ("AdamW", "AdamP"):
-        opt = RECORDS[name].make(params, lr=0.1, state_dtype="8bit")
+        opt = RECORDS[name].make(params, lr=0.1, state_dtype="8bit", backend=backend)
         for p in params:
             p.grad = torch.ones_like(p)
         opt.step()

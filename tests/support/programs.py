@@ -119,7 +119,14 @@ def programs_of(folder: Path, target: str) -> list[Program]:
         ((registers, _, _, shared, _),) = resources_of(binary).values()
         for part, way in parts_of(kernel["kernel"], flow_of(binary)):
             where = [int(constants.get(name, 0)) for name in ("WIDTH", "ROWS", "ALIGNED")]
-            own = (constants.get("PARAM", ""), *where, part, kernel["threads"], registers, shared)
+            own = (
+                constants.get("PARAM", constants.get("GRADIENT", "")),
+                *where,
+                part,
+                kernel["threads"],
+                registers,
+                shared,
+            )
             name = kernel["kernel"] + " before" * (constants.get("BEFORE_UPDATE") == "True")
             found.add(Program(target, name, *own, **counts(way)))
     return sorted(found)

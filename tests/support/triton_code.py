@@ -54,6 +54,10 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "AdamP rounded stochastically with moments of 8 bits": lambda params, **more: onepass.AdamP(
         params, stochastic_rounding=True, state_dtype="8bit", **more
     ),
+    "AdamW with float32 gradients": onepass.AdamW,
+    "AdamP with exact weights and float32 gradients": lambda params, **more: onepass.AdamP(
+        params, master_weights=True, **more
+    ),
     "SGD rounded stochastically": lambda params, **more: onepass.SGD(
         params, lr=0.1, momentum=0.9, stochastic_rounding=True, **more
     ),
@@ -81,6 +85,7 @@ OF_SOME = {
     "stochastically": ("bfloat16",),
     "short": ("bfloat16", "float32"),
     "8 bits": ("bfloat16", "float32"),
+    "float32 gradients": ("bfloat16", "float16"),
 }
 ALL_DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Shared memory that a block may have, by target.
@@ -149,7 +154,8 @@ def train(model: str, dtype: str, optimizer: str) -> list[list[str]]:
     """Takes a plain, a clipped and a scaled step; returns the launches of each."""
     params = [torch.nn.Parameter(empty_on_gpu(shape, getattr(torch, dtype))) for shape in MODELS[model]]
     for p in params:
-        p.grad = empty_on_gpu(p.shape, p.dtype)
+        p.grad_dtype = torch.float32 if "float32 gradients" in optimizer else p.dtype
+        p.grad = empty_on_gpu(p.shape, p.grad_dtype)
     opt = OPTIMIZERS[optimizer](params, backend="triton")
     launches = []
 
