@@ -169,7 +169,7 @@ TASKS: dict[str, Callable[..., Run]] = {"digits": on_digits, "characters": on_ch
 def state_bytes(precision: str) -> int:
     """Bytes of state of a parameter."""
     dtype, arguments = PRECISIONS[precision]
-    p = torch.ones(8, dtype=dtype)
+    p = torch.ones(64, 64, dtype=dtype)  # large enough for moments of 8 bits
     p.grad = torch.ones_like(p)
     opt = onepass.AdamW([p], **arguments)
     opt.step()
@@ -182,7 +182,7 @@ def table_of(runs: dict[str, dict[str, list[Run]]], steps: int) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
         title=f"AdamW, {steps} steps, {seeds} seeds",
-        caption="bf16: bfloat16 weights; exact: master_weights; stochastic: stochastic_rounding; short: bfloat16 moments. State: bytes a parameter. Digits, "
+        caption="bf16: bfloat16 weights; exact: master_weights; stochastic: stochastic_rounding; short: bfloat16 moments; 8 bits: moments of 8 bits. State: bytes a parameter. Digits, "
         "text: loss on held-out data, mean of the seeds, and the largest difference from float32 with the same seed. Gains: mean "
         "distance from 1, where they start, of the LayerNorm gains of the character net.",
     )
