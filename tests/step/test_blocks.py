@@ -16,7 +16,7 @@ from oracles import Arguments
 from precisions import BLOCKS, F32, each_with_blocks, run
 from records import RECORDS, Record, each_backend, each_compiled
 from side_by_side import UNITS
-from tensors import LAYOUTS, gradient, values
+from tensors import LAYOUTS, Guarded, gradient, values
 
 # Rows of less than a block and more, of parts of a vector, cut into pieces, of any alignment; and tensors without blocks.
 SHAPES = [
@@ -91,6 +91,29 @@ def test_aligned_tensors(backend: str, precision: str, record: Record) -> None:
             )
         else:
             assert_same_bits(p, q, "parameter")
+
+
+@each_compiled
+@pytest.mark.parametrize("precision", ["blocks", "exact_blocks"])
+def test_operands_that_lie_alike_between_vectors(backend: str, precision: str) -> None:
+    """All at the same distance from a boundary, which rows of whole vectors do not mend."""
+    dtype, options = BLOCKS[precision]
+    made = []
+    for name in (backend, "reference"):
+        p = values((16, 300), dtype, 1) if name == "reference" else Guarded(values((16, 300), dtype, 1)).tensor
+        opt = onepass.AdamW([p], backend=name, lr=1e-2, **options)
+        for step in range(3):
+            g = values((16, 300), dtype, 7 + step)
+            p.grad = g if name == "reference" else Guarded(g).tensor
+            opt.step()
+            own = opt.state[p]
+            for key in ("exp_avg", "exp_avg_sq", "master_param") if name != "reference" else ():
+                if key in own:
+                    own[key] = Guarded(own[key]).tensor
+        made.append((opt, p))
+    (a, p), (b, q) = made
+    assert_same_moments(a, b, p, q)
+    assert_same_bits(p, q, "parameter")
 
 
 def assert_same_moments(a: Any, b: Any, p: Tensor, q: Tensor) -> None:

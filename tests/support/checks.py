@@ -131,6 +131,7 @@ def of_blocks(backend: str) -> Iterator[partial[None]]:
     adamw = RECORDS["AdamW"]
     yield partial(test_blocks.test_one_step, backend)
     yield partial(test_blocks.test_aligned_tensors, backend, "exact_blocks", adamw)
+    yield partial(test_blocks.test_operands_that_lie_alike_between_vectors, backend, "blocks")
     yield partial(test_blocks.test_numbers_of_any_size, backend, "blocks")
     yield partial(test_blocks.test_nan_stays_in_its_block, backend, "blocks")
     yield partial(test_blocks.test_layouts, backend, "stochastic_blocks", "transposed", adamw)

@@ -174,6 +174,15 @@ def _master_of_float16(opt: Any, group: dict[str, Any], p: Tensor) -> None:
     group["master_weights"] = True
 
 
+def _codes_without_scales(opt: Any, group: dict[str, Any], p: Tensor) -> None:
+    p.grad = None
+    p.data = torch.zeros(64, 64)
+    p.grad = torch.ones_like(p)
+    group["state_dtype"] = "8bit"
+    own = {key: torch.zeros(64, 64, dtype=torch.uint8) for key in ("exp_avg", "exp_avg_sq")}
+    opt.state[p] = {"step": torch.zeros(()), **own, "exp_avg_scale": torch.zeros(64, 2, dtype=torch.uint8)}
+
+
 def _short_moments_of_float64(opt: Any, group: dict[str, Any], p: Tensor) -> None:
     p.grad = None
     p.data = p.data.double()
@@ -191,6 +200,9 @@ CASES = [
         PARAMETER,
         ("master_weights=True has no exact weights for torch.float16", "torch.bfloat16"),
     ),
+    Case("8 bits of SGD", "SGD", _argument("state_dtype", "8bit"), ValueError, GROUP, ("momentum buffer", "torch.bfloat16")),
+    Case("codes without scales", "AdamW", _codes_without_scales, ValueError, PARAMETER,
+         ("'exp_avg_scale'", "shape (64, 1)", "load_state_dict")),
     Case("state_dtype of float64", "AdamW", _short_moments_of_float64, ValueError, PARAMETER, ("is not for torch.float64", "state_dtype=None")),
     Case("state_dtype", "AdamW", _argument("state_dtype", "bf16"), ValueError, GROUP, ("torch.float32, torch.bfloat16 or '8bit'", "'bf16'")),
     Case("rounding of masters", "SGD", lambda o, g, p: g.update(master_weights=True, stochastic_rounding=True), ValueError, GROUP,

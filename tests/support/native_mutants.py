@@ -127,8 +127,6 @@ MUTANTS = [
     Mutant("scales of the tensor's first row", "item.row * tile.blocks", "0"),
     Mutant("scales of a row's first piece", "item.begin / block_length", "0"),
     Mutant("the scale is of the first lanes", "x > largest ? x : largest", "each[0]"),
-    Mutant("small tensors have blocks", "elements < smallest_tensor_of_blocks", "elements < 100"),
-    Mutant("short rows have blocks", "row < shortest_row_of_blocks", "row < 2"),
     Mutant("gradients of float32 are read as 16 bits", "bytes_of(storage.param)", "2", "wide_gradient ? 4 : @"),
     Mutant("sums of float32 gradients have another order", "std::is_same_v<P, Master> || row.g.wide", "std::is_same_v<P, Master>"),
     # --- scaled gradients
