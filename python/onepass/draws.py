@@ -43,7 +43,8 @@ def step_key(seed: int, step: int) -> tuple[int, int]:
 
 
 def draws(seed: int, step: int, number: int, shape: torch.Size, device: torch.device, first: int = 0) -> Tensor:
-    """The bits of every element of a tensor: the lower 16 round the parameter, the upper 16 its second moment.
+    """The bits of every element of a tensor: the lower 16 round the parameter, the upper 16 its second moment, or the upper 20 where
+    that has 8 bits (blocks.py).
 
     number: of the parameter among all of the optimizer. first: the place of the first element in the tensor, in the order of its
     shape, where this is a part of it. Returns int64 of the shape.
