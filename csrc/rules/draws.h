@@ -40,7 +40,8 @@ ONEPASS_HD DrawKey draw_key(uint64_t seed, uint32_t step) {
 }
 
 // The 32 bits of an element from the halves of its index in the tensor: the lower 16 round the parameter, the upper 16
-// its second moment, or the upper 20 where that has 8 bits. Two keys that differ in `a` alone would give the same bits in another order, hence `b`.
+// its second moment, or the upper 20 where that has 8 bits. Two keys that differ in `a` alone would give the same bits
+// in another order, hence `b`.
 template <class U>
 ONEPASS_HD U draw(const DrawKey& key, U low, uint32_t high) {
   return mixed(low ^ key.a, key.b ^ high * 0x9e3779b1u);
