@@ -301,8 +301,10 @@ bool Binding::same_entries(Source& source) const {
 bool Binding::read(Source& source, Tensor& t, PyObject* gradient, bool needs_state) const {
   const dlpack::DataType dtype = type_of(t.storage.param);
   if (!read_operand(source.param, t, dtype, t.p)) return false;
-  t.wide_gradient = bytes_of(t.storage.param) == 2 && read_operand(gradient, t, dlpack::float32, t.g);
-  if (!t.wide_gradient && !read_operand(gradient, t, dtype, t.g)) return false;
+  dlpack::Tensor g;
+  if (!describe(gradient, device_, g)) return false;
+  t.wide_gradient = bytes_of(t.storage.param) == 2 && g.dtype == dlpack::float32;
+  if (!take_operand(g, t, t.wide_gradient ? dlpack::float32 : dtype, t.g)) return false;
   const bool stateless = moments_of(plan_.rule_id(t.group)) == 0 && t.storage.weight == Weight::plain;
   return stateless || read_state(source, t, needs_state);
 }
@@ -337,8 +339,11 @@ void* Binding::number(PyObject* object, dlpack::DataType dtype, dlpack::Device d
 // Takes the address of one operand if it is still what was bound.
 bool Binding::read_operand(PyObject* object, const Tensor& t, dlpack::DataType dtype, View& view) const {
   dlpack::Tensor x;
-  if (!describe(object, device_, x) || x.dtype != dtype) return false;
-  if (!same_shape(x, t.shape) || !same_strides(x, view.strides)) return false;
+  return describe(object, device_, x) && take_operand(x, t, dtype, view);
+}
+
+bool Binding::take_operand(const dlpack::Tensor& x, const Tensor& t, dlpack::DataType dtype, View& view) {
+  if (x.dtype != dtype || !same_shape(x, t.shape) || !same_strides(x, view.strides)) return false;
   view.data = x.data;
   return x.data || t.length == 0;
 }

@@ -101,6 +101,7 @@ class Binding {
   bool read(Source& source, Tensor& t, PyObject* gradient, bool needs_state) const;
   bool read_state(Source& source, Tensor& t, bool needs_state) const;
   bool read_scales(PyObject* object, const Tensor& t, uint8_t*& scales) const;
+  static bool take_operand(const dlpack::Tensor& x, const Tensor& t, dlpack::DataType dtype, View& view);
   bool read_operand(PyObject* object, const Tensor& t, dlpack::DataType dtype, View& view) const;
   bool read_device_numbers();
   bool read_device_number(PyObject* object, DeviceNumber& number) const;
