@@ -34,6 +34,7 @@ help:
 	@echo 'make mutate   plant a random sample of bugs, and list those that no test notices: ARGS="--seed 2 --count 100 --resume"'
 	@echo 'make bench    time a step beside torch and adamp: a table, a CSV and figures in bench/results/'
 	@echo 'make bench-readme   the same from a clean commit on a quiet machine, and the tables of the README from it'
+	@echo 'make bench-precision   time AdamW and AdamP with weights and moments stored otherwise: a table and a CSV'
 	@echo 'make bench-tables   the tables of the README from the CSV files it names'
 	@echo 'make predict  what the CUDA and Triton kernels can be expected to reach on a GPU, by a model: ARGS="--gpu H200"'
 	@echo 'make lint     ruff, mypy, clang-format'
@@ -78,6 +79,9 @@ bench: .venv/.demo $(BUILT)
 
 bench-readme: .venv/.test $(BUILT)
 	$(BIN)/python bench/run.py --readme $(ARGS)
+
+bench-precision: .venv/.test $(BUILT)
+	$(BIN)/python bench/precision.py $(ARGS)
 
 predict: .venv/.test $(BUILT)
 	$(BIN)/python bench/predict.py $(ARGS)

@@ -1,4 +1,5 @@
-"""What the README's tables show: each function of BLOCKS makes one of the rows of a CSV file of bench/run.py."""
+"""What the README's tables show: each function of BLOCKS makes one of the rows of a CSV file of bench/run.py, and of
+STORED of one of bench/precision.py."""
 
 from __future__ import annotations
 
@@ -87,6 +88,9 @@ TITLES = {**ADAM_CASES, **SGD_CASES, **CLIP_CASES} | {
     "gpt2-clip-tangent": "GPT-2, clipped, every matrix projected",
     "resnet50-each": "ResNet-50, an optimizer for each tensor",
     "memory": "extra memory, GPT-2",
+    "gpt2-1": "GPT-2, one thread",
+    "gpt2-2": "GPT-2, two threads",
+    "in-cache": "in the cache",
 }
 AS_TIMM = (
     '\n"As timm" is with the arguments that timm\'s factory passes to its own AdamP and SGDP: `nesterov=True`, and for AdamP'
@@ -141,6 +145,24 @@ def memory(rows: list[Row]) -> str:
     return markdown(["to the bytes of the parameters", *names.values()], [["GPT-2", *shares]])
 
 
+def precision(rows: list[Row]) -> str:
+    """Of bench/precision.py: bytes, times with one and two threads, and the computing of an element."""
+    lines = []
+    for row in (row for row in rows if row["case"] == "gpt2-1"):
+        name, cached = row["contender"], find(rows, "in-cache", row["contender"])
+        ns = f"{1e6 * float(cached['median_ms']) / int(cached['parameters']):.2f}" if cached else ""
+        moved = f"{float(row['bytes_per_parameter']):g}"
+        lines.append([name, moved, *(cell(rows, case, name, TORCH_ADAMW) for case in ("gpt2-1", "gpt2-2")), ns])
+    speeds = {row["case"]: f"{float(row['copy_gb_per_s']):.0f}" for row in rows}
+    return (
+        markdown(
+            ["GPT-2, every matrix projected", "bytes", "one thread", "two threads", "in the cache, ns an element"],
+            lines,
+        )
+        + f"\nA copy moved {speeds['gpt2-1']} GB/s with one thread and {speeds['gpt2-2']} with two.\n"
+    )
+
+
 def spread(rows: list[Row]) -> str:
     """How far apart the rounds of a contender are."""
     timed = [row for row in rows if row["median_ms"]]
@@ -190,6 +212,8 @@ def targets(listed: Sequence[Target]) -> str:
     return markdown(["contender", "cases", "what is measured", "to reach"], lines)
 
 
+# Of bench/precision.py's CSV file.
+STORED: dict[str, Callable[[list[Row]], str]] = {"precision": precision, "missed_stored": missed}
 # Without a CSV file.
 TARGETS = {"cpu_targets": CPU, "gpu_targets": GPU}
 BLOCKS: dict[str, Callable[[list[Row]], str]] = {

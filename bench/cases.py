@@ -20,7 +20,7 @@ import timm_alone
 from shapes import Shape, numel_of
 
 FP32, BF16 = torch.float32, torch.bfloat16
-Bytes = dict[torch.dtype, int]
+Bytes = dict[torch.dtype, float]
 
 # Bytes per parameter if every operand is read once and written once; g is only read. fp32: 4 bytes each. bf16: 2 for p
 # and g, 4 for the moments.

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
-
-import torch
 
 import cases as c
 from cases import Case, Contender
@@ -24,18 +21,6 @@ def in_bf16(contender: Contender) -> Contender:
     return replace(contender, name=f"{contender.name} bf16", dtype=c.BF16)
 
 
-def stored(contender: Contender, name: str, dtype: torch.dtype, traffic: int, **options: Any) -> Contender:
-    """With parameters and moments that are stored otherwise."""
-    return replace(
-        contender,
-        name=f"{contender.name} {name}",
-        dtype=dtype,
-        options={**contender.options, **options},
-        twin_options={**contender.twin_options, **options},
-        traffic={dtype: traffic},
-    )
-
-
 def one_each(contender: Contender) -> Contender:
     return replace(contender, name=f"{contender.name} each", each=True)
 
@@ -50,15 +35,6 @@ RESNET_CONTENDERS = (TORCH_ADAMW, c.ADAMW, c.ADAMP, c.ADAMP_PROXIMAL, c.THEIR_AD
 EACH_CONTENDERS = (TORCH_ADAMW, c.ADAMW, c.ADAMP, one_each(TORCH_ADAMW), one_each(c.ADAMW), one_each(c.ADAMP))
 SMALL_CONTENDERS = (TORCH_ADAMW, c.ADAMW, c.ADAMP, c.THEIR_ADAMP[0])
 BF16_CONTENDERS = (TORCH_ADAMW, in_bf16(c.ADAMW), in_bf16(c.ADAMP), in_bf16(c.ADAMP_PROXIMAL))
-SHORT: dict[str, Any] = {"state_dtype": c.BF16}
-EXACT: dict[str, Any] = {"master_weights": True}
-EXACT_ADAMW = stored(c.ADAMW, "bf16 exact", c.BF16, 26, **EXACT)
-EXACT_SHORT_ADAMW = stored(c.ADAMW, "bf16 exact short", c.BF16, 18, **EXACT, **SHORT)
-PRECISION_CONTENDERS = (
-    TORCH_ADAMW, c.ADAMW, stored(c.ADAMW, "short", c.FP32, 20, **SHORT), EXACT_ADAMW, EXACT_SHORT_ADAMW,
-    stored(c.ADAMW, "bf16 stochastic short", c.BF16, 14, stochastic_rounding=True, **SHORT),
-    stored(c.ADAMP, "bf16 exact", c.BF16, 26, **EXACT), stored(c.ADAMP, "bf16 exact short", c.BF16, 18, **EXACT, **SHORT),
-)  # fmt: skip
 # Contenders whose extra memory is measured, in fp32, as a share of the parameters' bytes.
 MEMORY = (c.ADAMW, c.ADAMP, c.ADAMP_TWO_VISITS, c.SGDP, TORCH_ADAMW, c.THEIR_ADAMP[0])
 
@@ -80,7 +56,6 @@ def cases(quick: bool = False) -> list[Case]:
         Case("gpt2-clip", "GPT-2, fp32, clipped by the norm", gpt2, CLIP_CONTENDERS),
         Case("gpt2-clip-tangent", f"GPT-2, fp32, clipped by the norm, {projected}", gpt2, CLIP_CONTENDERS, **tangent),
         Case("gpt2-bf16", "GPT-2, bf16 against fp32", gpt2, BF16_CONTENDERS),
-        Case("gpt2-precision", "GPT-2, weights and moments stored otherwise", gpt2, PRECISION_CONTENDERS),
         Case("resnet50", "ResNet-50, fp32", resnet, RESNET_CONTENDERS, **few),
         Case("resnet50-tangent", "ResNet-50, fp32, all kernels projected", resnet, RESNET_CONTENDERS, **tangent, **few),
         Case("resnet50-each", "ResNet-50, fp32, an optimizer for each tensor", resnet, EACH_CONTENDERS, **few),

@@ -11,9 +11,10 @@ import argparse
 import csv
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
-from blocks import BLOCKS, TARGETS, Counted, Row, predicted_table, targets, traffic
+from blocks import BLOCKS, STORED, TARGETS, Counted, Row, predicted_table, targets, traffic
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -29,11 +30,13 @@ def read(path: Path) -> list[Row]:
 
 def source(name: str, rows: list[Row], up: str) -> str:
     """The line before the first table of a file: machine, versions and commit. `up` leads from the page to the root."""
-    about = rows[0]
+    about, threads = rows[0], " or ".join(sorted({row["threads"] for row in rows}))
+    figure = name.removesuffix(".csv") + ".png"
+    files = f"[CSV]({up}{name})" + f", [figure]({up}{figure})" * (ROOT / figure).is_file()
     busy = f" Other programs were running (load {about['load']})." if float(about["load"] or 0) > 0.5 else ""
     return (
-        f"Measured on {about['date']}: {about['device']}, {about['threads']} threads, {about['isa']}, torch {about['torch']},"
-        f" commit {about['commit']} ([CSV]({up}{name}), [figure]({up}{name.removesuffix('.csv')}.png)).{busy}\n\n"
+        f"Measured on {about['date']}: {about['device']}, {threads} threads, {about['isa']}, torch {about['torch']},"
+        f" commit {about['commit']} ({files}).{busy}\n\n"
     )
 
 
@@ -46,11 +49,13 @@ def render(
     text: str,
     root: Path = ROOT,
     use: str | None = None,
+    switched: Collection[str] = BLOCKS,
     counted: Counted | None = None,
     predicted: dict[str, list[Row]] | None = None,
     up: str = "",
 ) -> str:
-    """The page with its blocks made anew, from the file `use` if that is given, else from those that the markers name.
+    """The page with its blocks made anew, those of `switched` from the file `use` if that is given, else from the files that the
+    markers name.
 
     The tables of bytes and of predictions are left alone where those are not given. up: what leads from the page to the root.
     """
@@ -65,15 +70,16 @@ def render(
             return match[0] if rows is None else f"<!-- bench: {name} -->\n{predicted_table(rows)}<!-- /bench -->"
         if name in TARGETS:
             return f"<!-- bench: {name} -->\n{targets(TARGETS[name])}<!-- /bench -->"
-        if name not in BLOCKS or file is None:
+        made = BLOCKS | STORED
+        if name not in made or file is None:
             raise ValueError(
-                f"`{match[0].splitlines()[0]}` names none of {', '.join([*BLOCKS, *TARGETS, *PREDICTED])}, traffic, or no CSV file"
+                f"`{match[0].splitlines()[0]}` names none of {', '.join([*made, *TARGETS, *PREDICTED])}, traffic, or no CSV file"
             )
-        file = use or file
+        file = use if use and name in switched else file
         rows = read(root / file)
         head = "" if file in seen else source(file, rows, up)
         seen.add(file)
-        return f"<!-- bench: {name} from {file} -->\n{head}{BLOCKS[name](rows)}<!-- /bench -->"
+        return f"<!-- bench: {name} from {file} -->\n{head}{made[name](rows)}<!-- /bench -->"
 
     return BLOCK.sub(block, text)
 
@@ -90,12 +96,15 @@ def up_from(page: Path) -> str:
 
 
 def write(
-    use: Path | None = None, counted: Counted | None = None, predicted: dict[str, list[Row]] | None = None
+    use: Path | None = None,
+    switched: Collection[str] = BLOCKS,
+    counted: Counted | None = None,
+    predicted: dict[str, list[Row]] | None = None,
 ) -> None:
     name = None if use is None else use.resolve().relative_to(ROOT).as_posix()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        new = render(text, use=name, counted=counted, predicted=predicted, up=up_from(page))
+        new = render(text, use=name, switched=switched, counted=counted, predicted=predicted, up=up_from(page))
         page.write_text(new, encoding="utf-8")
 
 
@@ -104,7 +113,9 @@ def main(given: list[str]) -> None:
         description="Writes the tables of measurements of the README and docs/ from the CSV files they name."
     )
     parser.add_argument("--check", action="store_true", help="write nothing: fail if the tables differ")
-    parser.add_argument("--use", type=Path, metavar="CSV", help="take this file in place of those that the pages name")
+    parser.add_argument(
+        "--use", type=Path, metavar="CSV", help="take this file of run.py in place of those that the pages name"
+    )
     parser.add_argument(
         "--no-traffic",
         action="store_true",

@@ -27,6 +27,7 @@ import gpu_cases
 import gpu_report
 import harness
 import inputs
+import precision
 import tables
 import targets
 from gpu_clock import Effort, Gpu
@@ -44,6 +45,8 @@ def load_main() -> Any:
 
 
 main = load_main()
+
+STORED = [case for _, case in precision.cases()]
 
 ADAMW, ADAMP, SGDP = map(gpu_cases.on_each, (cases.ADAMW, cases.ADAMP, cases.SGDP))
 AT_ONCE = Effort(budget=0, sample=0, rounds=3, host_samples=2, warm=0)
@@ -83,7 +86,9 @@ def test_cases_are_complete(quick: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("listed", "timed"), [(targets.CPU, cpu_cases.cases()), (targets.GPU, gpu_cases.cases())], ids=["cpu", "gpu"]
+    ("listed", "timed"),
+    [(targets.CPU, [*cpu_cases.cases(), *STORED]), (targets.GPU, gpu_cases.cases())],
+    ids=["cpu", "gpu"],
 )
 def test_every_target_has_a_timed_case(listed: Any, timed: list[cases.Case]) -> None:
     for target in listed:

@@ -36,7 +36,7 @@ def test_tables_match_the_csv_files() -> None:
     for page, text in PAGES.items():
         assert tables.render(text, up=tables.up_from(page)) == text, "write the tables with `make bench-tables`"
     found = {match[1] for text in PAGES.values() for match in tables.BLOCK.finditer(text)}
-    assert found == {*blocks.BLOCKS, *blocks.TARGETS, "traffic", *tables.PREDICTED}
+    assert found == {*blocks.BLOCKS, *blocks.STORED, *blocks.TARGETS, "traffic", *tables.PREDICTED}
     assert not any("quick" in name for name in SOURCES)
 
 
