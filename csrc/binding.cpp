@@ -32,6 +32,12 @@ bool unchanged(PyObject* dict, const std::vector<std::pair<PyObject*, PyObject*>
   return true;
 }
 
+int64_t product(const std::vector<int64_t>& sizes) {
+  int64_t all = 1;
+  for (int64_t size : sizes) all *= size;
+  return all;
+}
+
 // Whether the elements fill a stretch of memory and, for a projected tensor, dim 0 is the outermost.
 bool packs(const Tensor& t) {
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
@@ -43,7 +49,7 @@ bool packs(const Tensor& t) {
     if (stride != reach) return false;
     reach *= size;
   }
-  return t.rows == 1 || t.p.strides[0] == t.length;
+  return t.rows <= 1 || t.p.strides[0] == t.length;
 }
 
 // Whether the elements of a tensor lie in memory in the order of its shape.
@@ -76,6 +82,18 @@ Reader::Reader(const py::dict& direct_reads) : direct_(direct_reads) {
   tensor_ = py::module_::import("torch").attr("Tensor");
   is_neg_ = tensor_.attr("is_neg");
   api_ = exchange_api();
+  const py::dict modules = py::module_::import("sys").attr("modules");
+  if (PyObject* module = PyDict_GetItemString(modules.ptr(), "torch.distributed.tensor"))
+    dtensor_ = py::getattr(module, "DTensor", py::none());
+}
+
+// What a DTensor holds on this rank, borrowed from it; any other object itself.
+PyObject* Reader::local_of(PyObject* object) const {
+  static PyObject* const name = PyUnicode_InternFromString("_local_tensor");
+  if (!dtensor_ || reinterpret_cast<PyObject*>(Py_TYPE(object)) != dtensor_.ptr()) return object;
+  const auto local = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, name));
+  if (!local) throw py::error_already_set();
+  return local.ptr();
 }
 
 bool Reader::is_tensor(PyObject* object) const {
@@ -85,6 +103,7 @@ bool Reader::is_tensor(PyObject* object) const {
 // The proof at import is of tensors on the CPU. Where direct reads say something else than the table of a tensor, they
 // are given up.
 void Reader::compare(PyObject* object) {
+  object = local_of(object);
   dlpack::Tensor x, y;
   if (!direct_.describe(object, x)) return;
   const bool known = api_->tensor_from_object(object, &y) == 0;
@@ -93,14 +112,16 @@ void Reader::compare(PyObject* object) {
 }
 
 bool Reader::read(PyObject* object, dlpack::Tensor& out) const {
+  object = local_of(object);
   if (!direct_.describe(object, out) && api_->tensor_from_object(object, &out) != 0) return PyErr_Clear(), false;
   out.data = static_cast<char*>(out.data) + out.byte_offset;
   return true;
 }
 
-bool Reader::is_negated(PyObject* tensor) const {
-  if (direct_.can_read(tensor)) return direct_.is_neg(tensor);
-  const auto negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), tensor));
+bool Reader::is_negated(PyObject* object) const {
+  object = local_of(object);
+  if (direct_.can_read(object)) return direct_.is_neg(object);
+  const auto negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_neg_.ptr(), object));
   if (!negated) throw py::error_already_set();
   return negated.ptr() == Py_True;
 }
@@ -160,7 +181,8 @@ py::object Reader::describe(const py::list& params, const py::dict& state) const
 
 Binding::Binding(const py::list& groups, const py::dict& state, const py::list& moments, const std::string& rule,
                  bool projected, bool lazy_buffer, const py::list& first, const py::list& precisions,
-                 const py::list& numbers, bool exchanges, const py::dict& direct_reads, dlpack::Device device)
+                 const py::list& numbers, const py::list& shards, bool exchanges, const py::dict& direct_reads,
+                 dlpack::Device device)
     : device_(device),
       reader_(direct_reads),
       state_(state.ptr()),
@@ -176,9 +198,10 @@ Binding::Binding(const py::list& groups, const py::dict& state, const py::list& 
     precisions_.push_back(precision_of(precisions[g]));
     auto number = numbers[g].cast<uint32_t>();
     groups_.emplace_back();
+    const auto parts = shards[g].cast<py::list>();
     for (py::handle p : groups[g].cast<py::list>()) {
       groups_.back().push_back(p.ptr());
-      add(p.ptr(), static_cast<int>(g), projected, precisions_.back());
+      add(p.ptr(), static_cast<int>(g), projected, precisions_.back(), parts[groups_.back().size() - 1]);
       plan_.tensors.back().first_step = firsts.count(p.ptr()) > 0;
       plan_.tensors.back().number = number++;
     }
@@ -186,7 +209,8 @@ Binding::Binding(const py::list& groups, const py::dict& state, const py::list& 
   gradients_.resize(sources_.size());
 }
 
-void Binding::add(PyObject* param, int group, bool projected, const Precision& precision) {
+// shard: of sharding.py, or None.
+void Binding::add(PyObject* param, int group, bool projected, const Precision& precision, py::handle shard) {
   const py::object gradient = Reader::gradient_of(param);
   reader_.compare(param);
   reader_.compare(gradient.ptr());
@@ -195,16 +219,27 @@ void Binding::add(PyObject* param, int group, bool projected, const Precision& p
   Tensor t;
   t.group = group;
   t.shape.assign(x.shape, x.shape + x.ndim);
-  int64_t elements = 1;
-  for (int64_t size : t.shape) elements *= size;
-  const int64_t rows = x.ndim > 1 && elements > 0 ? t.shape[0] : 1;
+  std::vector<int64_t> whole = t.shape;
+  if (!shard.is_none()) {
+    whole = shard.attr("shape").cast<std::vector<int64_t>>();
+    t.first = shard.attr("first").cast<int64_t>();
+    t.split = shard.attr("split").cast<bool>();
+  }
+  // Decisions are by the whole tensor: this part of it may be empty.
+  const int64_t elements = product(whole);
+  const bool has_rows = whole.size() > 1 && elements > 0;
   if (Dtype dtype; dtype_of(x.dtype, dtype))
-    t.storage = storage_of(dtype, precision, elements, elements / rows);
+    t.storage = storage_of(dtype, precision, elements, has_rows ? elements / whole[0] : elements);
   else
     throw std::runtime_error("a parameter has a dtype that cannot be stepped");
-  t.projected = projected && x.ndim > 1 && elements > 0;
-  t.rows = t.projected || t.storage.blocks() ? rows : 1;
-  t.length = elements / t.rows;
+  t.projected = projected && has_rows;
+  if (has_rows && (t.projected || t.storage.blocks() || (t.split && plan_.draws(t)))) {
+    t.rows = t.shape[0];
+    t.length = product({t.shape.begin() + 1, t.shape.end()});
+    t.whole_length = elements / whole[0];
+  } else {
+    t.length = t.whole_length = product(t.shape);
+  }
   t.p.strides = strides_of(x);
   // The random bits of an element go by its place in the order of the shape.
   t.packed = packs(t) && (!plan_.draws(t) || is_contiguous(t));
@@ -345,7 +380,7 @@ bool Binding::read_operand(PyObject* object, const Tensor& t, dlpack::DataType d
 bool Binding::take_operand(const dlpack::Tensor& x, const Tensor& t, dlpack::DataType dtype, View& view) {
   if (x.dtype != dtype || !same_shape(x, t.shape) || !same_strides(x, view.strides)) return false;
   view.data = x.data;
-  return x.data || t.length == 0;
+  return x.data || t.elements() == 0;
 }
 
 // Takes the address of the scales of a moment: contiguous, those of every row.
@@ -376,6 +411,13 @@ py::list Binding::unstepped() const {
   py::list out;
   for (size_t i = 0; i < sources_.size(); ++i)
     if (plan_.tensors[i].first_step) out.append(py::make_tuple(static_cast<int>(i), py::handle(sources_[i].param)));
+  return out;
+}
+
+std::vector<int64_t> Binding::split_coefficients() const {
+  std::vector<int64_t> out(plan_.split_rows);
+  for (const Tensor& t : plan_.tensors)
+    for (int64_t r = 0; t.projected && t.split && r < t.rows; ++r) out[t.first_split_row + r] = t.first_coefficient + r;
   return out;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <utility>
 
@@ -12,7 +13,8 @@
 
 namespace onepass {
 
-// Reads Python's tensors: directly where that is proven, else through DLPack's exchange table.
+// Reads Python's tensors: directly where that is proven, else through DLPack's exchange table. Of a DTensor, what it
+// holds on this rank.
 class Reader {
  public:
   explicit Reader(const pybind11::dict& direct_reads);
@@ -25,7 +27,7 @@ class Reader {
   // Describes a tensor, with byte_offset added to its address; false if there is no describing it.
   bool read(PyObject* object, dlpack::Tensor& out) const;
   // Complex autograd leaves gradients to be negated by their reader.
-  bool is_negated(PyObject* tensor) const;
+  bool is_negated(PyObject* object) const;
   void prefetch(PyObject* object) const { direct_.prefetch(object); }
   static pybind11::object gradient_of(PyObject* param);
 
@@ -39,10 +41,12 @@ class Reader {
 
  private:
   bool is_tensor(PyObject* object) const;
+  PyObject* local_of(PyObject* object) const;
 
   DirectReads direct_;
   const dlpack::ExchangeApi* api_;
   pybind11::object tensor_, is_neg_;  // torch.Tensor, and its is_neg
+  pybind11::object dtensor_;          // the class, if it has been imported
 };
 
 // A plan with the Python objects its tensors come from. It borrows those objects, so that Python's garbage collector
@@ -51,7 +55,7 @@ class Binding {
  public:
   Binding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
           const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first,
-          const pybind11::list& precisions, const pybind11::list& numbers, bool exchanges,
+          const pybind11::list& precisions, const pybind11::list& numbers, const pybind11::list& shards, bool exchanges,
           const pybind11::dict& direct_reads, dlpack::Device device);
 
   void set_hypers(const pybind11::list& hypers);
@@ -63,6 +67,9 @@ class Binding {
   // The tensors whose moments are new and that no step was taken with, by their number in the plan, and their
   // parameters. Steps that the device counts are not known here.
   pybind11::list unstepped() const;
+
+  // Where the coefficient of every split row is, among those of all rows.
+  std::vector<int64_t> split_coefficients() const;
 
   // Releases the gradients, of which `ready` holds references until the step.
   void release_gradients();
@@ -92,7 +99,7 @@ class Binding {
     Entries entries;  // of `state`
   };
 
-  void add(PyObject* param, int group, bool projected, const Precision& precision);
+  void add(PyObject* param, int group, bool projected, const Precision& precision, pybind11::handle shard);
   static Precision precision_of(pybind11::handle given);
   void add_device_hyper(pybind11::handle given, const Hyper& fixed);
   void* number(PyObject* object, dlpack::DataType dtype, dlpack::Device device) const;
@@ -133,6 +140,7 @@ inline void add_plan(pybind11::module_& m) {
       .def("set_hypers", &Binding::set_hypers, py::arg("hypers"))
       .def("ready", &Binding::ready, py::arg("params"), py::arg("needs_state"))
       .def("unstepped", &Binding::unstepped)
+      .def_property_readonly("split_coefficients", &Binding::split_coefficients)
       .def("release_gradients", &Binding::release_gradients)
       .def("end", &Binding::end);
 }

@@ -25,17 +25,19 @@ PYBIND11_MODULE(_C, m) {
   using onepass::CpuBinding;
   py::class_<CpuBinding, onepass::Binding>(m, "CpuPlan", py::module_local())
       .def(py::init<const py::list&, const py::dict&, const py::list&, const std::string&, bool, bool, const py::list&,
-                    const py::list&, const py::list&, bool, const py::dict&>(),
+                    const py::list&, const py::list&, const py::list&, bool, const py::dict&>(),
            py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("rule"), py::arg("projected"),
-           py::arg("lazy_buffer"), py::arg("first"), py::arg("precisions"), py::arg("numbers"), py::arg("exchanges"),
+           py::arg("lazy_buffer"), py::arg("first"), py::arg("precisions"), py::arg("numbers"), py::arg("shards"), py::arg("exchanges"),
            py::arg("direct_reads"))
-      .def("square_sum", &CpuBinding::square_sum, py::arg("threads"))
+      .def("square_sums", &CpuBinding::square_sums, py::arg("threads"))
       .def("begin", &CpuBinding::begin, py::arg("threads"), py::arg("factor"))
       .def("gate_stats", &CpuBinding::gate_stats)
       .def("update", &CpuBinding::update)
       .def("decide", &CpuBinding::decide)
       .def("correct", &CpuBinding::correct)
       .def_property_readonly("stats", py::cpp_function(&CpuBinding::stats, py::keep_alive<0, 1>()))
+      .def_property_readonly("row_sums", py::cpp_function(&CpuBinding::row_sums, py::keep_alive<0, 1>()))
+      .def_property_readonly("coefficients", py::cpp_function(&CpuBinding::coefficients, py::keep_alive<0, 1>()))
       .def("verdicts", &CpuBinding::verdicts);
 
 #ifdef ONEPASS_CUDA

@@ -2,7 +2,7 @@
 // device.
 //
 // A tensor is `rows` x `length` in the order of dim 0 (its channels), or one row where rule and storage look at
-// elements only. Work items do not depend on the number of threads or blocks, so that the results do not either. An
+// elements only. It may be a part of a larger one, its shard: some of the rows, or a part of each. Work items do not depend on the number of threads or blocks, so that the results do not either. An
 // item is a run of whole rows, or a piece of one row: of one that is too long for the row cache, or of a tensor that is
 // one row.
 #pragma once
@@ -100,6 +100,18 @@ struct View {
   std::vector<int64_t> strides;
 };
 
+// Where an element of a tensor is in the whole that it is a part of, in the order of the shape.
+struct WholePlace {
+  int64_t first;    // of the first element
+  int64_t length;   // of a row here
+  int64_t missing;  // elements of a row that are elsewhere
+
+  ONEPASS_HD int64_t of(int64_t index) const {
+    const int64_t at = first + index;
+    return missing == 0 ? at : at + index / length * missing;
+  }
+};
+
 // One parameter with its gradient and moments. Only the addresses change from step to step.
 struct Tensor {
   Storage storage;
@@ -107,6 +119,9 @@ struct Tensor {
   uint32_t number = 0;  // among all parameters of the optimizer: of its random bits
   std::vector<int64_t> shape;
   int64_t rows = 1, length = 0;  // rows of its own where projected, and where moments have blocks
+  int64_t whole_length = 0;      // of a row of the whole tensor
+  int64_t first = 0;             // the place of the first element in the whole tensor, in the order of its shape
+  bool split = false;            // the rows are parts of those of the whole tensor
   bool projected = false;
   bool packed = true;  // all operands are laid out alike, with every row contiguous and rows in order
 
@@ -121,8 +136,10 @@ struct Tensor {
 
   int64_t first_item = 0, items = 0;
   int64_t first_coefficient = 0;  // of its rows, among those of all projected tensors
+  int64_t first_split_row = 0;    // likewise among those of all projected tensors whose rows are split
 
   int64_t elements() const { return rows * length; }
+  WholePlace whole_place() const { return {first, length, whole_length - length}; }
   int64_t gradient_bytes() const { return wide_gradient ? 4 : bytes_of(storage.param); }
 };
 
@@ -132,7 +149,7 @@ struct WorkItem {
   int64_t begin, end;  // elements of the row, [0, length) but for a piece
 
   int64_t elements() const { return rows * (end - begin); }
-  bool whole_rows(const Tensor& t) const { return end - begin == t.length; }
+  bool whole_rows(const Tensor& t) const { return end - begin == t.length && !t.split; }
 };
 
 struct Plan {
@@ -143,6 +160,7 @@ struct Plan {
   std::vector<Tensor> tensors;
   std::vector<WorkItem> items;
   int64_t coefficients = 0;  // rows of the tensors that were cut and are projected
+  int64_t split_rows = 0;    // likewise, where the rows are split
   // Whether the statistics of the tensors are exchanged with other plans between the update and the decision, as they
   // step other rows of the same tensors. No gate is known before the update then: p is not written where none can be
   // predicted.
@@ -172,7 +190,8 @@ struct Plan {
   // Whether a tensor is updated before its gate is decided: under the predicted gate, or without a write of p.
   bool speculates(const Tensor& t) const { return exchanges ? t.projected : predicts(t); }
 
-  // Cuts one tensor into items of about `item_elements`. A row longer than `longest_row` is cut into pieces.
+  // Cuts one tensor into items of about `item_elements`. A row longer than `longest_row` is cut into pieces, and one
+  // that is a part itself is a piece.
   void cut(int tensor, int64_t item_elements, int64_t longest_row);
 };
 

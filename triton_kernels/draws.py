@@ -33,7 +33,8 @@ def whole(x):
 
 @device
 def draws(tensor, start, scalars, WIDTH: tl.constexpr):
-    """uint32 of every element of a tile: the lower 16 bits round the parameter, the upper 16 its second moment."""
+    """uint32 of every element of a tile: the lower 16 bits round the parameter, the upper 16 its second moment. start: the places
+    of the first elements of its rows in the whole tensors."""
     a, b = absorbed(
         whole(tl.load(scalars + DRAW_A)), whole(tl.load(scalars + DRAW_B)), of(tensor, NUMBER).to(tl.uint32)
     )

@@ -17,7 +17,6 @@ from .memory import (
     PP,
     PU,
     ROW_COUNT,
-    ROW_LENGTH,
     SCALARS_FIELDS,
     SPECULATES,
     STATS_FIELDS,
@@ -39,6 +38,7 @@ from .memory import (
     V_PU,
     V_WRITTEN,
     VERDICT_FIELDS,
+    WHOLE_LENGTH,
     C,
     G,
     of,
@@ -162,7 +162,7 @@ def decide(gated, tensor_count, count, tensors, scalars_table, row_stats, stats,
     else:
         how = of(tensor, SPECULATES)
         speculates = how != 0
-        length = of(tensor, ROW_LENGTH).to(tl.float64)
+        length = of(tensor, WHOLE_LENGTH).to(tl.float64)
         max_cosine = cosine_of(largest, length)
         elements = row_count * length
         layer = passes(cosine_of(cosine_squared(pg, pp, gg, scalars), elements), elements, scalars)

@@ -33,6 +33,7 @@ from .memory import (
     PU,
     SCALARS_FIELDS,
     SPECULATES,
+    SPLIT,
     TENSOR_FIELDS,
     V_C,
     V_GATE,
@@ -120,11 +121,11 @@ def scalars_of(row_table, tensors, scalars_table, first):
 
 
 @device
-def draws_if(NEEDED: tl.constexpr, tensor, start, scalars, WIDTH: tl.constexpr):
+def draws_if(NEEDED: tl.constexpr, row_table, count, row, tensor, scalars, WIDTH: tl.constexpr):
     """The random bits of a tile, where the step takes any."""
     drawn = 0
     if NEEDED:
-        drawn = draws(tensor, start, scalars, WIDTH)
+        drawn = draws(tensor, tl.load(row_table + 3 * count + row), scalars, WIDTH)
     return drawn
 
 
@@ -149,7 +150,7 @@ def step(row_table, first, count, tensors, scalars_table, RULE: tl.constexpr, PA
     there = within(length, WIDTH, ALIGNED)
     g = gradient(p, g, scalars)
     m, v = advance(g, m, v, scalars, RULE)
-    drawn = draws_if(DRAWS, tensor, start, scalars, WIDTH)
+    drawn = draws_if(DRAWS, row_table, count, row, tensor, scalars, WIDTH)
     m, v, m_scales, v_scales = as_stored(m, v, drawn, there, RULE, MOMENT)
     u = direction(p, g, m, v, scalars, RULE)
     d, k = affine(NONE, 0.0, scalars)
@@ -201,6 +202,12 @@ def add_up(row_stats, count, sum, BLOCK: tl.constexpr):
 
 
 @device
+def is_complete(tensor):
+    """Whether a row has all its elements here, so that its sums are complete."""
+    return (of(tensor, PIECES) == 1) & (of(tensor, SPLIT) == 0)
+
+
+@device
 def projects_momentum(projected, scalars):
     """Whether the momentum buffer of a row is to be projected too. As numbers: Triton's interpreter cannot combine booleans
     of a scalar and a tensor."""
@@ -225,7 +232,7 @@ def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts,
     there = within(length, WIDTH, ALIGNED)
     g = gradient(p, g, scalars)
     m, v = advance(g, m, v, scalars, RULE)
-    drawn = draws_if(DRAWS, tensor, start, scalars, WIDTH)
+    drawn = draws_if(DRAWS, row_table, count, row, tensor, scalars, WIDTH)
     m, v, m_scales, v_scales = as_stored(m, v, drawn, there, RULE, MOMENT)
     u = direction(p, g, m, v, scalars, RULE)
     # Moments are written before the sums, so that only p and u are in registers across them.
@@ -238,7 +245,7 @@ def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts,
     pu = row_sum(p, u)
     c = coefficient(pp, pu, scalars)
     gate, speculates = gate_to_write(tensor, verdicts + index * VERDICT_FIELDS, scalars)
-    buffered = (gate == CHANNEL) & (of(tensor, PIECES) == 1)
+    buffered = (gate == CHANNEL) & is_complete(tensor)
     d, k = affine(tl.where(buffered, CHANNEL, NONE), c, scalars)
     # Deferred to `correct`: a row whose known gate needs sums that are not complete here, or whose p could not be recovered.
     deferred = (gate != NONE) & (buffered == 0)
@@ -252,7 +259,7 @@ def update(row_table, first, count, tensors, scalars_table, row_stats, verdicts,
         projected = projects_momentum(buffered & (deferred == 0), scalars)
         write(at_m, tl.where(projected[:, None], u - c.to(WORK)[:, None] * p, m), there, MOMENT)
     p = apply(p, u, d.to(WORK)[:, None], k.to(WORK)[:, None])
-    drawn = draws_if(STOCHASTIC, tensor, start, scalars, WIDTH)
+    drawn = draws_if(STOCHASTIC, row_table, count, row, tensor, scalars, WIDTH)
     write_weight(at_p, at_r, p, there & (deferred == 0)[:, None], drawn, PARAM, MASTER, STOCHASTIC)
 
 
@@ -269,7 +276,7 @@ def correct_tile(row_table, first, count, tensors, scalars_table, row_stats, ver
         length = unless_skipped(length, scalars)
         own = tl.load(row_stats + C * count + row)
         deferred = tl.load(row_stats + DEFERRED * count + row) != 0
-        buffered = (of(verdict, V_WRITTEN) == CHANNEL) & (of(tensor, PIECES) == 1)
+        buffered = (of(verdict, V_WRITTEN) == CHANNEL) & is_complete(tensor)
         d0, k0 = affine(tl.where(buffered, CHANNEL, NONE), own, scalars)
         d0 = tl.where(deferred, 0.0, d0)
         k0 = tl.where(deferred, 0.0, k0)
@@ -297,7 +304,7 @@ def correct_tile(row_table, first, count, tensors, scalars_table, row_stats, ver
         if PROJECTS_MOMENTUM:
             projected = projects_momentum(gate != NONE, scalars)
             write(at_m, m - c.to(WORK)[:, None] * p, there & projected[:, None], MOMENT)
-        drawn = draws_if(STOCHASTIC, tensor, start, scalars, WIDTH)
+        drawn = draws_if(STOCHASTIC, row_table, count, row, tensor, scalars, WIDTH)
         write_weight(at_p, at_r, apply(p, u, d, k), there, drawn, PARAM, MASTER, STOCHASTIC)
 
 

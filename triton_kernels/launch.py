@@ -53,7 +53,8 @@ def scalars_of(h: Any, rule: str, t: float, first: bool, negated: bool, draw_key
 class DeviceTables:
     """The plan on the device. unpredicted, gated: the tensors whose gate `decide` decides before and after the update.
     device_counted: those whose steps the device counts. first_steps: of each tensor, whether no step was counted on the
-    device yet. corrects: whether some tensor is to be corrected. no_scaling: the numbers 1 and 0."""
+    device yet. corrects: whether some tensor is to be corrected. split_pieces, is_piece: of every split row, its pieces in row_table, and
+    which of them are no filling. no_scaling: the numbers 1 and 0."""
 
     plan: Plan
     count: int  # of rows in row_table
@@ -73,6 +74,8 @@ class DeviceTables:
     corrects: Tensor
     first_steps: Tensor
     square_sum: Tensor
+    split_pieces: Tensor
+    is_piece: Tensor
     no_scaling: Tensor
 
 
@@ -121,9 +124,12 @@ def run(kernel: Any, t: DeviceTables, launches: list[Launch], *tables: Tensor, *
     return [kernel.__name__] * len(launches)
 
 
-def square_sum(t: DeviceTables) -> list[str]:
-    """Launches the sum of squares over all gradients, into the table of that name; returns the names of the kernels."""
+def square_sum(t: DeviceTables, total: bool = True) -> list[str]:
+    """Launches the sum of squares over all gradients, into the table of that name, or without `total` those of the rows; returns the
+    names of the kernels."""
     launched = run(kernels.square_sum, t, t.plan.launches, t.row_stats)
+    if not total:
+        return launched
     kernels.add_up[(1,)](t.row_stats, t.count, t.square_sum, BLOCK=BLOCK, num_warps=8, **OPTIONS)
     return [*launched, "add_up"]
 
@@ -174,11 +180,11 @@ class Step:
             *(t.row_stats, t.verdicts, t.corrects),
             PROJECTS_MOMENTUM=self.projects,
         )
-        if self.gated and self.exchanges:
+        if self.exchanges:
             self._decide(t.gated, decides=False)
 
     def decide(self) -> None:
-        if self.gated:
+        if self.gated or self.exchanges:  # where this device has no rows, others have
             self._decide(self.tables.gated, sums=not self.exchanges)
 
     def correct(self) -> None:

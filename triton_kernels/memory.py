@@ -25,6 +25,8 @@ ROW_LENGTH = tl.constexpr(TENSOR.index("length"))
 PIECES = tl.constexpr(TENSOR.index("pieces"))
 FIRST_ROW = tl.constexpr(TENSOR.index("first_row"))
 SPECULATES = tl.constexpr(TENSOR.index("speculates"))
+WHOLE_LENGTH = tl.constexpr(TENSOR.index("whole_length"))
+SPLIT = tl.constexpr(TENSOR.index("split"))
 
 SCALARS_FIELDS = tl.constexpr(len(SCALARS))
 

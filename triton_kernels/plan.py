@@ -41,6 +41,8 @@ TENSOR = (
     *("bucket", "group", "rows", "length", "pieces", "first_row", "speculates"),
     *("r", "number"),  # the remainder of p; its number, of its random bits
     *("m_scale", "v_scale"),  # the scales of moments of 8 bits
+    "whole_length",  # of a row of the whole that the tensor is a part of
+    "split",  # whether its rows are parts of rows
 )
 # Of a bucket at a step, float64: the scalars of csrc/rules/hyper.h, those of Adam, Momentum and Projection.
 SCALARS = (
@@ -103,6 +105,8 @@ class TensorDesc:
 
     aligned: whether all its operands start at multiples of 16 bytes.
     bucket: the number of its bucket.
+    first, whole_length: the place of its first element in the whole that it is a part of, and the length of a row there; 0 for
+        its own length.
     """
 
     key: KernelKey
@@ -112,6 +116,13 @@ class TensorDesc:
     speculates: bool
     aligned: bool
     bucket: int
+    first: int = 0
+    whole_length: int = 0
+
+    def place(self, starts: Tensor) -> Tensor:
+        """The places of some elements in the whole."""
+        missing = self.whole_length - self.length if self.whole_length else 0
+        return self.first + starts + starts // max(self.length, 1) * missing
 
 
 class Config(NamedTuple):
@@ -150,7 +161,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """row_table: tensor, first element and length of every row. first_row, pieces: of each tensor."""
+    """row_table: tensor, first element and length of every row, and the place of that element in the whole. first_row, pieces: of each tensor."""
 
     row_table: Tensor
     launches: list[Launch]
@@ -243,10 +254,11 @@ def plan_of(descs: list[TensorDesc], interpreted: bool = False) -> Plan:
                 desc = descs[run.tensor]
                 if projected or key.has_scales:
                     first_row[run.tensor], pieces[run.tensor] = count, len(run.starts) // desc.rows
-                row_table.append(torch.stack([torch.full_like(run.starts, run.tensor), run.starts, run.lengths]))
+                rows_of = (torch.full_like(run.starts, run.tensor), run.starts, run.lengths, desc.place(run.starts))
+                row_table.append(torch.stack(rows_of))
                 count += len(run.starts)
             padding = -(count - begin) % rows  # empty rows
-            row_table.append(torch.zeros(3, padding, dtype=torch.int64))
+            row_table.append(torch.zeros(4, padding, dtype=torch.int64))
             count += padding
         launches.append(Launch(key, projected, config, rows, begin, (count - begin) // rows))
-    return Plan(torch.cat([torch.zeros(3, 0, dtype=torch.int64), *row_table], dim=1), launches, first_row, pieces)
+    return Plan(torch.cat([torch.zeros(4, 0, dtype=torch.int64), *row_table], dim=1), launches, first_row, pieces)

@@ -1,5 +1,7 @@
 #include "executor.h"
 
+#include <algorithm>
+
 namespace onepass {
 
 CpuExecutor::CpuExecutor(Plan& plan)
@@ -7,6 +9,7 @@ CpuExecutor::CpuExecutor(Plan& plan)
   for (size_t i = 0; i < plan.tensors.size(); ++i) plan.cut(i, item_elements, item_elements);
   coefficients_.resize(plan.coefficients);
   row_stats_.resize(plan.items.size());
+  row_sums_.resize(plan.split_rows);
 }
 
 void CpuExecutor::use(int threads) {
@@ -14,7 +17,7 @@ void CpuExecutor::use(int threads) {
   if (static_cast<int>(scratch_.size()) < threads) scratch_.resize(threads);
 }
 
-double CpuExecutor::square_sum(int threads) {
+std::vector<double> CpuExecutor::square_sums(int threads) {
   use(threads);
   queue_.clear();
   add_active_items();
@@ -23,9 +26,9 @@ double CpuExecutor::square_sum(int threads) {
     const Tensor& t = plan_.tensors[item.tensor];
     row_stats_[index].sums.gg = kernels(plan_.key(t)).square_sum(tile_of(item, index, scratch));
   });
-  double sum = 0;
-  for (int64_t index : items) sum += row_stats_[index].sums.gg;
-  return sum;
+  std::vector<double> sums(plan_.tensors.size());
+  for (int64_t index : items) sums[plan_.items[index].tensor] += row_stats_[index].sums.gg;
+  return sums;
 }
 
 void CpuExecutor::begin(int threads, double factor) {
@@ -72,7 +75,7 @@ void CpuExecutor::begin_step(int tensor, const Scalars& scalars) {
 // Chooses the write policy for the predicted or known gate.
 void CpuExecutor::choose_policy(TensorStep& step, const Tensor& t, Gate gate) const {
   step.policy =
-      step.speculates && !step.predicts ? WritePolicy::deferred : write_policy_for(gate, t.length <= item_elements);
+      step.speculates && !step.predicts ? WritePolicy::deferred : write_policy_for(gate, t.length <= item_elements && !t.split);
   step.needs_sums = step.speculates || gate != Gate::none;
 }
 
@@ -105,11 +108,11 @@ void CpuExecutor::update() {
     scatter_back(item, tile, {true, true});
   });
   if (!plan_.exchanges) return;  // `decide` combines them, one pass over the tensors less
+  // Of tensors without a gradient, what the last exchange has left.
+  std::fill(stats_.begin(), stats_.end(), TensorStats{});
+  std::fill(row_sums_.begin(), row_sums_.end(), RowSums{});
   for (size_t i = 0; i < plan_.tensors.size(); ++i)
-    if (tensor_steps_[i].gated)
-      combine(static_cast<int>(i));
-    else
-      stats_[i] = {};  // what the last exchange has left
+    if (tensor_steps_[i].gated) combine(static_cast<int>(i));
 }
 
 // The verdict on every gated tensor from the statistics of its update; queues the items that need a correction.
@@ -152,10 +155,11 @@ Verdict CpuExecutor::verdict_on(int tensor) const {
   const Tensor& t = plan_.tensors[tensor];
   const double unit =
       t.storage.param == Dtype::f64 ? 0x1p-53 : 0x1p-24;  // float32 products are added up in float32 first
-  return verdict_of(tensor_steps_[tensor].scalars.projection, stats_[tensor], double(t.length), unit);
+  return verdict_of(tensor_steps_[tensor].scalars.projection, stats_[tensor], double(t.whole_length), unit);
 }
 
-// Combines the statistics of a tensor in the order of its items, and completes the rows that were cut into pieces.
+// Combines the statistics of a tensor in the order of its items, and completes the rows that were cut into pieces, but
+// for split rows.
 void CpuExecutor::combine(int tensor) {
   const Tensor& t = plan_.tensors[tensor];
   TensorStep& step = tensor_steps_[tensor];
@@ -167,6 +171,7 @@ void CpuExecutor::combine(int tensor) {
     if (item.whole_rows(t)) continue;
     row.add(row_stats_[index].sums);
     if (item.end < t.length) continue;
+    if (t.split) row_sums_[t.first_split_row + item.row] = row;
     const CompletedRow done = complete_row(step.scalars.projection, row);
     all.max_cosine_squared = max_or_nan(all.max_cosine_squared, done.cosine_squared);
     coefficients_[t.first_coefficient + item.row] = done.c;

@@ -21,9 +21,13 @@ class CpuExecutor {
 
   // The statistics of every tensor: where they are exchanged, from `update` to `decide`.
   std::vector<TensorStats>& stats() { return stats_; }
+  // The sums of every split row, which `update` leaves to others to complete, and the coefficients, of all rows.
+  std::vector<RowSums>& row_sums() { return row_sums_; }
+  std::vector<double>& coefficients() { return coefficients_; }
 
-  // The sum of squares over the gradients of all active tensors. The result does not depend on `threads` either.
-  double square_sum(int threads);
+  // The sum of squares over the gradient of every tensor, 0 of one that is not active. The results do not depend on
+  // `threads` either.
+  std::vector<double> square_sums(int threads);
 
   // The verdict on every tensor, and whether it is of the last step.
   const std::vector<Verdict>& verdicts() const { return verdicts_; }
@@ -73,6 +77,7 @@ class CpuExecutor {
   int threads_ = 1;
   std::vector<TensorStep> tensor_steps_;
   std::vector<RowStats> row_stats_;   // of every item
+  std::vector<RowSums> row_sums_;     // of every split row
   std::vector<TensorStats> stats_;    // of every tensor
   std::vector<double> coefficients_;  // c of every row of the projected tensors
   std::vector<Verdict> verdicts_;

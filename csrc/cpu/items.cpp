@@ -93,7 +93,8 @@ Tile CpuExecutor::tile_of(const WorkItem& item, int64_t index, Scratch& scratch)
   tile.policy = step.policy;
   tile.unprojected = step.unprojected;
   tile.draw_key = step.scalars.draw_key.with(t.number);
-  tile.first = first;
+  tile.first = t.first + item.row * t.whole_length + item.begin;
+  tile.next_row = t.whole_length;
   if (t.projected) {
     tile.coefficient = &coefficients_[t.first_coefficient + item.row];
     tile.piece = !item.whole_rows(t);

@@ -66,7 +66,7 @@ struct Row {
   Row(const Tile& t, int64_t row) : length(t.length) {
     int64_t at = row * t.length;
     p = address_of<P>(t, at);
-    first = t.first + at;
+    first = t.first + row * t.next_row;
     draw_key = t.draw_key;
     g = {t.g, at, t.wide_gradient};
     for (int j = 0; j < Rule::moments; ++j) moment[j] = static_cast<M*>(t.moment[j]) + at;

@@ -24,7 +24,8 @@ struct Tile {
   WritePolicy policy;
   Affine unprojected;   // of WritePolicy::now
   DrawKey draw_key;     // of the tensor at this step
-  int64_t first;        // of its elements in the tensor, in the order of its shape
+  int64_t first;        // the place of its first element in the whole tensor, in the order of its shape
+  int64_t next_row;     // from there to that of the next row
   double* coefficient;  // c of each row: written by `update` unless the tile is a piece, read by `correct`
   bool piece;           // a part of one row, whose sums `combine` completes
   bool deferred;        // for `correct` of a piece: whether `update` has deferred it

@@ -2,8 +2,6 @@
 // asks for.
 #pragma once
 
-#include <pybind11/stl.h>
-
 #include "../binding.h"
 #include "executor.h"
 
@@ -20,9 +18,10 @@ class CudaBinding : public Binding {
  public:
   CudaBinding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
               const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first,
-              const pybind11::list& precisions, const pybind11::list& numbers, bool exchanges,
+              const pybind11::list& precisions, const pybind11::list& numbers, const pybind11::list& shards,
+              bool exchanges,
               const pybind11::dict& direct_reads, int device)
-      : Binding(groups, state, moments, rule, projected, lazy_buffer, first, precisions, numbers, exchanges,
+      : Binding(groups, state, moments, rule, projected, lazy_buffer, first, precisions, numbers, shards, exchanges,
                 direct_reads, {cuda_device_type, device}),
         executor_(plan_, device) {}
 
@@ -47,16 +46,17 @@ class CudaBinding : public Binding {
   void correct() { run(&cuda::CudaExecutor::correct); }
 
   // Launches the sum of squares over all gradients, which is then to be found at `square_sum_at` of the plan's memory,
-  // a double. Only after `ready` said true.
-  void square_sum(const std::vector<int>& group_numbers) {
+  // a double; or that of each tensor, at `square_sums_at`. Only after `ready` said true.
+  void square_sum(const std::vector<int>& group_numbers, bool total) {
     const auto stream = static_cast<cudaStream_t>(stream_ = current_stream());
     {
       pybind11::gil_scoped_release unlocked;
-      executor_.square_sum(stream, group_numbers);
+      executor_.square_sum(stream, group_numbers, total);
     }
     release_gradients();
   }
   int64_t square_sum_at() const { return executor_.square_sum_at(); }
+  int64_t square_sums_at() const { return executor_.square_sums_at(); }
 
   // The tensors that have a verdict of the last step, by their number in the plan, and their parameters.
   pybind11::list decided() const {
@@ -65,6 +65,8 @@ class CudaBinding : public Binding {
     return out;
   }
   int64_t stats_at() const { return executor_.stats_at(); }
+  int64_t row_sums_at() const { return executor_.row_sums_at(); }
+  int64_t coefficients_at() const { return executor_.coefficients_at(); }
   int64_t verdicts_at() const { return executor_.verdicts_at(); }
   int64_t first_steps_at() const { return executor_.first_steps_at(); }
 
@@ -89,14 +91,15 @@ inline void add_cuda_plan(pybind11::module_& m) {
   namespace py = pybind11;
   py::class_<CudaBinding, Binding>(m, "CudaPlan", py::module_local())
       .def(py::init<const py::list&, const py::dict&, const py::list&, const std::string&, bool, bool, const py::list&,
-                    const py::list&, const py::list&, bool, const py::dict&, int>(),
+                    const py::list&, const py::list&, const py::list&, bool, const py::dict&, int>(),
            py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("rule"), py::arg("projected"),
-           py::arg("lazy_buffer"), py::arg("first"), py::arg("precisions"), py::arg("numbers"), py::arg("exchanges"),
+           py::arg("lazy_buffer"), py::arg("first"), py::arg("precisions"), py::arg("numbers"), py::arg("shards"), py::arg("exchanges"),
            py::arg("direct_reads"), py::arg("device"))
       .def_property_readonly("memory_bytes", &CudaBinding::bytes)
       .def("initial_bytes", &CudaBinding::initial_bytes, py::arg("address"))
-      .def("square_sum", &CudaBinding::square_sum, py::arg("group_numbers"))
+      .def("square_sum", &CudaBinding::square_sum, py::arg("group_numbers"), py::arg("total"))
       .def_property_readonly("square_sum_at", &CudaBinding::square_sum_at)
+      .def_property_readonly("square_sums_at", &CudaBinding::square_sums_at)
       .def("begin", &CudaBinding::begin, py::arg("group_numbers"), py::arg("clip"), py::arg("grad_scale"),
            py::arg("found_inf"))
       .def("gate_stats", &CudaBinding::gate_stats)
@@ -104,6 +107,8 @@ inline void add_cuda_plan(pybind11::module_& m) {
       .def("decide", &CudaBinding::decide)
       .def("correct", &CudaBinding::correct)
       .def_property_readonly("stats_at", &CudaBinding::stats_at)
+      .def_property_readonly("row_sums_at", &CudaBinding::row_sums_at)
+      .def_property_readonly("coefficients_at", &CudaBinding::coefficients_at)
       .def("decided", &CudaBinding::decided)
       .def_property_readonly("verdicts_at", &CudaBinding::verdicts_at)
       .def_property_readonly("first_steps_at", &CudaBinding::first_steps_at)

@@ -15,7 +15,10 @@ constexpr const char* rule_names[] = {"Adam", "SGD with a buffer", "SGD"};
 std::string kernel_name(Kernel kernel, const KernelKey& key) {
   return std::string(kernel_names[static_cast<int>(kernel)]) + " (" + dtype_names[static_cast<int>(key.storage.param)] +
          weight_names[static_cast<int>(key.storage.weight)] +
-         (key.storage == key.storage.with_wide_moments() ? "" : ", moments in bfloat16") + ", " +
+         (key.storage.blocks()                             ? ", moments in 8 bits"
+          : key.storage == key.storage.with_wide_moments() ? ""
+                                                           : ", moments in bfloat16") +
+         ", " +
          rule_names[static_cast<int>(key.rule)] + ")";
 }
 
@@ -79,9 +82,10 @@ void CudaExecutor::correct() {
   }
 }
 
-void CudaExecutor::square_sum(cudaStream_t stream, const std::vector<int>& group_numbers) {
+void CudaExecutor::square_sum(cudaStream_t stream, const std::vector<int>& group_numbers, bool total) {
   bring_up_to_date(stream, group_numbers, {});
   launch_where(&Work::gradients, Kernel::square_sum);
+  if (!total) return;
   check(add_up(in<double>(square_sums_), static_cast<int>(plan_.tensors.size()), in<double>(square_sum_), stream),
         "launching add_up");
   launches_.push_back("add_up");
@@ -183,6 +187,7 @@ void CudaExecutor::launch(Kernel kernel, const KernelKey& key) {
   plan.row_stats = in<RowStats>(row_stats_);
   plan.coefficients = in<double>(coefficients_);
   plan.verdicts = in<Verdict>(verdicts_);
+  plan.row_sums = in<RowSums>(row_sums_);
   plan.stats = plan_.exchanges ? in<TensorStats>(stats_) : nullptr;
   plan.arrivals = in<unsigned>(arrivals_);
   plan.corrections = in<Correction>(corrections_) + index_of(key.storage) * plan_.tensors.size();

@@ -75,7 +75,8 @@ struct Finalizer {
     return join_lanes(all, 1);
   }
 
-  // Rows that were cut into pieces: stores their coefficients, returns the largest cosine squared.
+  // Rows that were cut into pieces: stores their coefficients, returns the largest cosine squared. Of split rows, stores
+  // the sums.
   __device__ double complete_rows() const {
     const DeviceTensor& t = *o.t;
     const Projection& pr = o.scalars->projection;
@@ -85,6 +86,10 @@ struct Finalizer {
       RowSums sums;
       for (int i = lane(); i < pieces; i += warp_size) sums.add(load_stats(t.first_item + r * pieces + i).sums);
       sums = sum_lanes(sums, warp_size);
+      if (t.split) {
+        if (lane() == 0) store(plan.row_sums + t.first_split_row + r, sums, of_stats);
+        continue;
+      }
       const CompletedRow done = complete_row(pr, sums);
       if (lane() == 0) store(plan.coefficients + t.first_coefficient + r, done.c, of_stats);
       largest = max_or_nan(largest, done.cosine_squared);
@@ -93,7 +98,7 @@ struct Finalizer {
   }
 
   __device__ Verdict verdict_on(const TensorStats& all) const {
-    return verdict_of(o.scalars->projection, all, double(o.t->length), 0x1p-53);
+    return verdict_of(o.scalars->projection, all, double(o.t->whole_length), 0x1p-53);
   }
   __device__ TensorStats stats_of(const RowStats& all) const {
     return {all.sums, all.max_cosine_squared, double(o.t->rows)};

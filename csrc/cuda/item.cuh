@@ -49,7 +49,7 @@ struct Operands : ItemView<Rule> {
   bool aligned;  // vectors of all operands lie on their boundaries wherever those of p do
 
   __device__ __forceinline__ explicit Operands(const ItemView<Rule>& view)
-      : ItemView<Rule>(view), p(view.t->p, &view.t->remainder, view.draw_key()) {
+      : ItemView<Rule>(view), p(view.t->p, &view.t->remainder, view.draw_key(), &view.t->whole_place) {
     g = {this->gradient, &t->wide_gradient};
     aligned = g.is_wide() ? like_p<float>(this->gradient) : like_p<Element>(this->gradient);
     if (std::is_same_v<P, Master>) aligned &= like_p<MasterRemainder>(t->remainder);
@@ -85,6 +85,11 @@ struct Operands : ItemView<Rule> {
     return *from;
   }
 
+  // The random bits of an element, by its place in the whole tensor.
+  __device__ __forceinline__ uint32_t drawn(const DrawKey& key, int64_t index, int i) const {
+    return draw_at(key, t->whole_place.of(index) + i);
+  }
+
   // To what is stored of them.
   template <class Place>
   __device__ __forceinline__ void round_moments([[maybe_unused]] const Place& place,
@@ -94,7 +99,7 @@ struct Operands : ItemView<Rule> {
 #pragma unroll
       for (int i = 0; i < lanes; ++i) {
         if (Rule::moments > 0) moment[0].x[i] = rounded_to_nearest(moment[0].x[i]);
-        if (Rule::moments > 1) moment[1].x[i] = rounded_up(moment[1].x[i], draw_at(key, place.index + i) >> 16);
+        if (Rule::moments > 1) moment[1].x[i] = rounded_up(moment[1].x[i], this->drawn(key, place.index, i) >> 16);
       }
     }
   }
@@ -186,7 +191,7 @@ struct Elements {
     const DrawKey key = o.draw_key();
 #pragma unroll
     for (int i = 0; i < O::lanes; ++i) {
-      const uint32_t up = draw_at(key, place.index + i) >> (32 - Codes<false>::dropped_bits);
+      const uint32_t up = o.drawn(key, place.index, i) >> (32 - Codes<false>::dropped_bits);
       const uint32_t v = Codes<false>::stored(bits_of(moment[1].x[i]), up, scale_of_v);
       moment[1].x[i] = float_of(v), code.x[i] = float_of(Codes<false>::code_of(v, scale_of_v));
     }

@@ -281,7 +281,8 @@ __global__ void __launch_bounds__(block_size, 1) decide(const KernelParams<Rule>
   for (int i = int(blockIdx.x) * block_size + int(threadIdx.x); i < plan.all_tensors; i += gridDim.x * block_size) {
     const DeviceTensor& t = plan.tensors[i];
     if (!t.projected || t.key != plan.key) continue;
-    with_item(params, load(plan.items + t.first_item, of_plan), [&](const ItemView<Rule>& o) {
+    // Of its items nothing is needed; it may have none, where others have its rows.
+    with_item(params, DeviceItem{i, 0, 0}, [&](const ItemView<Rule>& o) {
       const bool deferred = load(&plan.verdicts[i].needs_correction, of_stats) != 0;
       Finalizer<ItemView<Rule>>{plan, o}.decide(load(plan.stats + i, of_stats), policy_of(t, gate_to_write(plan, o)),
                                                 deferred);

@@ -81,13 +81,13 @@ bool fits_a_warp(const Tensor& t, int row_cache_bytes) {
 
 bool goes_to_a_warp(const Tensor& t, int row_cache_bytes) {
   static_assert(warp_elements < smallest_tensor_of_blocks, "goes_to_warps in kernels.cuh");
-  if (!t.packed || t.elements() > warp_elements) return false;
+  if (!t.packed || t.elements() > warp_elements || (t.projected && t.split)) return false;
   return !t.projected || fits_a_warp(t, row_cache_bytes);
 }
 
 void cut(Plan& plan, int tensor, int row_cache_bytes) {
   const Tensor& t = plan.tensors[tensor];
-  if (!t.projected) return plan.cut(tensor, item_elements, item_elements);
+  if (!t.projected || t.split) return plan.cut(tensor, item_elements, item_elements);
   const RowCache cache = row_cache_of(t, row_cache_bytes);
   const int64_t longest = elements_cached(t, cache, row_cache_bytes, block_size);
   if (cache == RowCache::none) {
@@ -105,6 +105,7 @@ void cut(Plan& plan, int tensor, int row_cache_bytes) {
 }  // namespace
 
 RowCache row_cache_of(const Tensor& t, int row_cache_bytes) {
+  if (t.split) return RowCache::none;
   for (RowCache cache : {RowCache::p_and_u, RowCache::u})
     if (t.length <= elements_cached(t, cache, row_cache_bytes, block_size)) return cache;
   return RowCache::none;

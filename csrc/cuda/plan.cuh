@@ -62,8 +62,10 @@ struct DeviceTensor {
   float* step;                  // null where there is no count, or the host counts
   uint8_t* gate_counter;        // null where not projected
   const int64_t* layout;        // null if packed, else sizes, then the strides of p, g, the moments and the remainder
-  int64_t rows, length;
+  int64_t rows, length, whole_length;
+  WholePlace whole_place;
   int64_t first_coefficient;
+  int64_t first_split_row;  // of its sums in DevicePlan::row_sums
   int first_item, items;
   uint32_t number;  // of its random bits
   uint8_t dims;
@@ -72,6 +74,7 @@ struct DeviceTensor {
   int hyper_index;    // its group in DevicePlan::hypers, or -1: the scalars come from the host
   RowCache row_cache;
   bool projected, speculates;
+  bool split;     // the rows are parts of rows, whose sums are completed by others
   bool deferred;  // p is written by the correction alone
   bool negated;
   bool wide_gradient;  // float32, of a parameter of 16 bits
@@ -123,6 +126,7 @@ struct DevicePlan {
   double* coefficients;  // c of every row of the projected tensors
   Verdict* verdicts;
   TensorStats* stats;       // of every tensor; null where they are not exchanged
+  RowSums* row_sums;        // of every split row
   unsigned* arrivals;       // of every tensor: how many of its items are done
   Correction* corrections;  // tensors of this kernel key that are to be corrected, in any order
   unsigned* corrected;      // their number, and how many blocks are done with them: back to 0 after every step

@@ -30,6 +30,7 @@ void CudaExecutor::lay_out() {
   hypers_ = region(tensors * sizeof(DeviceHyper));
   verdicts_ = region(tensors * sizeof(Verdict));
   stats_ = region(tensors * sizeof(TensorStats));
+  row_sums_ = region(plan_.split_rows * sizeof(RowSums));
   row_stats_ = region(items * sizeof(RowStats));
   coefficients_ = region(plan_.coefficients * sizeof(double));
   arrivals_ = region(tensors * sizeof(unsigned));
@@ -100,7 +101,10 @@ DeviceTensor CudaExecutor::describe(int i) const {
   d.step = on_device ? t.step : nullptr;
   d.gate_counter = t.gate_counter;
   d.layout = t.packed ? nullptr : in<int64_t>(layouts_) + layout_at_[i];
-  d.rows = t.rows, d.length = t.length;
+  d.rows = t.rows, d.length = t.length, d.whole_length = t.whole_length;
+  d.whole_place = t.whole_place();
+  d.split = t.split;
+  d.first_split_row = t.first_split_row;
   d.first_coefficient = t.first_coefficient;
   d.first_item = static_cast<int>(t.first_item), d.items = static_cast<int>(t.items);
   d.number = t.number;

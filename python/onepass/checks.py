@@ -12,12 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks import SCALE, scale_shape
+from .blocks import BLOCK, SCALE, scale_shape
 from .dtypes import PARAM_DTYPES
 from .masters import MASTER
 from .precision import precision_of
+from .sharding import is_cut, is_placed_as, shard_of
 from .spec import OptimizerSpec
-from .torch_compat import FakeTensor, base_of, is_flat_parameter, is_fsdp, is_traceable_wrapper_subclass
+from .torch_compat import (
+    FakeTensor,
+    base_of,
+    is_dtensor,
+    is_flat_parameter,
+    is_fsdp,
+    is_traceable_wrapper_subclass,
+    local_of,
+)
 
 Group = dict[str, Any]
 
@@ -52,8 +61,10 @@ def check_parameters(spec: OptimizerSpec, groups: Sequence[Group], first: int = 
         if id(p) in seen:
             raise ValueError(f"{name}: was given twice, and two threads would write to it at once; pass it once")
         seen.add(id(p))
-        if is_traceable_wrapper_subclass(p):
-            raise TypeError(f"{name}: is a {type(p).__name__}, which wraps other tensors; {_instead_of_wrapped(spec)}")
+        if is_traceable_wrapper_subclass(p) and not is_dtensor(p):
+            raise TypeError(
+                f"{name}: is a {type(p).__name__}, which wraps other tensors; pass plain tensors, or torch.distributed.tensor.DTensor"
+            )
         if p.layout != torch.strided:
             raise TypeError(f"{name}: must be dense, got layout {p.layout}; use p.to_dense()")
         if p.dtype not in PARAM_DTYPES:
@@ -63,9 +74,10 @@ def check_parameters(spec: OptimizerSpec, groups: Sequence[Group], first: int = 
             raise ValueError(
                 f"{name}: was made in inference mode, outside of which torch refuses to write to it; use p.clone()"
             )
-        if p.is_neg():
+        if local_of(p).is_neg():
             raise ValueError(f"{name}: is a view that torch negates when it is read; use p.resolve_neg()")
-        if overlaps(p):
+        _check_shard(spec, name, p, group)
+        if overlaps(local_of(p)):
             raise ValueError(
                 f"{name}: its elements share memory (strides {p.stride()}), so a write to one would change another; "
                 "use p.clone()"
@@ -103,16 +115,29 @@ def _check_precision(name: str, p: Tensor, group: Group) -> None:
                 )
 
 
-def _instead_of_wrapped(spec: OptimizerSpec) -> str:
-    if spec.projected:
-        return (
-            "the projection needs whole tensors, which DistributedDataParallel and ZeroRedundancyOptimizer leave; or use "
-            "an optimizer without projection, with what this process holds of them, p.detach().to_local() of a DTensor"
+def _check_shard(spec: OptimizerSpec, name: str, p: Tensor, group: Group) -> None:
+    """Raises if a DTensor is placed in a way in which it cannot be stepped."""
+    if not is_dtensor(p):
+        return
+    if any(placement.is_partial() for placement in p.placements):
+        raise ValueError(
+            f"{name}: has placements {p.placements}, of which a Partial one is a sum that is not made yet; use "
+            "p.redistribute(...) to shard or replicate it"
         )
-    return (
-        "pass the plain local tensors instead, p.detach().to_local() of a DTensor, and give each its gradient, "
-        "p.grad.to_local(), before every step"
-    )
+    precision, shard = precision_of(group), shard_of(p)
+    assert shard is not None
+    beyond = [placement.dim for placement in p.placements if placement.is_shard() and placement.dim > 1]
+    if beyond and precision.draws(spec, p):
+        raise ValueError(
+            f"{name}: is sharded along dim {beyond[0]}, where the random bits of stochastic rounding are not to be found; shard it "
+            "along dim 0 or 1, or put it into a group with state_dtype=None and stochastic_rounding=False"
+        )
+    if precision.moment_dtype(p) == torch.uint8 and (shard.split or p.dim() == 1):
+        if is_cut(p, BLOCK):
+            raise ValueError(
+                f"{name}: its rows are split over ranks at places that are no multiples of {BLOCK}, the elements of a block of moments "
+                "of 8 bits; put it into a group with state_dtype=torch.bfloat16"
+            )
 
 
 def check_rows(spec: OptimizerSpec, groups: Sequence[Group]) -> None:
@@ -176,7 +201,13 @@ def check_gradients(groups: Sequence[Group]) -> None:
         g = p.grad
         if g is None:
             continue
-        if is_traceable_wrapper_subclass(g):
+        if is_dtensor(p) or is_dtensor(g):
+            if not (is_dtensor(p) and is_dtensor(g) and g.device_mesh == p.device_mesh):
+                raise TypeError(
+                    f"{name}: its gradient must be on the mesh of the parameter, {_mesh_of(p)}, got {_mesh_of(g)}; "
+                    "distribute both, torch.distributed.tensor.distribute_tensor, or neither"
+                )
+        elif is_traceable_wrapper_subclass(g):
             raise TypeError(f"{name}: its gradient is a {type(g).__name__}, which wraps other tensors; pass plain ones")
         if g.layout != torch.strided:
             raise RuntimeError(
@@ -190,7 +221,7 @@ def check_gradients(groups: Sequence[Group]) -> None:
             raise RuntimeError(f"{name}: its gradient must be on {p.device} as the parameter is, got {g.device}")
         if g.shape != p.shape:
             raise ValueError(f"{name}: its gradient must have the parameter's shape, got {tuple(g.shape)}")
-        if overlaps(g):
+        if overlaps(local_of(g)):
             raise ValueError(
                 f"{name}: its gradient is expanded, elements share memory (strides {g.stride()}); use p.grad.clone()"
             )
@@ -229,8 +260,10 @@ def check_state(spec: OptimizerSpec, groups: Sequence[Group], state: Any, counts
 
 def check_state_tensor(name: str, p: Tensor, key: str, moment: Any, dtype: torch.dtype) -> None:
     """Raises if a tensor of the state does not fit its parameter."""
-    fits = isinstance(moment, Tensor) and moment.shape == p.shape and moment.device == p.device
-    if not fits or moment.dtype != dtype or moment.layout != torch.strided or overlaps(moment):
+    fits = (
+        isinstance(moment, Tensor) and moment.shape == p.shape and moment.device == p.device and is_placed_as(moment, p)
+    )
+    if not fits or moment.dtype != dtype or moment.layout != torch.strided or overlaps(local_of(moment)):
         raise ValueError(
             f"{name}: its state {key!r} must be a dense {dtype} tensor of the parameter's shape on {p.device}, "
             f"got {_described(moment)}; {_state_advice(p, moment)}"
@@ -239,8 +272,13 @@ def check_state_tensor(name: str, p: Tensor, key: str, moment: Any, dtype: torch
 
 def _check_scales(name: str, p: Tensor, key: str, scales: Any) -> None:
     shape = scale_shape(p.shape)
-    fits = isinstance(scales, Tensor) and scales.shape == shape and scales.device == p.device
-    if not fits or scales.dtype != torch.uint8 or not scales.is_contiguous():
+    fits = (
+        isinstance(scales, Tensor)
+        and scales.shape == shape
+        and scales.device == p.device
+        and is_dtensor(scales) == is_dtensor(p)
+    )
+    if not fits or scales.dtype != torch.uint8 or not local_of(scales).is_contiguous():
         raise ValueError(
             f"{name}: its state {key!r} must be a contiguous torch.uint8 tensor of shape {shape} on {p.device}, got "
             f"{_described(scales)}; load it with load_state_dict, with the moment that it belongs to"
@@ -248,7 +286,15 @@ def _check_scales(name: str, p: Tensor, key: str, scales: Any) -> None:
 
 
 def _described(x: Any) -> str:
-    return f"{x.dtype}, shape {tuple(x.shape)}, on {x.device}" if isinstance(x, Tensor) else repr(x)
+    if not isinstance(x, Tensor):
+        return repr(x)
+    return f"{x.dtype}, shape {tuple(x.shape)}, on {x.device}" + (
+        f", placements {x.placements}" if is_dtensor(x) else ""
+    )
+
+
+def _mesh_of(t: Tensor) -> str:
+    return repr(t.device_mesh) if is_dtensor(t) else "none (a plain tensor)"
 
 
 def _state_advice(p: Tensor, moment: Any) -> str:

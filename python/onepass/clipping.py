@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from .checks import Group, name_of
+from .exchange import Exchange, summed
 from .execution_state import ExecutionState
 from .forks import one_thread_after_fork
 from .hyperparams import Hyper
 from .pending_clip import Clip
 from .scaling import NO_SCALING, Scaling
+from .sharding import axis
 from .torch_compat import TorchOptimizer, disable_dynamo, is_flat_parameter, is_fsdp
 from .values import holds_truth, truth_of
 
@@ -31,7 +33,9 @@ class ScaledGradients(TorchOptimizer):
 
     @disable_dynamo
     @one_thread_after_fork
-    def clip_grad_norm_(self, max_norm: float | Tensor, *, error_if_nonfinite: bool = False) -> Tensor:
+    def clip_grad_norm_(
+        self, max_norm: float | Tensor, *, error_if_nonfinite: bool = False, process_groups: Sequence[Any] = ()
+    ) -> Tensor:
         """Makes the next step clip the norm of all gradients of this optimizer, taken as one vector, to `max_norm`.
 
             total_norm = sqrt(sum over all groups of |g|^2)        g = min(1, max_norm/(total_norm + 1e-6))*g
@@ -43,11 +47,14 @@ class ScaledGradients(TorchOptimizer):
 
         Args:
             max_norm: at least 0.
+            process_groups: of torch.distributed, whose ranks have other parameters, such as the stages of a pipeline: the
+                norm is then of all of theirs together. All of their ranks call this.
             error_if_nonfinite: raise RuntimeError if the norm is infinite or NaN, which waits for the device. Otherwise
                 such a norm makes the coefficient 0 or NaN, as in torch.
 
         Returns the norm before clipping, a tensor of one number on the device of the first group: float32, or float64 if
-        some parameter is; sums are taken in float64, in one fixed order.
+        some parameter is; sums are taken in float64, in one fixed order. Of DTensors it is the norm of the whole gradients, and the
+        same bits on all ranks.
 
         Raises what `step` raises, and ValueError for a parameter that FSDP has sharded. The step raises RuntimeError if a
         gradient was replaced or written to in between; writes through `.data` and by collectives are not detected.
@@ -59,7 +66,12 @@ class ScaledGradients(TorchOptimizer):
         clip = self._execution.clip
         earlier = clip.coefficient_for(self.param_groups, may_be_new=True) if clip else None
         self._make_ready(scaled=True, needs_state=False)
-        square_sums = [backend.square_sum() for backend in self._execution.backends]
+        backends, exchange = self._execution.backends, self._execution.exchange
+        if isinstance(exchange, Exchange):
+            square_sums = [exchange.square_sum(backends)]
+        else:
+            square_sums = [backend.square_sum() for backend in backends]
+        square_sums = over_groups(square_sums, process_groups)
         total_norm, self._execution.clip = clip_gradients(
             square_sums, self.param_groups, limit, earlier, bool(error_if_nonfinite)
         )
@@ -89,6 +101,16 @@ def check_whole(groups: Sequence[Group]) -> None:
                 f"{name_of(p, groups)}: is sharded by FSDP, and so is its gradient, whose norm takes all processes; use clip_grad_norm_ of "
                 "the FSDP module, before the step"
             )
+
+
+def over_groups(square_sums: list[Tensor], process_groups: Sequence[Any]) -> list[Tensor]:
+    """The sums of squares of all ranks of some process groups, which have other parameters."""
+    if process_groups:
+        total = torch.stack([x.to(square_sums[0].device) for x in square_sums]).sum()
+        for group in process_groups:
+            total = summed(total, axis(group))
+        square_sums = [total]
+    return square_sums
 
 
 def total_norm_of(square_sums: list[Tensor], clip: Tensor | None, dtype: torch.dtype) -> Tensor:

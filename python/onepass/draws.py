@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from .sharding import Shard
+
 MASK = 0xFFFFFFFF
 START = (0x243F6A88, 0x85A308D3)
 
@@ -42,15 +44,22 @@ def step_key(seed: int, step: int) -> tuple[int, int]:
     return absorbed(START, seed & MASK, seed >> 32, step)
 
 
-def draws(seed: int, step: int, number: int, shape: torch.Size, device: torch.device, first: int = 0) -> Tensor:
+def draws(
+    seed: int, step: int, number: int, shape: torch.Size, device: torch.device, shard: Shard | None = None
+) -> Tensor:
     """The bits of every element of a tensor: the lower 16 round the parameter, the upper 16 its second moment, or the upper 20 where
     that has 8 bits (blocks.py).
 
-    number: of the parameter among all of the optimizer. first: the place of the first element in the tensor, in the order of its
-    shape, where this is a part of it. Returns int64 of the shape.
+    number: of the parameter among all of the optimizer. shard: of what this is a part, where it is one: an element has the bits of
+    its place in the whole, in the order of the shape. Returns int64 of the shape.
     """
     a, b = absorbed(step_key(seed, step), number)
-    index = torch.arange(first, first + prod(shape), dtype=torch.int64, device=device)
+    index = torch.arange(prod(shape), dtype=torch.int64, device=device)
+    if shard is not None:
+        if shard.split:  # each row is a part of one
+            length = prod(shape[1:])
+            index += index // max(length, 1) * (prod(shard.shape[1:]) - length)
+        index += shard.first
     # Keys that differ in `a` alone would give the same bits in another order, hence `b`.
     return mixed((index & MASK) ^ a, ((index >> 32) * 0x9E3779B1 & MASK) ^ b).reshape(shape)
 

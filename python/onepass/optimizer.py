@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from typing_extensions import Self
 
 from .arguments import OF_TORCH, refuse_unknown, refuse_unsupported, warn_unknown
@@ -26,16 +27,18 @@ from .checks import (
     name_of,
 )
 from .clipping import ScaledGradients
+from .exchange import Exchange, found_anywhere, is_needed
 from .execution_state import ExecutionState
 from .forks import one_thread_after_fork
 from .hyperparams import Hyper, hyper_of
 from .last_step import LastStep
 from .masters import MASTER, joined, split
-from .phases import take_step
+from .phases import nothing, take_step
 from .precision import precision_of
+from .sharding import Axis, every_axis, is_placed_as, part_of, place_gradients, sharded
 from .spec import OptimizerSpec
 from .state import make_state, make_state_of, move_counts
-from .torch_compat import is_faking
+from .torch_compat import is_dtensor, is_faking, like_local, local_of
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 LossT = TypeVar("LossT")
@@ -147,14 +150,21 @@ class Optimizer(ScaledGradients, Checkpointed):
     @one_thread_after_fork
     def _step(self) -> None:
         execution, scaling = self._execution, self._scaling()
+        if scaling.found_inf is not None:
+            found_anywhere(scaling.found_inf, self._mesh_axes())
         skips = scaling.known_to_skip
         hypers = self._make_ready(scaled=bool(scaling), needs_state=not skips)
         if skips:
             for backend in execution.backends:
                 backend.release_gradients()
         else:
-            execution.stepped = take_step(execution.backends, hypers, scaling) or execution.stepped
+            execution.stepped = take_step(execution.backends, hypers, scaling, execution.exchange) or execution.stepped
         execution.clip = None
+
+    def _mesh_axes(self) -> list[Axis]:
+        """Of all meshes that parameters are on."""
+        exchange = self._execution.exchange
+        return exchange.axes if isinstance(exchange, Exchange) else every_axis(sharded(self.param_groups), "all")
 
     def _make_ready(self, scaled: bool, needs_state: bool) -> list[Hyper]:
         """Checks every group and tensor and makes all backends ready; returns the groups' hyper-parameters.
@@ -166,6 +176,7 @@ class Optimizer(ScaledGradients, Checkpointed):
                 "onepass: a step was taken in torch's FakeTensorMode, in which tensors have no memory; step outside of it"
             )
         execution, hypers = self._execution, self._hypers()
+        place_gradients(execution.sharded)
         layout = [id(self.state), *[(id(group), group["backend"]) for group in self.param_groups]]
         if (
             layout != execution.layout
@@ -185,6 +196,8 @@ class Optimizer(ScaledGradients, Checkpointed):
         check_memory(groups, self.state)
         check_parameters(self.spec, groups)
         check_rows(self.spec, groups)
+        execution.sharded = sharded(groups)
+        place_gradients(execution.sharded)
         check_gradients(groups)
         check_state(self.spec, groups, self.state, execution.counts_on_device)
         backends = registry.make_backends(self.spec, groups, execution.graph_tensors)
@@ -197,8 +210,9 @@ class Optimizer(ScaledGradients, Checkpointed):
                 hypers = self._hypers()
             if needs_state:
                 execution.first |= make_state(self.spec, groups, hypers, self.state, execution.counts_on_device)
+        execution.exchange = Exchange(self.spec, backends) if execution.sharded else nothing
         for backend in backends:
-            backend.bind(self.state, list(execution.first))
+            backend.bind(self.state, list(execution.first), exchanges=is_needed(self.spec, backend))
             if not backend.ready(groups, hypers, needs_state):
                 raise RuntimeError(f"onepass: backend {backend.name!r} refuses tensors that passed every check; a bug")
         execution.backends = backends
@@ -226,7 +240,9 @@ class Optimizer(ScaledGradients, Checkpointed):
         if not precision_of(self.param_groups[self._group_of(p)]).has_master(p.dtype):
             return p.detach().clone()
         remainder = self._remainder(p)
-        return p.detach().float() if remainder is None else joined(p.detach(), remainder)
+        if remainder is None:
+            return p.detach().float()
+        return like_local(joined(local_of(p.detach()), local_of(remainder)), p)
 
     @torch.no_grad()
     def set_master(self, p: Tensor, x: Tensor) -> None:
@@ -243,7 +259,7 @@ class Optimizer(ScaledGradients, Checkpointed):
         if x.shape != p.shape:
             raise ValueError(f"x must have the parameter's shape {tuple(p.shape)}, got {tuple(x.shape)}")
         if not precision_of(group).has_master(p.dtype):
-            p.copy_(x)
+            p.copy_(x if is_dtensor(x) else like_local(part_of(x, p), p))
             return
         h = self._hyper(group, index)
         # Or no later step could write to the state; leaving inference mode turns gradients on.
@@ -254,14 +270,16 @@ class Optimizer(ScaledGradients, Checkpointed):
                 first = execution.unstepped(self.state)
                 execution.forget()
                 execution.first = first if buffer is None else {**first, p: buffer}
-            nearest, remainder = split(x.detach().to(p.device, torch.float32))
-            self.state[p][MASTER].copy_(remainder)
-            p.copy_(nearest)
+            nearest, remainder = split(part_of(x.detach(), p).to(p.device, torch.float32))
+            for to, part in ((self.state[p][MASTER], remainder), (p, nearest)):
+                local_of(to).copy_(part)
+            increment_version(p)
 
     def _remainder(self, p: Tensor) -> Tensor | None:
         own = self.state.get(p, {})  # get(), so that no entry is made of a parameter that has none
         remainder: Tensor | None = own.get(MASTER)
         fits = isinstance(remainder, Tensor) and remainder.dtype == torch.int16 and remainder.shape == p.shape
+        fits = fits and is_placed_as(remainder, p)
         if remainder is not None and not fits:
             check_state_tensor(name_of(p, self.param_groups), p, MASTER, remainder, torch.int16)
         return remainder

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .checks import Group, name_of
-from .torch_compat import version_of
+from .torch_compat import is_dtensor, version_of
 
 
 class Clip:
@@ -37,7 +37,8 @@ class Clip:
         if not all(same):
             raise RuntimeError(self._complaint(groups, params[same.index(False)], "was replaced"))
         for p, (_, _, version) in zip(params, marks, strict=True):
-            if not version <= version_of(p.grad) <= version + writes:
+            # A write to a DTensor is one to its local tensor too.
+            if not version <= version_of(p.grad) <= version + writes * (2 if is_dtensor(p.grad) else 1):
                 raise RuntimeError(self._complaint(groups, p, "was written to"))
         return self.coefficient
 

@@ -26,6 +26,7 @@ from .dtypes import compute_dtype
 from .hyperparams import NO_FIXED_GATE, Hyper, has_moments
 from .masters import MASTER, joined, split
 from .rounding import square_root
+from .sharding import Shard
 from .spec import OptimizerSpec
 from .verdict import GATES, Verdict
 
@@ -44,18 +45,27 @@ class Pending:
 
 
 def update(
-    spec: OptimizerSpec, p: Tensor, grad: Tensor, state: dict[str, Any], h: Hyper, first: bool, number: int
+    spec: OptimizerSpec,
+    p: Tensor,
+    grad: Tensor,
+    state: dict[str, Any],
+    h: Hyper,
+    first: bool,
+    number: int,
+    shard: Shard | None = None,
 ) -> Pending | None:
     """Steps the moments, and p if it is not projected; returns what the other phases need, or None if there are none.
 
     In place on `p` and on the tensors of `state`. first: whether the moments were made for this step (torch.optim.SGD's first
-    buffer is the gradient itself). number: of the parameter among all of the optimizer.
+    buffer is the gradient itself). number: of the parameter among all of the optimizer. shard: of what `p` is a part, where it is
+    one, and all others with it.
     """
     x, t, drawn = weight(p, state, h), 0, None
+    whole = p if shard is None else torch.empty(shard.shape, dtype=p.dtype, device="meta")
     if h.precision.is_counted(spec, p.dtype):
         t = int(state["step"].add_(1))
-    if h.precision.draws(spec, p):
-        drawn = draws(h.seed, t, number, p.shape, p.device)
+    if h.precision.draws(spec, whole):
+        drawn = draws(h.seed, t, number, p.shape, p.device, shard)
     g = h.grad_scale * grad.to(x.dtype)
     if h.l2:
         g = g + h.l2 * x
@@ -65,7 +75,7 @@ def update(
         u, s = sgd_direction(spec, g, state, h, first), h.lr
 
     # A gate takes values to decide, which meta tensors do not have.
-    if spec.projected and p.dim() > 1 and p.numel() > 0 and not p.is_meta:
+    if spec.projected and p.dim() > 1 and whole.numel() > 0 and not p.is_meta:
         return Pending(x, u, s, drawn, row_sums(x, g, u, h))
     d, k = affine(h, s, projected=False, c=0.0)
     write(p, state, h, apply(x, u, d, k), drawn)
@@ -200,18 +210,19 @@ class RowSums(NamedTuple):
     def stats(self) -> list[float]:
         """STATS of backend/base.py: over all rows."""
         sums = [float(x.sum()) for x in (self.pg, self.pp, self.gg, self.pu)]
-        return [*sums, float(self.cosine.max()) ** 2, float(len(self.pg))]
+        largest = float(self.cosine.max()) if len(self.pg) else 0.0
+        return [*sums, largest**2, float(len(self.pg))]
 
 
 def row_sums(p: Tensor, g: Tensor, u: Tensor, h: Hyper) -> RowSums:
-    p64, g64, u64 = (x.double().reshape(p.size(0), -1) for x in (p, g, u))
+    p64, g64, u64 = (x.double().flatten(1) for x in (p, g, u))
     pg, pp, gg, pu = ((a * b).sum(dim=1) for a, b in ((p64, g64), (p64, p64), (g64, g64), (p64, u64)))
-    return RowSums(pg, pp, gg, pu, cosine(pg, pp, gg, h))
+    return RowSums(pg, pp, gg, pu, cosine(pg, pp, gg, h.eps))
 
 
-def cosine(pg: Tensor, pp: Tensor, gg: Tensor, h: Hyper) -> Tensor:
+def cosine(pg: Tensor, pp: Tensor, gg: Tensor, eps: float | Tensor) -> Tensor:
     """|cos(p, g)| = |<p,g>|/(|p|*|g|) with norms of at least eps; 0/0 := 0, and a NaN stays one."""
-    norms = pp.sqrt().clamp(min=h.eps) * gg.sqrt().clamp(min=h.eps)
+    norms = pp.sqrt().clamp(min=eps) * gg.sqrt().clamp(min=eps)
     return pg.abs() / torch.where(norms == 0, math.inf, norms)
 
 
@@ -222,7 +233,7 @@ def decide(stats: list[float], length: int, h: Hyper) -> Verdict:
     """
     _, pp, gg, _, max_cosine_squared, rows = stats
     sums = torch.tensor(stats[:3], dtype=torch.float64, device="cpu")
-    whole = cosine(sums[0], sums[1], sums[2], h)
+    whole = cosine(sums[0], sums[1], sums[2], h.eps)
     channel = math.sqrt(max_cosine_squared) * math.sqrt(length)
     layer = float(whole) * math.sqrt(rows * length)
     passed = "channel" if channel < h.delta else "layer" if layer < h.delta else "none"
@@ -239,6 +250,10 @@ def projection(pending: Pending, h: Hyper, stats: list[float]) -> Any:
     pp, pu = pending.rows.pp, pending.rows.pu
     if pending.verdict.gate == "layer":
         pp, pu = pp.new_tensor([stats[1]]), pp.new_tensor([stats[3]])
-    squares = (pp.sqrt() + h.eps) ** 2
-    c = pu / torch.where(squares == 0, math.inf, squares)
-    return c.reshape(-1, *[1] * (pending.p.dim() - 1))
+    return coefficient(pp, pu, h.eps).reshape(-1, *[1] * (pending.p.dim() - 1))
+
+
+def coefficient(pp: Tensor, pu: Tensor, eps: float | Tensor) -> Tensor:
+    """c = <p,u>/(|p|+eps)^2 of rows; 0/0 := 0."""
+    squares = (pp.sqrt() + eps) ** 2
+    return pu / torch.where(squares == 0, math.inf, squares)

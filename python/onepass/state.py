@@ -15,6 +15,7 @@ from .hyperparams import Hyper, has_moments
 from .masters import MASTER
 from .precision import precision_of
 from .spec import OptimizerSpec
+from .torch_compat import like_local, local_of
 
 
 def make_state(
@@ -44,19 +45,30 @@ def make_state_of(
         return None
     own = state[p]
     if exact and own.get(MASTER) is None:
-        own[MASTER] = torch.zeros_like(p, dtype=torch.int16, requires_grad=False)
+        own[MASTER] = zeros_like(p, torch.int16)
     if counted and own.get("step") is None:
         own["step"] = torch.zeros((), dtype=torch.float32, device=step_device(p, group, counts_on_device))
     if spec.projected and p.dim() > 1 and own.get("gate_counter") is None:
         own["gate_counter"] = torch.ones((), dtype=torch.uint8, device=p.device)
     for key in spec.moments if has_moments(spec, h) else ():
         if own.get(key) is None:
-            own[key] = torch.zeros_like(p, dtype=precision.moment_dtype(p), requires_grad=False)
+            own[key] = zeros_like(p, precision.moment_dtype(p))
             if has_scales(own[key]):
-                own[key + SCALE] = torch.zeros(scale_shape(p.shape), dtype=torch.uint8, device=p.device)
+                own[key + SCALE] = scales_like(p)
             if spec.lazy_buffer:
                 first = ref(own[key])
     return first
+
+
+def zeros_like(p: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of the layout and the placements of a parameter."""
+    return like_local(torch.zeros_like(local_of(p), dtype=dtype, requires_grad=False), p)
+
+
+def scales_like(p: Tensor) -> Tensor:
+    """The scales of a moment of 8 bits of a parameter. A rank has those of its blocks."""
+    scales = torch.zeros(scale_shape(local_of(p).shape), dtype=torch.uint8, device=p.device)
+    return like_local(scales, p, scale_shape(p.shape), of_rows=True)
 
 
 def move_counts(spec: OptimizerSpec, groups: Sequence[Group], state: Any) -> None:

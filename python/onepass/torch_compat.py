@@ -8,9 +8,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_tra
 
 # Applies a function to the tensors in nested containers; torch.utils has no public one.
 from torch.utils._pytree import tree_map_only as tree_map_only
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -82,7 +86,7 @@ def is_faking() -> bool:
 def version_of(t: Tensor) -> int:
     """The number of writes to a tensor, by which autograd detects in-place changes; 0 for one of inference mode."""
     try:
-        return t._version
+        return t._version + (t._local_tensor._version if is_dtensor(t) else 0)
     except RuntimeError:
         return 0
 
@@ -90,6 +94,48 @@ def version_of(t: Tensor) -> int:
 def base_of(t: Tensor) -> Tensor | None:
     """The tensor that `t` is a view of."""
     return t._base
+
+
+def is_dtensor(t: Any) -> TypeIs[DTensor]:
+    """Whether a tensor is spread over a device mesh. Without an import: where none was made, there is none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and type(t) is module.DTensor
+
+
+def local_of(t: Tensor) -> Tensor:
+    """What a DTensor holds on this rank, with its memory; any other tensor itself. `to_local()` would make a view, and takes ten
+    times as long."""
+    return t._local_tensor if is_dtensor(t) else t
+
+
+def like_local(local: Tensor, t: Tensor, shape: Sequence[int] | None = None, of_rows: bool = False) -> Tensor:
+    """A DTensor of what this rank is to hold, placed as the DTensor `t`; `local` itself if t is none.
+
+    shape: of the whole, if it is not that of t: of two dimensions, (rows, elements of a row). of_rows: whether a t of one dimension
+    is one row of it.
+    """
+    if not is_dtensor(t):
+        return local
+    from torch.distributed.tensor import DTensor, Shard
+
+    size, stride, placements = t.shape, t.stride(), t.placements
+    if shape is not None:
+        size = torch.Size(shape)
+        stride = (size[1], 1)
+        if of_rows and t.dim() == 1:
+            placements = tuple(Shard(1) if placement.is_shard() else placement for placement in placements)
+    return DTensor.from_local(local, t.device_mesh, placements, run_check=False, shape=size, stride=stride)
+
+
+def waited_for(t: DTensor) -> DTensor:
+    """A DTensor whose collective is done, of one where it may be under way (AsyncCollectiveTensor)."""
+    return like_local(t._local_tensor.wait(), t)  # type: ignore[attr-defined, return-value]
+
+
+def all_gather(every: Tensor, own: Tensor, group: Any) -> None:
+    """Its name is new in torch 2.13, which warns of the old one."""
+    gather = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
+    gather(every, own, group=group)
 
 
 def is_fsdp(p: Tensor) -> bool:

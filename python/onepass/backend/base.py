@@ -28,6 +28,8 @@ class Backend(Protocol):
 
     name: str
     indices: list[int]  # of its param groups
+    params: list[list[Tensor]]  # of each of them
+    hypers: list[Hyper]  # likewise, at this step
     capturable: bool  # whether the device can count the steps, so that they can be captured into a CUDA graph
 
     def bind(self, state: Any, first: list[Tensor], exchanges: bool = False) -> None:
@@ -44,6 +46,9 @@ class Backend(Protocol):
     def square_sum(self) -> Tensor:
         """The sum of squares over all gradients, float64, on their device. Only after `ready` returned True."""
 
+    def square_sums(self, members: Tensor) -> Tensor:
+        """The same over the gradients of some sets of tensors. members: bool, of shape (sets, tensors), on the device."""
+
     def begin(self, hypers: list[Hyper], scaling: Scaling) -> bool:
         """Begins a step: computes its scalars. False, and no step, if it is known to be skipped. Only after
         `ready` returned True, state included."""
@@ -58,6 +63,14 @@ class Backend(Protocol):
     def stats(self) -> Tensor:
         """The statistics of every tensor, in the order of the groups: a view, of shape (tensors, len(STATS)). Written by
         `update` and read by `decide`; only where `exchanges`."""
+
+    @property
+    def row_sums(self) -> Tensor:
+        """<p,g> <p,p> <g,g> <p,u> of what is here of the rows of every projected tensor whose rows are split over ranks: of shape (rows,
+        4), float64. Written by `update`; only where `exchanges`."""
+
+    def complete_rows(self, sums: Tensor, c: Tensor) -> None:
+        """Takes the sums of these rows over all ranks, and the projection coefficient of each, before `decide`."""
 
     def decide(self) -> None:
         """Decides the gates that `gate_stats` has not decided."""

@@ -13,8 +13,9 @@ from ..blocks import SCALE
 from ..hyperparams import Hyper
 from ..masters import MASTER
 from ..precision import numbers_of, precision_of
+from ..sharding import shard_of
 from ..spec import OptimizerSpec
-from ..torch_compat import has_exchange_table
+from ..torch_compat import has_exchange_table, is_dtensor, local_of
 from . import direct_reads
 from .base import Groups
 
@@ -43,6 +44,11 @@ def unavailable() -> str | None:
             "that both are built from one tree."
         )
     return None
+
+
+def with_locals(params: list[Tensor]) -> list[Tensor]:
+    """Some parameters, and what DTensors among them hold, whose versions are others."""
+    return params + [local_of(p) for p in params if is_dtensor(p)]
 
 
 class CompiledBackend:
@@ -78,6 +84,7 @@ class CompiledBackend:
             first=first,
             precisions=self.precisions,
             numbers=self.numbers,
+            shards=[[shard_of(p) for p in params] for params in self.params],
             exchanges=exchanges,
             direct_reads=direct_reads.FOUND,
         )
@@ -109,7 +116,7 @@ class CompiledBackend:
     def correct(self) -> None:
         self.plan.correct()
         # So that autograd refuses a backward pass through weights that were written to.
-        increment_version(self.plan.end())
+        increment_version(with_locals(self.plan.end()))
 
     def release_gradients(self) -> None:
         self.plan.release_gradients()

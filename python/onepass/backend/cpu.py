@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
+from itertools import compress
+from operator import add
 from typing import Any
 
 import torch
@@ -27,7 +30,16 @@ class CpuBackend(CompiledBackend):
         self.plan = compiled._C.CpuPlan(**arguments)
 
     def square_sum(self) -> Tensor:
-        return torch.tensor(self.plan.square_sum(torch.get_num_threads()), dtype=torch.float64, device="cpu")
+        # In their order, which torch's sum does not promise.
+        return torch.tensor(reduce(add, self.each_square_sum(), 0.0), dtype=torch.float64, device="cpu")
+
+    def square_sums(self, members: Tensor) -> Tensor:
+        each = self.each_square_sum()
+        sums = [reduce(add, compress(each, of_set), 0.0) for of_set in members.tolist()]
+        return torch.tensor(sums, dtype=torch.float64, device="cpu")
+
+    def each_square_sum(self) -> list[float]:
+        return self.plan.square_sums(torch.get_num_threads())
 
     def begin(self, hypers: list[Hyper], scaling: Scaling) -> bool:
         if scaling.skips:
@@ -39,6 +51,13 @@ class CpuBackend(CompiledBackend):
     @property
     def stats(self) -> Tensor:
         return torch.frombuffer(self.plan.stats, dtype=torch.float64).view(-1, len(STATS))
+
+    @property
+    def row_sums(self) -> Tensor:
+        return torch.frombuffer(self.plan.row_sums, dtype=torch.float64).view(-1, 4)
+
+    def complete_rows(self, sums: Tensor, c: Tensor) -> None:
+        torch.frombuffer(self.plan.coefficients, dtype=torch.float64)[self.plan.split_coefficients] = c
 
     def verdicts(self) -> list[GateStatistics]:
         return gate_statistics_on_host(

@@ -76,16 +76,31 @@ class CudaBackend(CompiledBackend):
         if content:
             memory.copy_(torch.frombuffer(content, dtype=torch.uint8))
         self.plan, self.memory, self.stream = plan, memory, None
+        rows = plan.split_coefficients
+        self.split_coefficients = torch.tensor(rows, device=self.device) if rows else None
 
     def plan_class(self) -> type[compiled._C.CudaPlan]:
         return compiled._C.CudaPlan
 
     def square_sum(self) -> Tensor:
         with self.on_device():
-            self.plan.square_sum(self.indices)
+            self.plan.square_sum(self.indices, total=True)
         self.keep()
-        at = self.plan.square_sum_at
-        return self.memory[at : at + 8].view(torch.float64)[0]
+        return self.doubles(self.plan.square_sum_at, 1)[0]
+
+    def square_sums(self, members: Tensor) -> Tensor:
+        with self.on_device():
+            each = self.doubles(self.plan.square_sums_at, members.size(1))
+            each.zero_()  # of tensors without a gradient too
+            self.plan.square_sum(self.indices, total=False)
+        self.keep()
+        sums = torch.where(members, each, 0).sum(dim=1)
+        each.zero_()
+        return sums
+
+    def doubles(self, at: int, count: int) -> Tensor:
+        """Of the plan's memory."""
+        return self.memory[at:][: 8 * count].view(torch.float64)
 
     def unstepped(self) -> list[Tensor]:
         candidates = self.plan.unstepped()
@@ -112,12 +127,23 @@ class CudaBackend(CompiledBackend):
         with self.on_device():
             if self.exchanges:
                 self.stats.zero_()  # of tensors without a gradient too
+                if self.split_coefficients is not None:
+                    self.row_sums.zero_()
             super().update()
 
     @property
     def stats(self) -> Tensor:
         count = sum(map(len, self.params))
-        return self.memory[self.plan.stats_at :][: 8 * len(STATS) * count].view(torch.float64).view(count, len(STATS))
+        return self.doubles(self.plan.stats_at, len(STATS) * count).view(count, len(STATS))
+
+    @property
+    def row_sums(self) -> Tensor:
+        assert self.split_coefficients is not None
+        return self.doubles(self.plan.row_sums_at, 4 * len(self.split_coefficients)).view(-1, 4)
+
+    def complete_rows(self, sums: Tensor, c: Tensor) -> None:
+        with self.on_device():
+            self.memory[self.plan.coefficients_at :].view(torch.float64)[self.split_coefficients] = c
 
     def decide(self) -> None:
         with self.on_device():

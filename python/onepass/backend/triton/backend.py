@@ -22,7 +22,9 @@ from ...last_step import GateStatistics
 from ...precision import numbers_of, precision_of
 from ...scaling import NO_SCALING, Scaling
 from ...spec import OptimizerSpec
+from ...torch_compat import local_of
 from ..base import Groups
+from ..compiled import with_locals
 from ..decided import Decided, DecidedParams, rows_of
 from . import upload
 from .bound_param import BoundParam, Wanted
@@ -88,7 +90,7 @@ class TritonBackend:
             for number, p in enumerate(params, self.numbers[group]):
                 param = BoundParam(self.spec, p, group, number, self.precisions[group])
                 param.first_step = id(p) in new
-                param.new_buffer = state[p][self.spec.moments[0]] if param.first_step else None
+                param.new_buffer = local_of(state[p][self.spec.moments[0]]) if param.first_step else None
                 self.bound.append(param)
         self.tables = TableUploader(self.spec, self.indices, self.bound, self.device, self.graph_tensors, exchanges)
         self.readings = Readings(self.bound, state)
@@ -121,7 +123,7 @@ class TritonBackend:
         self.changed, self.tables.gradients = True, None
         self.active = [e for e in self.bound if e.operands]
         self.buffered = [e for e in self.active if e.buffers]
-        self.stepped = [e.p for e in self.active]
+        self.stepped = with_locals([e.p for e in self.active])
         self.gated: Decided = [(i, e.p) for i, e in enumerate(self.bound) if e.operands and e.projected]
         return True
 
@@ -147,6 +149,19 @@ class TritonBackend:
         return total
 
     @torch.no_grad()
+    def square_sums(self, members: Tensor) -> Tensor:
+        from ...triton_kernels import launch, plan
+
+        tables = self.prepare()
+        with self.on_device():
+            self.launches = launch.square_sum(tables, total=False)
+            of_rows = members[:, tables.row_table.view(4, -1)[0]]
+            each = tables.row_stats[plan.ROW_STATS.index("gg")]
+            sums = torch.where(of_rows, each, 0).sum(dim=1)
+        self.release_gradients()
+        return sums
+
+    @torch.no_grad()
     def begin(self, hypers: list[Hyper], scaling: Scaling) -> bool:
         self.scaling = scaling.to(self.device)
         self.step = self.step_of(self.prepare())
@@ -163,12 +178,25 @@ class TritonBackend:
         with self.on_device():
             if self.exchanges:
                 self.stats.zero_()  # of tensors without a gradient too
+                self.tables.sent.row_stats.zero_()
             self.step.update()
 
     @property
     def stats(self) -> Tensor:
         stats: Tensor = self.tables.sent.stats
         return stats
+
+    @property
+    def row_sums(self) -> Tensor:
+        tables = self.tables.sent
+        sums: Tensor = torch.where(tables.is_piece, tables.row_stats[:4, tables.split_pieces], 0).sum(dim=-1).T
+        return sums
+
+    def complete_rows(self, sums: Tensor, c: Tensor) -> None:
+        from ...triton_kernels.plan import ROW_STATS
+
+        pieces = self.tables.sent.split_pieces
+        self.tables.sent.row_stats[ROW_STATS.index("c"), pieces] = c[:, None].expand_as(pieces)
 
     def decide(self) -> None:
         with self.on_device():
@@ -221,7 +249,7 @@ class TritonBackend:
             stepped = [
                 (key, e)
                 for key, e in zip(self.tables.kernel_keys, self.bound, strict=True)
-                if e.operands and e.p.numel()
+                if e.operands and e.elements
             ]
             self.keys = {
                 "plain": {key for key, e in stepped if not e.projected},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from ...blocks import SCALE, rows_of, scale_shape
 from ...masters import MASTER
 from ...precision import Precision
+from ...sharding import has_gate, shard_of
 from ...spec import OptimizerSpec
+from ...torch_compat import local_of
 
 # The address of a tensor, and its metadata, which must not change after binding.
 OperandKey = tuple[int, tuple[Any, ...]]
@@ -46,15 +49,20 @@ class BoundParam:
 
     def __init__(self, spec: OptimizerSpec, p: Tensor, group: int, number: int, precision: Precision):
         self.p, self.group, self.number = p, group, number
-        self.projected = projected = spec.projected and p.dim() > 1 and p.numel() > 0
+        self.projected = projected = has_gate(spec, p)
         self.master = precision.has_master(p.dtype)
         self.stochastic = precision.rounds_stochastically(p.dtype)
         self.counted, self.draws = precision.is_counted(spec, p.dtype), precision.draws(spec, p)
         self.moment = precision.moment_dtype(p)
         self.has_scales = self.moment == torch.uint8
-        # Of the plan: blocks restart at each row too.
-        self.rows, self.length = rows_of(p.shape) if projected or self.has_scales else (1, p.numel())
-        self.param_metadata = operand_key(p)[1]
+        # Of the plan: blocks restart at each row too, and where rows are split, the places of their elements do.
+        shard, own = shard_of(p), local_of(p)
+        self.first, self.split = (shard.first, shard.split) if shard else (0, False)
+        self.length = self.whole_length = own.numel()
+        self.rows, self.elements = 1, own.numel()
+        if p.dim() > 1 and p.numel() > 0 and (projected or self.has_scales or (self.split and self.draws)):
+            self.rows, self.length, self.whole_length = own.size(0), prod(own.shape[1:]), rows_of(p.shape)[1]
+        self.param_metadata = operand_key(own)[1]
         self.dtype, self.moment_dtype = (str(d).removeprefix("torch.") for d in (p.dtype, self.moment))
         self.other_gradient = ""  # the dtype of the last gradient, if it is another than that of the parameter
         # p, g, the moments, the remainder: p alone between two steps; empty without a gradient.
@@ -73,7 +81,8 @@ class BoundParam:
     def read(self, own: dict[str, Any], wanted: Wanted, needs_state: bool) -> bool:
         """Reads the addresses of the parameter, its gradient and its state `own`. False if one is not what was bound."""
         moments, on_device, planned = wanted
-        g, counted, gated, master = self.p.grad, self.counted, self.projected, self.master
+        p, g = local_of(self.p), self.p.grad
+        counted, gated, master = self.counted, self.projected, self.master
         if g is None:
             self.operands, self.keys = [], []
             return True
@@ -82,22 +91,23 @@ class BoundParam:
             required += ["step"] * counted + ["gate_counter"] * gated
             if any([own.get(key) is None for key in required]):
                 moments, counted, gated, master = (), False, False, False
-        self.operands = [self.p, g, *[own[key] for key in (*moments, *[MASTER] * master)]]
+        g = local_of(g)
+        self.operands = [p, g, *[local_of(own[key]) for key in (*moments, *[MASTER] * master)]]
         self.operand_count, self.has_remainder = len(self.operands), master
-        self.scales = [own[key] for key in self.scale_keys(moments)]
+        self.scales = [local_of(own[key]) for key in self.scale_keys(moments)]
         self.step = own["step"] if counted else None
         self.counter = own["gate_counter"] if gated else None
         keys = [operand_key(t) for t in (*self.operands, *self.scales, self.step, self.counter) if t is not None]
         negated = g.is_neg()
         metadata = [one for _, one in keys]
         if metadata[0] != self.param_metadata or (
-            self.first_step and moments and own[moments[0]] is not self.new_buffer
+            self.first_step and moments and local_of(own[moments[0]]) is not self.new_buffer
         ):
             return False
         if metadata != self.metadata:
             if planned and metadata != self.expected(len(moments), counted, gated, master, on_device):
                 return False
-            self.other_gradient = "" if g.dtype == self.p.dtype else str(g.dtype).removeprefix("torch.")
+            self.other_gradient = "" if g.dtype == p.dtype else str(g.dtype).removeprefix("torch.")
             self.metadata = metadata
             self.keys = keys
             self.lay_out()
@@ -130,7 +140,7 @@ class BoundParam:
 
     def lay_out(self) -> None:
         """Makes a buffer for each operand whose rows are not contiguous, or whose layout is not the parameter's."""
-        p = self.p
+        p = self.operands[0]
         strides: Sequence[int] = p.stride()
         in_order: Sequence[int] = torch.empty(p.shape, device="meta").stride()
         # The random bits of an element go by its place in the order of the shape.

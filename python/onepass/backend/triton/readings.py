@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ...torch_compat import local_of
 from .. import compiled, direct_reads
 from .bound_param import BoundParam, Wanted
 
@@ -19,11 +20,11 @@ Description = tuple[Any, Any, Any]
 
 def described_in_python(params: list[Tensor], state: Any) -> Description:
     given = [p.grad for p in params]
-    gradients = [g for g in given if g is not None]
+    gradients = [local_of(g) for g in given if g is not None]
     own = [*state.values()]
     names = [*chain.from_iterable(own)]
     values = [*chain.from_iterable(map(dict.values, own))]
-    others = params + [t for t in values if isinstance(t, Tensor)]
+    others = [local_of(t) for t in params + [t for t in values if isinstance(t, Tensor)]]
     return (
         [g.data_ptr() for g in gradients],
         ([g is None for g in given], [g.is_neg() for g in gradients], *metadata_of(gradients)),

@@ -16,7 +16,7 @@ from .graph_tables import GraphTables
 from .scalars import ScalarsUploader
 
 # The fields of TENSOR in triton_kernels/plan.py, which is imported when the backend is used, and the number of one of them.
-TENSOR_WIDTH, GRADIENT = 19, 1
+TENSOR_WIDTH, GRADIENT = 21, 1
 
 
 class TableUploader:
@@ -132,6 +132,8 @@ class TableUploader:
                 self.speculates(e),
                 e.aligned if e.operands else False,
                 e.bucket,
+                e.first,
+                e.whole_length,
             )
             for e in self.bound
         ]
@@ -150,6 +152,7 @@ class TableUploader:
         with torch.device("cpu"):  # whatever the default device is
             plan = plan_of(descs, interpreted=not self.on_gpu)
         projected = [i for i, s in enumerate(descs) if s.projected]
+        split_pieces, is_piece = self.split_rows(plan)
         integers = torch.int64
 
         def empty(*shape: int) -> Tensor:
@@ -178,11 +181,22 @@ class TableUploader:
             corrects=empty(1),
             first_steps=self.first_steps,
             square_sum=empty(1),
+            split_pieces=split_pieces,
+            is_piece=is_piece,
             no_scaling=upload.to_device(torch.tensor([1.0, 0.0], dtype=torch.float64, device="cpu"), self.device),
         )
         self.kernel_keys = [s.key for s in descs]
         self.structure, self.stale = descs, True
         self.scalars.forget()
+
+    def split_rows(self, plan: Any) -> tuple[Tensor, Tensor]:
+        """Of every split row, the pieces that it has in the table of rows, filled up by its first; and which are no filling."""
+        split = [i for i, e in enumerate(self.bound) if e.projected and e.split]
+        most = max([plan.pieces[i] for i in split], default=1)
+        rows = [(plan.first_row[i] + r * plan.pieces[i], plan.pieces[i]) for i in split for r in range(self.bound[i].rows)]
+        numbers = [[first + (j if j < count else 0) for j in range(most)] for first, count in rows]
+        there = [[j < count for j in range(most)] for _, count in rows]
+        return upload.send(numbers, torch.int64, most, self.device), upload.send(there, torch.bool, most, self.device)
 
     def describe(self) -> list[list[int]]:
         """The table of tensors."""
@@ -201,7 +215,7 @@ class TableUploader:
                 [
                     *(p, g, m, v, step, counter, e.negative, e.first_step),
                     *(e.bucket, e.group, e.rows, e.length, plan.pieces[i], plan.first_row[i], speculates),
-                    *(r, e.number, m_scale, v_scale),
+                    *(r, e.number, m_scale, v_scale, e.whole_length, e.split),
                 ]
             )
         return table

@@ -1,0 +1,175 @@
+"""Sharded parameters: what a DTensor holds on this rank, and between which ranks it is spread.
+
+A rank steps its part of a tensor as if that were all. What the whole decides is exchanged (exchange.py), over those axes of the
+device mesh that shard it; an axis that replicates it needs nothing, since the same bits go in and come out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .spec import OptimizerSpec
+from .torch_compat import is_dtensor, local_of, waited_for
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Group = dict[str, Any]
+
+
+class Shard(NamedTuple):
+    """The part of a tensor that a rank holds.
+
+    shape: of the whole. first: the place of its first element there, in the order of the shape. split: whether its rows are parts of
+    rows of the whole.
+    """
+
+    shape: tuple[int, ...]
+    first: int
+    split: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """The ranks that differ from this one in one dimension of a mesh. Two meshes may share it."""
+
+    ranks: tuple[int, ...]
+    group: ProcessGroup
+
+
+# ------------------------------------------------------------------ placements
+
+
+def dim_of(placement: Any) -> int | None:
+    """The dimension that a placement shards. torch's _StridedShard, of nested meshes, is no Shard but has one."""
+    return getattr(placement, "dim", None)
+
+
+def shard_of(p: Tensor) -> Shard | None:
+    """The part of a DTensor that this rank holds, None for any other tensor.
+
+    Raises ValueError if the part is not a contiguous range of each dimension.
+    """
+    if not is_dtensor(p):
+        return None
+    shape, coordinate = tuple(p.shape), p.device_mesh.get_coordinate()
+    strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+    first = 0
+    for dim in range(len(shape)):
+        place = _range_of(shape[dim], dim, p, coordinate)
+        if len(place) != local_of(p).shape[dim] or (len(place) and int(place[-1] - place[0]) != len(place) - 1):
+            raise ValueError(
+                f"this rank's part of a tensor of shape {shape} with placements {tuple(p.placements)} is not a range of dim {dim}"
+            )
+        first += int(place[0]) * strides[dim] if len(place) else 0
+    return Shard(shape, first, split=bool(axes_of(p, "split")))
+
+
+def _range_of(size: int, dim: int, p: Any, coordinate: Sequence[int]) -> Tensor:
+    """The indices of one dimension that are here, cut as torch cuts them: from the left, each cut by torch.chunk."""
+    place = torch.arange(size)
+    for placement, ranks, number in zip(p.placements, p.device_mesh.shape, coordinate, strict=True):
+        if dim_of(placement) == dim:
+            # A strided placement cuts what the axes after it, which came first, will have: each piece by itself.
+            pieces = place.chunk(getattr(placement, "split_factor", 1))
+            place = torch.cat([_chunk(piece, ranks, number) for piece in pieces])
+    return place
+
+
+def _chunk(x: Tensor, count: int, number: int) -> Tensor:
+    chunks = x.chunk(count)
+    return chunks[number] if number < len(chunks) else x[:0]
+
+
+Kind = Literal["rows", "split", "sharded", "all"]
+
+
+def axes_of(p: Tensor, kind: Kind) -> list[Axis]:
+    """Axes of more than one rank over which a DTensor is spread. rows: each rank has some of the rows; split: a part of each row;
+    sharded: either; all: also copies."""
+    if not is_dtensor(p):
+        return []
+    axes = []
+    for number, placement in enumerate(p.placements):
+        dim = dim_of(placement)
+        of_kind = {"rows": dim == 0, "split": bool(dim), "sharded": dim is not None, "all": True}[kind]
+        if of_kind and p.device_mesh.size(number) > 1:
+            axes.append(axis(p.device_mesh.get_group(number)))
+    return axes
+
+
+def is_placed_as(t: Tensor, p: Tensor) -> bool:
+    """Whether each rank holds of `t` what it holds of `p`, as far as the placements say."""
+    if is_dtensor(t) and is_dtensor(p):
+        return t.device_mesh == p.device_mesh and t.placements == p.placements
+    return not is_dtensor(t) and not is_dtensor(p)
+
+
+def is_cut(p: Any, block: int) -> bool:
+    """Whether some rank's part of a row does not begin with a block of so many elements. A vector is one row."""
+    dim = 1 if p.dim() > 1 else 0
+    inner = math.prod(p.shape[2:])
+    for number, ranks in enumerate(p.device_mesh.shape):
+        if dim_of(p.placements[number]) == dim and ranks > 1:
+            at = math.ceil(p.shape[dim] / ranks) * inner
+            if at % block:
+                return True
+        elif (dim_of(p.placements[number]) or 0) > 1 and ranks > 1:
+            return True
+    return False
+
+
+def axis(group: ProcessGroup) -> Axis:
+    return Axis(tuple(torch.distributed.get_process_group_ranks(group)), group)
+
+
+def every_axis(params: Iterable[Tensor], kind: Kind) -> list[Axis]:
+    """The axes of some parameters, each once, in the order in which they come first, which is the same on all ranks."""
+    return [*{a.ranks: a for p in params for a in reversed(axes_of(p, kind))}.values()]
+
+
+def sharded(groups: Sequence[Group]) -> list[Tensor]:
+    """The DTensors among the parameters."""
+    return [p for group in groups for p in group["params"] if is_dtensor(p)]
+
+
+def has_gate(spec: OptimizerSpec, p: Tensor) -> bool:
+    """Whether a tensor is projected, by the shape of the whole."""
+    return spec.projected and p.dim() > 1 and p.numel() > 0
+
+
+@torch.no_grad()
+def part_of(x: Tensor, p: Tensor) -> Tensor:
+    """What this rank is to hold of a tensor that is to be placed as `p`. x: the whole, or a DTensor of other placements, which takes a
+    collective."""
+    if not is_dtensor(p):
+        return x.full_tensor() if is_dtensor(x) else x
+    if is_dtensor(x):
+        return local_of(x if is_placed_as(x, p) else x.redistribute(p.device_mesh, p.placements))
+    from torch.distributed.tensor import distribute_tensor
+
+    x = x.to(p.device)
+    return local_of(distribute_tensor(x, p.device_mesh, p.placements, src_data_rank=None))
+
+
+# ------------------------------------------------------------------ gradients
+
+
+@torch.no_grad()
+def place_gradients(params: Iterable[Any]) -> None:
+    """Gives the gradients of DTensors the placements of their parameters, in place of `p.grad`: of a Partial one the sum over ranks,
+    of a replicated one this rank's part. Waits for collectives that are under way. All ranks have such gradients, or none."""
+    for p in params:
+        g = p.grad
+        if g is None or not is_dtensor(g) or (g._spec is p._spec and type(g._local_tensor) is Tensor):
+            continue  # a gradient of another kind is refused by checks.py
+        if g.device_mesh == p.device_mesh and g.placements != p.placements:
+            p.grad = g = g.redistribute(placements=p.placements)
+        if type(g._local_tensor) is not Tensor:
+            p.grad = waited_for(g)
