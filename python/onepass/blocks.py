@@ -36,8 +36,7 @@ SMALLEST_TENSOR, SHORTEST_ROW = 4096, 64
 
 def rows_of(shape: torch.Size) -> tuple[int, int]:
     """Rows, and the elements of each."""
-    rows = shape[0] if len(shape) > 1 else 1
-    return rows, prod(shape) // max(rows, 1)
+    return (shape[0], prod(shape[1:])) if len(shape) > 1 else (1, prod(shape))
 
 
 def scale_shape(shape: torch.Size) -> tuple[int, int]:

@@ -133,6 +133,7 @@ class BesideWhole:
         self.time, self.failures = 0, list[str]()
 
     def part(self, whole: Tensor, number: int) -> Tensor:
+        """What this rank is to hold of a tensor like a parameter."""
         return whole.flatten()[self.places[number]]
 
     def give(self, gate: str) -> None:
@@ -169,26 +170,32 @@ class BesideWhole:
                 assert verdicts[p].corrected == wholes[whole].corrected or not isinstance(p, DTensor)
             gated = whole in wholes
             summed = gated and (wholes[whole].gate == "layer" or (self.is_split(p) and (wholes[whole].gate == "channel" or wholes[whole].corrected)))
-            self.compare_tensor(p.detach(), whole.detach(), number, summed, f"parameter {number}")
+            own, want = local(self.opt.master(p)), self.part(self.whole.master(whole), number)
+            if self.compare_parts(own, want, summed, f"parameter {number}"):
+                self.opt.set_master(p, self.whole.master(whole))
             for key, want in self.whole.state[whole].items():
                 own = self.opt.state[p][key]
                 if key in ("step", "gate_counter"):
                     assert own == want, (key, own, want)
-                elif not key.endswith("_scale"):
-                    self.compare_tensor(own, want, number, summed, f"{key} of parameter {number}")
+                elif not key.endswith("_scale") and key != "master_param":
+                    part = self.part(want, number)
+                    if self.compare_parts(local(own), part, summed, f"{key} of parameter {number}"):
+                        local(own).copy_(part)
 
     @staticmethod
     def is_split(p: Tensor) -> bool:
         return isinstance(p, DTensor) and any(placement.is_shard() and placement.dim > 0 for placement in p.placements)
 
-    def compare_tensor(self, own: Tensor, whole: Tensor, number: int, summed: bool, what: str) -> None:
-        mine, want = local(own), self.part(whole, number)
-        if not summed or not mine.is_floating_point():
-            return assert_same_bits(mine, want, what)
-        apart, eps = (mine.double() - want.double()).abs(), torch.finfo(want.dtype).eps
+    @staticmethod
+    def compare_parts(own: Tensor, want: Tensor, summed: bool, what: str) -> bool:
+        """Whether they differ, where they may."""
+        if not summed or not own.is_floating_point():
+            assert_same_bits(own, want, what)
+            return False
+        apart, eps = (own.double() - want.double()).abs(), torch.finfo(want.dtype).eps
         # Of a number near 0, of the update that led there.
-        assert (apart <= 2 * eps * want.double().abs().clamp(min=0.05)).all(), f"{what} {apart.max()}"
-        mine.copy_(want)
+        assert (apart <= 2 * eps * want.double().abs().clamp(min=0.05)).all(), f"{what} differs by {apart.max()}"
+        return bool((apart > 0).any())
 
 
 def same_on_all_ranks(x: Tensor) -> bool:
