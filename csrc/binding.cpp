@@ -71,6 +71,12 @@ const dlpack::ExchangeApi* exchange_api() {
   return api;
 }
 
+py::object attribute(PyObject* object, PyObject* name) {
+  auto value = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, name));
+  if (!value) throw py::error_already_set();
+  return value;
+}
+
 template <class T>
 void append(std::string& bytes, const T* values, size_t count) {
   bytes.append(reinterpret_cast<const char*>(values), count * sizeof(T));
@@ -87,13 +93,21 @@ Reader::Reader(const py::dict& direct_reads) : direct_(direct_reads) {
     dtensor_ = py::getattr(module, "DTensor", py::none());
 }
 
-// What a DTensor holds on this rank, borrowed from it; any other object itself.
 PyObject* Reader::local_of(PyObject* object) const {
   static PyObject* const name = PyUnicode_InternFromString("_local_tensor");
-  if (!dtensor_ || reinterpret_cast<PyObject*>(Py_TYPE(object)) != dtensor_.ptr()) return object;
-  const auto local = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, name));
-  if (!local) throw py::error_already_set();
-  return local.ptr();
+  return is_dtensor(object) ? attribute(object, name).ptr() : object;
+}
+
+bool Reader::is_placed_as(PyObject* gradient, PyObject* param) const {
+  if (is_dtensor(gradient) != is_dtensor(param)) return false;
+  if (!is_dtensor(param)) return true;
+  if (reinterpret_cast<PyObject*>(Py_TYPE(local_of(gradient))) != tensor_.ptr()) return false;
+  static PyObject* const name = PyUnicode_InternFromString("_spec");
+  const py::object g = attribute(gradient, name), p = attribute(param, name);
+  if (g.ptr() == p.ptr()) return true;
+  for (const char* part : {"placements", "mesh"})
+    if (!py::getattr(g, part).equal(py::getattr(p, part))) return false;
+  return true;
 }
 
 bool Reader::is_tensor(PyObject* object) const {
@@ -128,9 +142,7 @@ bool Reader::is_negated(PyObject* object) const {
 
 py::object Reader::gradient_of(PyObject* param) {
   static PyObject* const grad = PyUnicode_InternFromString("grad");
-  auto gradient = py::reinterpret_steal<py::object>(PyObject_GetAttr(param, grad));
-  if (!gradient) throw py::error_already_set();
-  return gradient;
+  return attribute(param, grad);
 }
 
 void Reader::compare_all(const py::list& params, const py::dict& state) {
@@ -162,6 +174,7 @@ py::object Reader::describe(const py::list& params, const py::dict& state) const
     const py::object g = gradient_of(p.ptr());
     gradients.push_back(g.is_none() ? 0 : 1);
     if (g.is_none()) continue;
+    if (!is_placed_as(g.ptr(), p.ptr())) return py::none();
     gradients.push_back(is_negated(g.ptr()));
     if (!add(g.ptr(), gradients, addresses)) return py::none();
   }
@@ -291,6 +304,7 @@ bool Binding::ready(const py::list& groups, bool needs_state) {
     Tensor& t = plan_.tensors[i];
     t.active = !gradients_[i].is_none();
     if (!t.active) continue;
+    if (!reader_.is_placed_as(gradients_[i].ptr(), sources_[i].param)) return false;
     if (!read(sources_[i], t, gradients_[i].ptr(), needs_state)) return false;
     t.negated = reader_.is_negated(gradients_[i].ptr());
   }
@@ -402,7 +416,11 @@ bool Binding::describe(PyObject* object, dlpack::Device device, dlpack::Tensor& 
 py::list Binding::end() {
   py::list stepped;
   for (size_t i = 0; i < sources_.size(); ++i)
-    if (plan_.tensors[i].active) stepped.append(py::handle(sources_[i].param));
+    if (plan_.tensors[i].active) {
+      PyObject* const param = sources_[i].param;
+      stepped.append(py::handle(param));
+      if (PyObject* local = reader_.local_of(param); local != param) stepped.append(py::handle(local));
+    }
   release_gradients();
   return stepped;
 }

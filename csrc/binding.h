@@ -30,6 +30,11 @@ class Reader {
   bool is_negated(PyObject* object) const;
   void prefetch(PyObject* object) const { direct_.prefetch(object); }
   static pybind11::object gradient_of(PyObject* param);
+  // What a DTensor holds on this rank, borrowed from it; any other object itself.
+  PyObject* local_of(PyObject* object) const;
+  // Whether a rank holds of a gradient what it holds of the parameter: of two DTensors of one mesh and equal placements,
+  // no collective is under way; or both are plain.
+  bool is_placed_as(PyObject* gradient, PyObject* param) const;
 
   // A description of some parameters and their state, to be compared with that of the last step: the addresses of the
   // gradients (int64); the rest of DLPack's description of the gradients, and which parameters have one; addresses and
@@ -41,7 +46,9 @@ class Reader {
 
  private:
   bool is_tensor(PyObject* object) const;
-  PyObject* local_of(PyObject* object) const;
+  bool is_dtensor(PyObject* object) const {
+    return dtensor_ && reinterpret_cast<PyObject*>(Py_TYPE(object)) == dtensor_.ptr();
+  }
 
   DirectReads direct_;
   const dlpack::ExchangeApi* api_;
@@ -74,7 +81,7 @@ class Binding {
   // Releases the gradients, of which `ready` holds references until the step.
   void release_gradients();
 
-  // Ends a step: the parameters that were stepped. Releases their gradients.
+  // Ends a step: the parameters that were stepped, and what DTensors among them hold. Releases their gradients.
   pybind11::list end();
 
  protected:

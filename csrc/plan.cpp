@@ -14,7 +14,7 @@ void Plan::cut(int tensor, int64_t item_elements, int64_t longest_row) {
   if (t.projected && t.split) split_rows += t.rows;
   if (t.elements() == 0) return;
 
-  const int64_t rows_per_item = t.projected && t.split ? 1 : std::max<int64_t>(1, item_elements / t.length);
+  const int64_t rows_per_item = t.split ? 1 : std::max<int64_t>(1, item_elements / t.length);
   const int64_t piece = t.length <= longest_row ? t.length : item_elements;
   for (int64_t row = 0; row < t.rows; row += rows_per_item)
     for (int64_t begin = 0; begin < t.length; begin += piece)

@@ -53,8 +53,8 @@ def scalars_of(h: Any, rule: str, t: float, first: bool, negated: bool, draw_key
 class DeviceTables:
     """The plan on the device. unpredicted, gated: the tensors whose gate `decide` decides before and after the update.
     device_counted: those whose steps the device counts. first_steps: of each tensor, whether no step was counted on the
-    device yet. corrects: whether some tensor is to be corrected. split_pieces, is_piece: of every split row, its pieces in row_table, and
-    which of them are no filling. no_scaling: the numbers 1 and 0."""
+    device yet. corrects: whether some tensor is to be corrected. split_pieces, is_piece: of every split row, its pieces in row_table, filled
+    up by a spare row, and which are no filling. no_scaling: the numbers 1 and 0."""
 
     plan: Plan
     count: int  # of rows in row_table

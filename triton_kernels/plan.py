@@ -1,6 +1,7 @@
 """The plan: which rows of which tensors go into which program. Pure functions of tensor descriptions; no Triton, no device.
 
-A projected tensor has rows of its own, the indices of dim 0, and so has one whose moments have 8 bits; any other is cut into
+A projected tensor has rows of its own, the indices of dim 0, and so has one whose moments have 8 bits, and one whose rows are parts of
+rows and whose steps take random bits; any other is cut into
 rows of `CHUNK` elements. A row longer than the widest tile is cut into pieces, each a row of the row table. A program takes as
 many rows as fill its tile, each padded to the width of its tile configuration. Its rows may be of different tensors of one
 dtype, rule and bucket. A bucket is a set of tensors whose scalars are equal: of one group, with one step count. The rows of one
@@ -119,6 +120,11 @@ class TensorDesc:
     first: int = 0
     whole_length: int = 0
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether it is cut into rows of its own: as its gate, or its blocks ask for, or where they are parts of rows."""
+        return self.projected or self.key.has_scales or self.whole_length not in (0, self.length)
+
     def place(self, starts: Tensor) -> Tensor:
         """The places of some elements in the whole."""
         missing = self.whole_length - self.length if self.whole_length else 0
@@ -212,8 +218,7 @@ class _Run:
 
 
 def cut(tensor: int, desc: TensorDesc) -> list[_Run]:
-    """The rows of one tensor. Those of a projected tensor, and of one with scales, have one configuration, so that they are
-    consecutive in the table."""
+    """The rows of one tensor. If they are its own, they have one configuration, so that they are consecutive in the table."""
 
     def run(starts: Tensor, lengths: Tensor, widest: int) -> _Run:
         aligned = desc.aligned and not bool(((starts | lengths) % desc.key.vector).any())
@@ -222,7 +227,7 @@ def cut(tensor: int, desc: TensorDesc) -> list[_Run]:
     elements = desc.rows * desc.length
     if elements == 0:
         return []
-    if desc.projected or desc.key.has_scales:
+    if desc.has_rows:
         most = longest(desc.key.param) if desc.projected else chunk_of(desc.key.param)
         row = torch.arange(desc.rows)[:, None] * desc.length
         piece = torch.arange(0, desc.length, most)[None, :]
@@ -252,7 +257,7 @@ def plan_of(descs: list[TensorDesc], interpreted: bool = False) -> Plan:
         for _, runs in sorted(buckets.items()):
             for run in runs:
                 desc = descs[run.tensor]
-                if projected or key.has_scales:
+                if desc.has_rows:
                     first_row[run.tensor], pieces[run.tensor] = count, len(run.starts) // desc.rows
                 rows_of = (torch.full_like(run.starts, run.tensor), run.starts, run.lengths, desc.place(run.starts))
                 row_table.append(torch.stack(rows_of))

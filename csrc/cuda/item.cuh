@@ -85,11 +85,6 @@ struct Operands : ItemView<Rule> {
     return *from;
   }
 
-  // The random bits of an element, by its place in the whole tensor.
-  __device__ __forceinline__ uint32_t drawn(const DrawKey& key, int64_t index, int i) const {
-    return draw_at(key, t->whole_place.of(index) + i);
-  }
-
   // To what is stored of them.
   template <class Place>
   __device__ __forceinline__ void round_moments([[maybe_unused]] const Place& place,
@@ -99,7 +94,7 @@ struct Operands : ItemView<Rule> {
 #pragma unroll
       for (int i = 0; i < lanes; ++i) {
         if (Rule::moments > 0) moment[0].x[i] = rounded_to_nearest(moment[0].x[i]);
-        if (Rule::moments > 1) moment[1].x[i] = rounded_up(moment[1].x[i], this->drawn(key, place.index, i) >> 16);
+        if (Rule::moments > 1) moment[1].x[i] = rounded_up(moment[1].x[i], draw_at(key, place.in_whole(t->whole_place) + i) >> 16);
       }
     }
   }
@@ -191,7 +186,7 @@ struct Elements {
     const DrawKey key = o.draw_key();
 #pragma unroll
     for (int i = 0; i < O::lanes; ++i) {
-      const uint32_t up = o.drawn(key, place.index, i) >> (32 - Codes<false>::dropped_bits);
+      const uint32_t up = draw_at(key, place.in_whole(o.t->whole_place) + i) >> (32 - Codes<false>::dropped_bits);
       const uint32_t v = Codes<false>::stored(bits_of(moment[1].x[i]), up, scale_of_v);
       moment[1].x[i] = float_of(v), code.x[i] = float_of(Codes<false>::code_of(v, scale_of_v));
     }

@@ -137,11 +137,16 @@ struct PackedPlace {
   const Span<lanes>& s;
   int at;
   int64_t index;  // of the first of them in the tensor; one for all operands, which saves registers
+
+  // Of the first of them. It may lie before the span, in another row.
+  __device__ __forceinline__ int64_t in_whole(const WholePlace& whole) const { return whole.of(s.first) + at; }
 };
 // Strided: one element, so many elements from the first of each operand.
 struct StridedPlace {
   int64_t offset[3 + max_moments];
   int64_t index;  // in the order of the shape
+
+  __device__ __forceinline__ int64_t in_whole(const WholePlace& whole) const { return whole.of(index); }
 };
 
 // layout: sizes of the dimensions, then the strides of each operand, of which so many moments and the remainder are
@@ -283,7 +288,7 @@ struct Weights<Stochastic, Stream> : Weights<BFloat16, Stream> {
   __device__ __forceinline__ void write(const Place& place, Pack<float, lanes> x) const {
 #pragma unroll
     for (int i = 0; i < lanes; ++i)
-      x.x[i] = rounded_up(x.x[i], draw_at(key, whole_place->of(place.index) + i) & 0xffff);
+      x.x[i] = rounded_up(x.x[i], draw_at(key, place.in_whole(*whole_place) + i) & 0xffff);
     Weights<BFloat16, Stream>::template write<whole>(place, x);  // which has nothing left to round
   }
 };

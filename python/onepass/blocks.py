@@ -68,10 +68,10 @@ def encoded(x: Tensor, bits: Tensor | None = None) -> tuple[Tensor, Tensor]:
     else:
         code = torch.where(magnitude > 0, code.clamp(min=1), 0)
     code = torch.where(scale == NAN, 1, code)
-    rows, length = rows_of(x.shape)
+    _, length = rows_of(x.shape)
     return (
         code.flatten(1)[:, :length].reshape(x.shape).to(torch.uint8),
-        scale.reshape(rows, -1).to(torch.uint8),
+        scale.squeeze(-1).to(torch.uint8),
     )
 
 
@@ -90,4 +90,5 @@ def decoded(code: Tensor, scale: Tensor, signed: bool) -> Tensor:
 def _blocks(x: Tensor) -> Tensor:
     """int64, (rows, blocks, BLOCK): the elements of each row in the order of the shape, with zeros at its end."""
     rows, length = rows_of(x.shape)
-    return pad(x.reshape(rows, length).to(torch.int64), (0, -length % BLOCK)).reshape(rows, -1, BLOCK)
+    blocks = -(-length // BLOCK)
+    return pad(x.reshape(rows, length).to(torch.int64), (0, -length % BLOCK)).reshape(rows, blocks, BLOCK)

@@ -17,8 +17,10 @@ from .checks import Group, step_device
 from .hyperparams import hyper_of
 from .masters import MASTER, split
 from .precision import precision_of
+from .sharding import is_placed_as, part_of
 from .spec import OptimizerSpec
-from .torch_compat import is_traceable_wrapper_subclass, tree_map_only
+from .state import scales_like
+from .torch_compat import is_dtensor, is_traceable_wrapper_subclass, like_local, local_of, tree_map_only
 
 State = defaultdict[Any, Any]
 
@@ -139,8 +141,9 @@ def _check_moment(owner: _Owner, own: dict[str, Any], key: str) -> None:
     if isinstance(moment, Tensor) and not moment.is_floating_point():
         raise ValueError(f"{what} must be of a floating-point dtype, got {moment.dtype}")
     _check_tensor(what, owner.parameter, moment)
-    if key == "exp_avg_sq" and not moment.is_meta and bool((moment < 0).any()):
-        raise ValueError(f"{what} must have no element below 0, as it averages squares, got {float(moment.min())}")
+    own = local_of(moment)
+    if key == "exp_avg_sq" and not moment.is_meta and bool((own < 0).any()):
+        raise ValueError(f"{what} must have no element below 0, as it averages squares, got {float(own.min())}")
 
 
 def _check_scales(what: str, p: Tensor, key: str, scales: Any) -> None:
@@ -161,7 +164,7 @@ def _check_master(owner: _Owner, master: Any) -> None:
             f"{what} must be torch.int16, the remainder, or torch.float32, the weight, got {master.dtype}: has a loader cast it? "
             "Load it in its own dtype, or delete it to go on with the parameter as it is"
         )
-    if master.dtype == torch.float32 and not p.is_meta and _was_cast(master.to(p.device), p):
+    if master.dtype == torch.float32 and not p.is_meta and _was_cast(part_of(master, p).to(p.device), local_of(p)):
         raise ValueError(
             f"{what} is torch.float32 with whole numbers that are not near the parameter, so it is a remainder that was cast "
             "(convert it to torch.int16), or of other weights (load those of the model first)"
@@ -177,7 +180,7 @@ def _was_cast(master: Tensor, p: Tensor) -> bool:
 def _check_tensor(what: str, p: Tensor, moment: Any) -> None:
     if not isinstance(moment, Tensor):
         raise ValueError(f"{what} must be a tensor, got {moment!r}")
-    if moment.layout != torch.strided or is_traceable_wrapper_subclass(moment):
+    if moment.layout != torch.strided or (is_traceable_wrapper_subclass(moment) and not is_dtensor(moment)):
         raise ValueError(
             f"{what} must be a plain dense tensor, got a {type(moment).__name__} of layout {moment.layout}"
         )
@@ -237,30 +240,49 @@ def _copied(
                 pass  # copied with its moment
             elif key == MASTER:
                 if value is not None and precision.has_master(p.dtype):
+                    value = part_of(value.detach(), p)
                     if value.dtype == torch.float32:
-                        nearest, value = split(value.detach().to(p.device))
+                        nearest, value = split(value.to(p.device))
                         parameters.append((p, nearest))
-                    mine[key] = torch.empty_like(p, dtype=torch.int16, requires_grad=False).copy_(value)
+                    mine[key] = _like(p, torch.int16, value)
             else:
                 mine[key] = _beside(p, value)
     return copied, parameters
+
+
+def _like(p: Tensor, dtype: torch.dtype, part: Tensor) -> Tensor:
+    """A tensor of the layout and placements of a parameter, of which this rank holds `part`."""
+    return like_local(torch.empty_like(local_of(p), dtype=dtype, requires_grad=False).copy_(part), p)
 
 
 def _moment(p: Tensor, key: str, moment: Tensor, scales: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     """A moment in new tensors, of the dtype that `p` has moments in. torch's base class would cast it to that of `p`."""
     signed = key != "exp_avg_sq"
     if has_scales(moment) and dtype != torch.uint8:
-        moment = decoded(moment, scales, signed)
-    elif dtype == torch.uint8 and not has_scales(moment):
-        x = moment.detach().to(p.device, torch.float32)
-        moment, scales = encoded(x, None if signed else torch.full_like(x, NEAREST, dtype=torch.int64))
-    parts = {key: torch.empty_like(p, dtype=dtype, requires_grad=False).copy_(moment)}
-    if dtype == torch.uint8:
-        parts[key + SCALE] = torch.empty(scale_shape(p.shape), dtype=torch.uint8, device=p.device).copy_(scales)
-    return parts
+        if is_dtensor(moment) and is_placed_as(moment, p):
+            part = decoded(local_of(moment), local_of(scales), signed)
+        else:  # blocks may lie across the parts
+            part = part_of(decoded(_whole(moment), _whole(scales), signed), p)
+        return {key: _like(p, dtype, part)}
+    part = part_of(moment.detach(), p)
+    if dtype != torch.uint8:
+        return {key: _like(p, dtype, part)}
+    own = scales_like(p)
+    if has_scales(moment):
+        scales = part_of(scales, own)
+    else:
+        x = part.to(p.device, torch.float32)
+        part, scales = encoded(x, None if signed else torch.full_like(x, NEAREST, dtype=torch.int64))
+    local_of(own).copy_(scales)
+    return {key: _like(p, dtype, part), key + SCALE: own}
+
+
+def _whole(t: Tensor) -> Tensor:
+    return t.full_tensor() if is_dtensor(t) else t
 
 
 def _number(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    value = _whole(value) if isinstance(value, Tensor) else value
     has_value = not (isinstance(value, Tensor) and value.is_meta)
     return torch.tensor(float(value) if has_value else 0, dtype=dtype, device=device)
 

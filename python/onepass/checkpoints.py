@@ -12,7 +12,7 @@ from .execution_state import ExecutionState
 from .forks import one_thread_after_fork
 from .masters import MASTER
 from .spec import OptimizerSpec
-from .torch_compat import TorchOptimizer
+from .torch_compat import TorchOptimizer, like_local, local_of
 
 
 class Checkpointed(TorchOptimizer):
@@ -52,7 +52,8 @@ class Checkpointed(TorchOptimizer):
         own = (MASTER, "gate_counter", *scales, *([] if self.spec.counted else ["step"]))
         kept = {key: value for key, value in entries.items() if key not in own}
         for scale, key in scales.items():
-            kept[key] = decoded(entries[key], entries[scale], signed=key != "exp_avg_sq")
+            number = decoded(local_of(entries[key]), local_of(entries[scale]), signed=key != "exp_avg_sq")
+            kept[key] = like_local(number, entries[key])
         return kept
 
     def _drop_unstepped(self) -> None:
@@ -87,7 +88,7 @@ class Checkpointed(TorchOptimizer):
             state["state"] = execution.loading.state
             with torch.no_grad():
                 for p, x in execution.loading.parameters:
-                    p.copy_(x)
+                    local_of(p).copy_(x)
         defaults = dict(state.get("defaults") or self.defaults)
         super().__setstate__(state)
         self.defaults = defaults  # torch adds an argument of its own

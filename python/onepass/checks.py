@@ -124,20 +124,19 @@ def _check_shard(spec: OptimizerSpec, name: str, p: Tensor, group: Group) -> Non
             f"{name}: has placements {p.placements}, of which a Partial one is a sum that is not made yet; use "
             "p.redistribute(...) to shard or replicate it"
         )
-    precision, shard = precision_of(group), shard_of(p)
-    assert shard is not None
+    shard_of(p)  # raises where this rank's part is not a range of each dimension
+    precision = precision_of(group)
     beyond = [placement.dim for placement in p.placements if placement.is_shard() and placement.dim > 1]
     if beyond and precision.draws(spec, p):
         raise ValueError(
             f"{name}: is sharded along dim {beyond[0]}, where the random bits of stochastic rounding are not to be found; shard it "
             "along dim 0 or 1, or put it into a group with state_dtype=None and stochastic_rounding=False"
         )
-    if precision.moment_dtype(p) == torch.uint8 and (shard.split or p.dim() == 1):
-        if is_cut(p, BLOCK):
-            raise ValueError(
-                f"{name}: its rows are split over ranks at places that are no multiples of {BLOCK}, the elements of a block of moments "
-                "of 8 bits; put it into a group with state_dtype=torch.bfloat16"
-            )
+    if precision.moment_dtype(p) == torch.uint8 and is_cut(p, BLOCK):
+        raise ValueError(
+            f"{name}: its rows are split over ranks at places that are no multiples of {BLOCK}, the elements of a block of moments "
+            "of 8 bits; put it into a group with state_dtype=torch.bfloat16"
+        )
 
 
 def check_rows(spec: OptimizerSpec, groups: Sequence[Group]) -> None:
@@ -265,7 +264,7 @@ def check_state_tensor(name: str, p: Tensor, key: str, moment: Any, dtype: torch
     )
     if not fits or moment.dtype != dtype or moment.layout != torch.strided or overlaps(local_of(moment)):
         raise ValueError(
-            f"{name}: its state {key!r} must be a dense {dtype} tensor of the parameter's shape on {p.device}, "
+            f"{name}: its state {key!r} must be a dense {dtype} tensor of the parameter's shape on {p.device}{_placed_as(p)}, "
             f"got {_described(moment)}; {_state_advice(p, moment)}"
         )
 
@@ -291,6 +290,10 @@ def _described(x: Any) -> str:
     return f"{x.dtype}, shape {tuple(x.shape)}, on {x.device}" + (
         f", placements {x.placements}" if is_dtensor(x) else ""
     )
+
+
+def _placed_as(p: Tensor) -> str:
+    return f" with placements {p.placements}" if is_dtensor(p) else ""
 
 
 def _mesh_of(t: Tensor) -> str:

@@ -11,8 +11,9 @@ gate, prediction or missing gradient can make ranks take different collectives. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ MOST_GATHERED = 64
 # What a NaN adds to the number of ranks on which a row fails its gate.
 OF_NAN = 2.0**20
 
-COSINE, ROWS = STATS.index("max_cosine_squared"), STATS.index("rows")
+COSINE = STATS.index("max_cosine_squared")
 
 
 # ------------------------------------------------------------------ collectives
@@ -52,7 +53,7 @@ def summed(x: Tensor, over: Axis) -> Tensor:
     return x
 
 
-def put_together(stats: Tensor, limits: list[float], over: Axis) -> Tensor:
+def put_together(stats: Tensor, limits: Callable[[], list[float]], over: Axis) -> Tensor:
     """STATS of some tensors over the ranks of an axis: the sums, and the largest cosine, NaN if any is.
 
     limits: for each tensor, the cosine that its rows must stay below. Beyond `MOST_GATHERED` ranks the largest cosine is not known,
@@ -65,7 +66,7 @@ def put_together(stats: Tensor, limits: list[float], over: Axis) -> Tensor:
         total[:, COSINE] = every[:, :, COSINE].amax(dim=0)  # torch's own keeps a NaN
         return total
     own = stats[:, COSINE]
-    fails = ~(own.sqrt() < torch.tensor(limits, dtype=own.dtype).to(own.device, non_blocking=True))
+    fails = ~(own.sqrt() < torch.tensor(limits(), dtype=own.dtype).to(own.device, non_blocking=True))
     total = stats.clone()
     total[:, COSINE] = fails + OF_NAN * own.isnan()
     torch.distributed.all_reduce(total, group=over.group)
@@ -127,7 +128,7 @@ class Exchange:
                 split.complete(backend, sums)
             for part in of_tensors:
                 stats = backend.stats
-                stats[part.rows] = put_together(stats[part.rows], _limits(backend, part.tensors), part.axis)
+                stats[part.rows] = put_together(stats[part.rows], partial(_limits, backend, part.tensors), part.axis)
 
     @torch.no_grad()
     def square_sum(self, backends: Sequence[Backend]) -> Tensor:
@@ -153,13 +154,15 @@ def is_needed(spec: OptimizerSpec, backend: Backend) -> bool:
 
 class _SplitRows:
     """The tensors of a backend whose rows are split over ranks. rows: of each, the numbers of its rows in `row_sums`, filled up by that
-    of a row of zeros after the last."""
+    of a row of zeros after the last. A rank may have no rows."""
 
     def __init__(self, tensors: list[int], rows: list[range], device: torch.device):
         count = rows[-1].stop
-        most = max(map(len, rows))
+        most = max(1, *map(len, rows))
         self.tensors = torch.tensor(tensors, device=device)
-        self.rows = torch.tensor([[*own, *[count] * (most - len(own))] for own in rows], dtype=torch.int64, device=device)
+        self.rows = torch.tensor(
+            [[*own, *[count] * (most - len(own))] for own in rows], dtype=torch.int64, device=device
+        )
         self.counts = torch.tensor([*map(len, rows)], dtype=torch.float64, device=device)
         self.of_row = [tensor for tensor, own in zip(tensors, rows, strict=True) for _ in own]
 
@@ -171,15 +174,16 @@ class _SplitRows:
         squares = cosine(pg, pp, gg, eps) ** 2
         own = pad(torch.cat([sums, squares[:, None]], dim=1), (0, 0, 0, 1))[self.rows]
         stats = torch.cat([own[..., :4].sum(dim=1), own[..., 4].amax(dim=1)[:, None], self.counts[:, None]], dim=1)
-        # Of a tensor without a gradient here, nothing.
-        backend.stats[self.tensors] = torch.where(backend.stats[self.tensors, ROWS :] > 0, stats, 0)
+        backend.stats[self.tensors] = stats
 
     def _eps(self, backend: Backend, sums: Tensor) -> float | Tensor:
         values = {h.eps for h in backend.hypers}
         if len(values) == 1:
             return values.pop()
         groups = [h.eps for group, h in zip(backend.params, backend.hypers, strict=True) for _ in group]
-        return torch.tensor([groups[tensor] for tensor in self.of_row], dtype=sums.dtype).to(sums.device, non_blocking=True)
+        return torch.tensor([groups[tensor] for tensor in self.of_row], dtype=sums.dtype).to(
+            sums.device, non_blocking=True
+        )
 
 
 def _parts_of(spec: OptimizerSpec, params: list[Tensor]) -> tuple[list[_Part], list[_Part], _SplitRows | None]:
@@ -203,7 +207,10 @@ def _parts_of(spec: OptimizerSpec, params: list[Tensor]) -> tuple[list[_Part], l
             members.append(number)
     device = params[0].device
     of_rows, of_tensors = (
-        [_Part(a, torch.tensor(numbers, dtype=torch.int64, device=device), members) for a, numbers, members in found.values()]
+        [
+            _Part(a, torch.tensor(numbers, dtype=torch.int64, device=device), members)
+            for a, numbers, members in found.values()
+        ]
         for found in (rows, tensors)
     )
     return of_rows, of_tensors, _SplitRows([*split], [*split.values()], device) if split else None

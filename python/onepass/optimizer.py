@@ -176,12 +176,15 @@ class Optimizer(ScaledGradients, Checkpointed):
                 "onepass: a step was taken in torch's FakeTensorMode, in which tensors have no memory; step outside of it"
             )
         execution, hypers = self._execution, self._hypers()
-        place_gradients(execution.sharded)
         layout = [id(self.state), *[(id(group), group["backend"]) for group in self.param_groups]]
+
+        def ready() -> bool:
+            return all([backend.ready(self.param_groups, hypers, needs_state) for backend in execution.backends])
+
         if (
             layout != execution.layout
             or (scaled and self._counts_must_move(execution.backends))
-            or not all([backend.ready(self.param_groups, hypers, needs_state) for backend in execution.backends])
+            or not (ready() or (place_gradients(execution.sharded) and ready()))
         ):
             hypers = self._prepare(hypers, scaled, needs_state)
             execution.layout = layout

@@ -111,6 +111,13 @@ def is_placed_as(t: Tensor, p: Tensor) -> bool:
     return not is_dtensor(t) and not is_dtensor(p)
 
 
+def is_placed(g: Tensor, p: Tensor) -> bool:
+    """Whether a rank holds of a gradient what it holds of its parameter, and no collective is under way."""
+    if not is_dtensor(g) or not is_dtensor(p):
+        return not is_dtensor(g) and not is_dtensor(p)
+    return type(g._local_tensor) is Tensor and (g._spec is p._spec or is_placed_as(g, p))
+
+
 def is_cut(p: Any, block: int) -> bool:
     """Whether some rank's part of a row does not begin with a block of so many elements. A vector is one row."""
     dim = 1 if p.dim() > 1 else 0
@@ -162,14 +169,19 @@ def part_of(x: Tensor, p: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def place_gradients(params: Iterable[Any]) -> None:
+def place_gradients(params: Iterable[Any]) -> bool:
     """Gives the gradients of DTensors the placements of their parameters, in place of `p.grad`: of a Partial one the sum over ranks,
-    of a replicated one this rank's part. Waits for collectives that are under way. All ranks have such gradients, or none."""
+    of a replicated one this rank's part. Waits for collectives that are under way. All ranks have such gradients, or none.
+
+    Returns whether there was one. What it cannot place, checks.py refuses.
+    """
+    found = False
     for p in params:
         g = p.grad
-        if g is None or not is_dtensor(g) or (g._spec is p._spec and type(g._local_tensor) is Tensor):
-            continue  # a gradient of another kind is refused by checks.py
-        if g.device_mesh == p.device_mesh and g.placements != p.placements:
-            p.grad = g = g.redistribute(placements=p.placements)
-        if type(g._local_tensor) is not Tensor:
-            p.grad = waited_for(g)
+        if g is None or not is_dtensor(g) or g.device_mesh != p.device_mesh:
+            continue
+        if g.placements != p.placements:
+            p.grad, found = g.redistribute(placements=p.placements), True
+        if type(p.grad._local_tensor) is not Tensor:
+            p.grad, found = waited_for(p.grad), True
+    return found

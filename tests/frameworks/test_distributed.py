@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,40 +10,13 @@ import torch
 import distributed_runs
 from compare import assert_same_bits
 from distributed_runs import RUNS, STEPS, WORLD, alone, model_of, weights
+from processes import of_run, results_of
 from records import BACKENDS, RECORDS
-
-SECONDS = 240
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """The results of every run, by rank. All runs share one pair of processes: starting them takes most of the time."""
-    folder = tmp_path_factory.mktemp("distributed")
-    path = [str(Path(distributed_runs.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)}
-    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # independent of host name and network
-    programs = [
-        subprocess.Popen(
-            [sys.executable, distributed_runs.__file__, str(rank), str(folder)],
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(WORLD)
-    ]  # fmt: skip
-    try:
-        output = [program.communicate(timeout=SECONDS)[0] for program in programs]
-    finally:
-        for program in programs:
-            program.kill()
-    assert [program.returncode for program in programs] == [0] * WORLD, "\n".join(output)[-3000:]
-    return {
-        name: [torch.load(folder / f"{name}.{rank}.pt", weights_only=False) for rank in range(WORLD)] for name in RUNS
-    }
-
-
-def of_run(results: dict[str, list[dict[str, Any]]], name: str) -> list[dict[str, Any]]:
-    for result in results[name]:
-        assert "error" not in result, result["error"]
-    return results[name]
+    return results_of(distributed_runs.__file__, WORLD, RUNS, tmp_path_factory.mktemp("distributed"))
 
 
 def alone_with(name: str, backend: str = "cpu", times: range = range(STEPS)) -> tuple[Any, list[torch.Tensor]]:
@@ -116,15 +85,3 @@ def _as_in(got: list[torch.Tensor], want: list[torch.Tensor]) -> list[torch.Tens
     """`want`, flattened; concatenated if FSDP has flattened all parameters into one."""
     flat = [w.flatten() for w in want]
     return flat if len(got) == len(want) else [torch.cat(flat)]
-
-
-def test_shards_of_fully_shard_are_refused(results: Any) -> None:
-    """The advice in the message works."""
-    _, want = alone_with("AdamW")
-    for result in of_run(results, "fsdp2 AdamW"):
-        for words in ("is a DTensor", "p.detach().to_local()", "p.grad.to_local()"):
-            assert words in result["refused"]
-        assert_same_weights(result["weights"], want)
-    for result in of_run(results, "fsdp2 AdamP"):
-        for words in ("is a DTensor", "needs whole tensors", "DistributedDataParallel", "without projection"):
-            assert words in result["refused"]

@@ -1,32 +1,24 @@
-"""Training runs on two processes, for test_distributed.py. Each process writes a file with the result of each run.
-
-PYTHONPATH=tests/support python tests/support/distributed_runs.py RANK FOLDER
-"""
+"""Training runs on two processes, for test_distributed.py."""
 
 from __future__ import annotations
 
 import copy
-import datetime
-import os
 import sys
-import traceback
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
+from processes import Result, run_all
+
 WORLD = 2
 STEPS = 3
-Result = dict[str, Any]
 
 
 def model_of() -> nn.Module:
@@ -127,22 +119,6 @@ def fsdp1(name: str, keep_parameters: bool, shard: bool) -> Result:
         return {"weights": weights(model.parameters()), "refused": "accepted"}
 
 
-def fsdp2(name: str) -> Result:
-    record = RECORDS[name]
-    model = model_of()
-    fully_shard(model, mesh=init_device_mesh("cpu", (WORLD,)))
-    said = refusal(lambda: record.make(model.parameters(), **record.typical))
-    # As the error message advises.
-    local = [p.detach().to_local() for p in model.parameters()]
-    opt = record.make(local, **record.typical)
-    for time in range(STEPS):
-        backward(model, dist.get_rank(), time)
-        for shard, p in zip(local, model.parameters(), strict=True):
-            shard.grad = p.grad.to_local()
-        opt.step()
-    return {"refused": said, "weights": weights(p.full_tensor() for p in model.parameters())}
-
-
 BACKENDS = ["cpu", "reference", "emulated", "triton"]
 RUNS: dict[str, Callable[[], Result]] = {
     **{f"ddp {n} {b}": lambda n=n, b=b: ddp(n, b) for n in ("AdamW", "AdamP", "SGDP") for b in BACKENDS},
@@ -155,31 +131,7 @@ RUNS: dict[str, Callable[[], Result]] = {
         for keep in (True, False)
         for shard in (True, False)
     },
-    **{f"fsdp2 {n}": lambda n=n: fsdp2(n) for n in ("AdamW", "AdamP")},
 }
-
-
-def result_of(run: Callable[[], Result]) -> Result:
-    try:
-        return run()
-    except Exception:
-        return {"error": traceback.format_exc()}
-
-
-def main(rank: int, folder: Path) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(THREADS)
-    # A process whose peer has failed must not wait for long.
-    limit = datetime.timedelta(seconds=30)
-    dist.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=WORLD, timeout=limit)
-    for name, run in RUNS.items():
-        torch.save(result_of(run), folder / f"{name}.{rank}.pt")
-        dist.barrier()
-    dist.destroy_process_group()
-    # All is saved. At interpreter exit torch 2.13 sometimes aborts, because of its own thread that is still running
-    # ("terminate called without an active exception", on busy cores with three threads).
-    sys.stdout.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":
@@ -191,4 +143,4 @@ if __name__ == "__main__":
     from processor import THREADS
     from records import RECORDS
 
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    run_all(RUNS, WORLD, THREADS)

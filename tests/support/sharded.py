@@ -114,7 +114,9 @@ def placed(part: Tensor, p: Tensor) -> Tensor:
 class BesideWhole:
     """An optimizer of sharded parameters, and one of the same parameters whole."""
 
-    def __init__(self, record: Record, layout: str, dtype: torch.dtype, backend: str, shapes: Shapes = SHAPES, **options: Any):
+    def __init__(
+        self, record: Record, layout: str, dtype: torch.dtype, backend: str, shapes: Shapes = SHAPES, **options: Any
+    ):
         model = Shaped(shapes, torch.float32)
         LAYOUTS[layout](model)
         for module in model.modules():
@@ -169,7 +171,10 @@ class BesideWhole:
                 assert verdicts[p].gate == wholes[whole].gate, (number, verdicts[p], wholes[whole])
                 assert verdicts[p].corrected == wholes[whole].corrected or not isinstance(p, DTensor)
             gated = whole in wholes
-            summed = gated and (wholes[whole].gate == "layer" or (self.is_split(p) and (wholes[whole].gate == "channel" or wholes[whole].corrected)))
+            summed = gated and (
+                wholes[whole].gate == "layer"
+                or (self.is_split(p) and (wholes[whole].gate == "channel" or wholes[whole].corrected))
+            )
             own, want = local(self.opt.master(p)), self.part(self.whole.master(whole), number)
             if self.compare_parts(own, want, summed, f"parameter {number}"):
                 self.opt.set_master(p, self.whole.master(whole))

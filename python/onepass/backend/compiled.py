@@ -116,7 +116,7 @@ class CompiledBackend:
     def correct(self) -> None:
         self.plan.correct()
         # So that autograd refuses a backward pass through weights that were written to.
-        increment_version(with_locals(self.plan.end()))
+        increment_version(self.plan.end())
 
     def release_gradients(self) -> None:
         self.plan.release_gradients()

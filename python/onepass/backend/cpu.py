@@ -54,10 +54,13 @@ class CpuBackend(CompiledBackend):
 
     @property
     def row_sums(self) -> Tensor:
+        if not self.plan.split_coefficients:
+            return torch.zeros(0, 4, dtype=torch.float64, device="cpu")
         return torch.frombuffer(self.plan.row_sums, dtype=torch.float64).view(-1, 4)
 
     def complete_rows(self, sums: Tensor, c: Tensor) -> None:
-        torch.frombuffer(self.plan.coefficients, dtype=torch.float64)[self.plan.split_coefficients] = c
+        if len(c):
+            torch.frombuffer(self.plan.coefficients, dtype=torch.float64)[self.plan.split_coefficients] = c
 
     def verdicts(self) -> list[GateStatistics]:
         return gate_statistics_on_host(

@@ -76,8 +76,7 @@ class CudaBackend(CompiledBackend):
         if content:
             memory.copy_(torch.frombuffer(content, dtype=torch.uint8))
         self.plan, self.memory, self.stream = plan, memory, None
-        rows = plan.split_coefficients
-        self.split_coefficients = torch.tensor(rows, device=self.device) if rows else None
+        self.split_coefficients = torch.tensor(plan.split_coefficients, dtype=torch.int64, device=self.device)
 
     def plan_class(self) -> type[compiled._C.CudaPlan]:
         return compiled._C.CudaPlan
@@ -127,8 +126,7 @@ class CudaBackend(CompiledBackend):
         with self.on_device():
             if self.exchanges:
                 self.stats.zero_()  # of tensors without a gradient too
-                if self.split_coefficients is not None:
-                    self.row_sums.zero_()
+                self.row_sums.zero_()
             super().update()
 
     @property
@@ -138,7 +136,6 @@ class CudaBackend(CompiledBackend):
 
     @property
     def row_sums(self) -> Tensor:
-        assert self.split_coefficients is not None
         return self.doubles(self.plan.row_sums_at, 4 * len(self.split_coefficients)).view(-1, 4)
 
     def complete_rows(self, sums: Tensor, c: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...blocks import SCALE, rows_of, scale_shape
 from ...masters import MASTER
 from ...precision import Precision
-from ...sharding import has_gate, shard_of
+from ...sharding import has_gate, is_placed, shard_of
 from ...spec import OptimizerSpec
 from ...torch_compat import local_of
 
@@ -86,6 +86,8 @@ class BoundParam:
         if g is None:
             self.operands, self.keys = [], []
             return True
+        if not is_placed(g, self.p):
+            return False
         if not needs_state:
             required = [*moments, *self.scale_keys(moments), *[MASTER] * master]
             required += ["step"] * counted + ["gate_counter"] * gated

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ...sharding import is_placed
 from ...torch_compat import local_of
 from .. import compiled, direct_reads
 from .bound_param import BoundParam, Wanted
@@ -20,6 +21,8 @@ Description = tuple[Any, Any, Any]
 
 def described_in_python(params: list[Tensor], state: Any) -> Description:
     given = [p.grad for p in params]
+    if not all([g is None or is_placed(g, p) for p, g in zip(params, given, strict=True)]):
+        raise TypeError  # as of a gradient that cannot be read
     gradients = [local_of(g) for g in given if g is not None]
     own = [*state.values()]
     names = [*chain.from_iterable(own)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...dtypes import PARAM_DTYPES
 from ...hyperparams import DeviceHyper, Hyper, predicts, rule_of
@@ -152,7 +153,8 @@ class TableUploader:
         with torch.device("cpu"):  # whatever the default device is
             plan = plan_of(descs, interpreted=not self.on_gpu)
         projected = [i for i, s in enumerate(descs) if s.projected]
-        split_pieces, is_piece = self.split_rows(plan)
+        row_table = pad(plan.row_table, (0, 1))  # with a spare one
+        split_pieces, is_piece = self.split_rows(plan, row_table.size(1) - 1)
         integers = torch.int64
 
         def empty(*shape: int) -> Tensor:
@@ -161,7 +163,7 @@ class TableUploader:
         lanes, nvidia = device()
         self.sent = DeviceTables(
             plan=plan,
-            row_table=upload.send(plan.row_table, integers, 1, self.device),
+            row_table=upload.send(row_table, integers, 1, self.device),
             unpredicted=upload.send([i for i in projected if not descs[i].speculates], integers, 1, self.device),
             gated=upload.send(projected, integers, 1, self.device),
             device_counted=upload.send(
@@ -171,10 +173,10 @@ class TableUploader:
             scalars_table=empty(1 + max(e.bucket for e in self.bound), len(SCALARS)),
             device_hypers=empty(0),
             fixed_hypers=empty(0),
-            count=plan.row_table.size(1),
+            count=row_table.size(1),
             lanes=lanes,
             nvidia=nvidia,
-            row_stats=empty(len(ROW_STATS), plan.row_table.size(1)),
+            row_stats=empty(len(ROW_STATS), row_table.size(1)),
             stats=empty(len(descs) if self.exchanges else 0, len(STATS)),
             # The next step may be skipped, and does not replace those of the last step then.
             verdicts=empty(len(descs), len(VERDICT)) if self.sent is None else self.sent.verdicts,
@@ -189,13 +191,17 @@ class TableUploader:
         self.structure, self.stale = descs, True
         self.scalars.forget()
 
-    def split_rows(self, plan: Any) -> tuple[Tensor, Tensor]:
-        """Of every split row, the pieces that it has in the table of rows, filled up by its first; and which are no filling."""
-        split = [i for i, e in enumerate(self.bound) if e.projected and e.split]
-        most = max([plan.pieces[i] for i in split], default=1)
-        rows = [(plan.first_row[i] + r * plan.pieces[i], plan.pieces[i]) for i in split for r in range(self.bound[i].rows)]
-        numbers = [[first + (j if j < count else 0) for j in range(most)] for first, count in rows]
-        there = [[j < count for j in range(most)] for _, count in rows]
+    def split_rows(self, plan: Any, spare: int) -> tuple[Tensor, Tensor]:
+        """Of every split row, the pieces that it has in the table of rows, filled up by a spare row; and which are no filling."""
+        split = [(i, e) for i, e in enumerate(self.bound) if e.projected and e.split]
+        most = max([plan.pieces[i] for i, _ in split], default=1)
+        numbers = []
+        for i, e in split:
+            pieces = plan.pieces[i] if e.elements else 0
+            for r in range(e.rows):
+                first = plan.first_row[i] + r * pieces
+                numbers.append([first + j if j < pieces else spare for j in range(most)])
+        there = [[number != spare for number in row] for row in numbers]
         return upload.send(numbers, torch.int64, most, self.device), upload.send(there, torch.bool, most, self.device)
 
     def describe(self) -> list[list[int]]:
