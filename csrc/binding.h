@@ -32,8 +32,8 @@ class Reader {
   static pybind11::object gradient_of(PyObject* param);
   // What a DTensor holds on this rank, borrowed from it; any other object itself.
   PyObject* local_of(PyObject* object) const;
-  // Whether a rank holds of a gradient what it holds of the parameter: of two DTensors of one mesh and equal placements,
-  // no collective is under way; or both are plain.
+  // Whether a rank holds of a gradient what it holds of the parameter: of two DTensors of one mesh and equal
+  // placements, no collective is under way; or both are plain.
   bool is_placed_as(PyObject* gradient, PyObject* param) const;
 
   // A description of some parameters and their state, to be compared with that of the last step: the addresses of the

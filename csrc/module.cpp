@@ -27,8 +27,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const py::list&, const py::dict&, const py::list&, const std::string&, bool, bool, const py::list&,
                     const py::list&, const py::list&, const py::list&, bool, const py::dict&>(),
            py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("rule"), py::arg("projected"),
-           py::arg("lazy_buffer"), py::arg("first"), py::arg("precisions"), py::arg("numbers"), py::arg("shards"), py::arg("exchanges"),
-           py::arg("direct_reads"))
+           py::arg("lazy_buffer"), py::arg("first"), py::arg("precisions"), py::arg("numbers"), py::arg("shards"),
+           py::arg("exchanges"), py::arg("direct_reads"))
       .def("square_sums", &CpuBinding::square_sums, py::arg("threads"))
       .def("begin", &CpuBinding::begin, py::arg("threads"), py::arg("factor"))
       .def("gate_stats", &CpuBinding::gate_stats)

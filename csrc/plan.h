@@ -2,9 +2,9 @@
 // device.
 //
 // A tensor is `rows` x `length` in the order of dim 0 (its channels), or one row where rule and storage look at
-// elements only. It may be a part of a larger one, its shard: some of the rows, or a part of each. Work items do not depend on the number of threads or blocks, so that the results do not either. An
-// item is a run of whole rows, or a piece of one row: of one that is too long for the row cache, or of a tensor that is
-// one row.
+// elements only. It may be a part of a larger one, its shard: some of the rows, or a part of each. Work items do not
+// depend on the number of threads or blocks, so that the results do not either. An item is a run of whole rows, or a
+// piece of one row: of one that is too long for the row cache, or of a tensor that is one row.
 #pragma once
 
 #include <array>

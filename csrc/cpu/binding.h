@@ -11,8 +11,7 @@ class CpuBinding : public Binding {
   CpuBinding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
              const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first,
              const pybind11::list& precisions, const pybind11::list& numbers, const pybind11::list& shards,
-             bool exchanges,
-             const pybind11::dict& direct_reads)
+             bool exchanges, const pybind11::dict& direct_reads)
       : Binding(groups, state, moments, rule, projected, lazy_buffer, first, precisions, numbers, shards, exchanges,
                 direct_reads, {dlpack::cpu, 0}),
         executor_(plan_) {}

@@ -74,8 +74,8 @@ void CpuExecutor::begin_step(int tensor, const Scalars& scalars) {
 
 // Chooses the write policy for the predicted or known gate.
 void CpuExecutor::choose_policy(TensorStep& step, const Tensor& t, Gate gate) const {
-  step.policy =
-      step.speculates && !step.predicts ? WritePolicy::deferred : write_policy_for(gate, t.length <= item_elements && !t.split);
+  step.policy = step.speculates && !step.predicts ? WritePolicy::deferred
+                                                  : write_policy_for(gate, t.length <= item_elements && !t.split);
   step.needs_sums = step.speculates || gate != Gate::none;
 }
 

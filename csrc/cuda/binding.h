@@ -19,8 +19,7 @@ class CudaBinding : public Binding {
   CudaBinding(const pybind11::list& groups, const pybind11::dict& state, const pybind11::list& moments,
               const std::string& rule, bool projected, bool lazy_buffer, const pybind11::list& first,
               const pybind11::list& precisions, const pybind11::list& numbers, const pybind11::list& shards,
-              bool exchanges,
-              const pybind11::dict& direct_reads, int device)
+              bool exchanges, const pybind11::dict& direct_reads, int device)
       : Binding(groups, state, moments, rule, projected, lazy_buffer, first, precisions, numbers, shards, exchanges,
                 direct_reads, {cuda_device_type, device}),
         executor_(plan_, device) {}
@@ -93,8 +92,8 @@ inline void add_cuda_plan(pybind11::module_& m) {
       .def(py::init<const py::list&, const py::dict&, const py::list&, const std::string&, bool, bool, const py::list&,
                     const py::list&, const py::list&, const py::list&, bool, const py::dict&, int>(),
            py::arg("params"), py::arg("state"), py::arg("moments"), py::arg("rule"), py::arg("projected"),
-           py::arg("lazy_buffer"), py::arg("first"), py::arg("precisions"), py::arg("numbers"), py::arg("shards"), py::arg("exchanges"),
-           py::arg("direct_reads"), py::arg("device"))
+           py::arg("lazy_buffer"), py::arg("first"), py::arg("precisions"), py::arg("numbers"), py::arg("shards"),
+           py::arg("exchanges"), py::arg("direct_reads"), py::arg("device"))
       .def_property_readonly("memory_bytes", &CudaBinding::bytes)
       .def("initial_bytes", &CudaBinding::initial_bytes, py::arg("address"))
       .def("square_sum", &CudaBinding::square_sum, py::arg("group_numbers"), py::arg("total"))

@@ -18,8 +18,7 @@ std::string kernel_name(Kernel kernel, const KernelKey& key) {
          (key.storage.blocks()                             ? ", moments in 8 bits"
           : key.storage == key.storage.with_wide_moments() ? ""
                                                            : ", moments in bfloat16") +
-         ", " +
-         rule_names[static_cast<int>(key.rule)] + ")";
+         ", " + rule_names[static_cast<int>(key.rule)] + ")";
 }
 
 // The address of the gradient of a tensor without elements. Null would mean no gradient, but such a step is counted.

@@ -26,8 +26,8 @@ class CudaExecutor {
   void decide();
   void correct();
 
-  // Likewise, the sum of squares over the gradients of all active tensors, a double at `square_sum_at` of the memory; or
-  // without `total`, that of each tensor at `square_sums_at`.
+  // Likewise, the sum of squares over the gradients of all active tensors, a double at `square_sum_at` of the memory;
+  // or without `total`, that of each tensor at `square_sums_at`.
   void square_sum(cudaStream_t stream, const std::vector<int>& group_numbers, bool total);
   int64_t square_sum_at() const { return square_sum_.offset; }
   int64_t square_sums_at() const { return square_sums_.offset; }
@@ -99,8 +99,8 @@ class CudaExecutor {
   LaunchLayout layout_;
   uint64_t address_ = 0;
   int64_t bytes_ = 0;
-  Region tensors_, items_, layouts_, hypers_, verdicts_, stats_, row_sums_, row_stats_, coefficients_, arrivals_, gradients_,
-      scalars_memory_;
+  Region tensors_, items_, layouts_, hypers_, verdicts_, stats_, row_sums_, row_stats_, coefficients_, arrivals_,
+      gradients_, scalars_memory_;
   Region first_steps_, square_sums_, square_sum_, corrections_, corrected_;
   std::vector<int64_t> layout_at_;  // of every tensor, in `layouts_`; -1 if it is packed
 

@@ -75,8 +75,8 @@ struct Finalizer {
     return join_lanes(all, 1);
   }
 
-  // Rows that were cut into pieces: stores their coefficients, returns the largest cosine squared. Of split rows, stores
-  // the sums.
+  // Rows that were cut into pieces: stores their coefficients, returns the largest cosine squared. Of split rows,
+  // stores the sums.
   __device__ double complete_rows() const {
     const DeviceTensor& t = *o.t;
     const Projection& pr = o.scalars->projection;

@@ -94,7 +94,8 @@ struct Operands : ItemView<Rule> {
 #pragma unroll
       for (int i = 0; i < lanes; ++i) {
         if (Rule::moments > 0) moment[0].x[i] = rounded_to_nearest(moment[0].x[i]);
-        if (Rule::moments > 1) moment[1].x[i] = rounded_up(moment[1].x[i], draw_at(key, place.in_whole(t->whole_place) + i) >> 16);
+        if (Rule::moments > 1)
+          moment[1].x[i] = rounded_up(moment[1].x[i], draw_at(key, place.in_whole(t->whole_place) + i) >> 16);
       }
     }
   }

@@ -141,9 +141,9 @@ def _check_moment(owner: _Owner, own: dict[str, Any], key: str) -> None:
     if isinstance(moment, Tensor) and not moment.is_floating_point():
         raise ValueError(f"{what} must be of a floating-point dtype, got {moment.dtype}")
     _check_tensor(what, owner.parameter, moment)
-    own = local_of(moment)
-    if key == "exp_avg_sq" and not moment.is_meta and bool((own < 0).any()):
-        raise ValueError(f"{what} must have no element below 0, as it averages squares, got {float(own.min())}")
+    part = local_of(moment)
+    if key == "exp_avg_sq" and not moment.is_meta and bool((part < 0).any()):
+        raise ValueError(f"{what} must have no element below 0, as it averages squares, got {float(part.min())}")
 
 
 def _check_scales(what: str, p: Tensor, key: str, scales: Any) -> None:

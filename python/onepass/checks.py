@@ -16,7 +16,7 @@ from .blocks import BLOCK, SCALE, scale_shape
 from .dtypes import PARAM_DTYPES
 from .masters import MASTER
 from .precision import precision_of
-from .sharding import is_cut, is_placed_as, shard_of
+from .sharding import dim_of, is_cut, is_placed_as, shard_of
 from .spec import OptimizerSpec
 from .torch_compat import (
     FakeTensor,
@@ -126,10 +126,10 @@ def _check_shard(spec: OptimizerSpec, name: str, p: Tensor, group: Group) -> Non
         )
     shard_of(p)  # raises where this rank's part is not a range of each dimension
     precision = precision_of(group)
-    beyond = [placement.dim for placement in p.placements if placement.is_shard() and placement.dim > 1]
-    if beyond and precision.draws(spec, p):
+    beyond = max((dim_of(placement) or 0) for placement in p.placements)
+    if beyond > 1 and precision.draws(spec, p):
         raise ValueError(
-            f"{name}: is sharded along dim {beyond[0]}, where the random bits of stochastic rounding are not to be found; shard it "
+            f"{name}: is sharded along dim {beyond}, where the random bits of stochastic rounding are not to be found; shard it "
             "along dim 0 or 1, or put it into a group with state_dtype=None and stochastic_rounding=False"
         )
     if precision.moment_dtype(p) == torch.uint8 and is_cut(p, BLOCK):

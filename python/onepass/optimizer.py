@@ -282,7 +282,7 @@ class Optimizer(ScaledGradients, Checkpointed):
         own = self.state.get(p, {})  # get(), so that no entry is made of a parameter that has none
         remainder: Tensor | None = own.get(MASTER)
         fits = isinstance(remainder, Tensor) and remainder.dtype == torch.int16 and remainder.shape == p.shape
-        fits = fits and is_placed_as(remainder, p)
+        fits = fits and remainder is not None and is_placed_as(remainder, p)
         if remainder is not None and not fits:
             check_state_tensor(name_of(p, self.param_groups), p, MASTER, remainder, torch.int16)
         return remainder

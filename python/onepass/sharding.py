@@ -54,11 +54,15 @@ def dim_of(placement: Any) -> int | None:
 def shard_of(p: Tensor) -> Shard | None:
     """The part of a DTensor that this rank holds, None for any other tensor.
 
-    Raises ValueError if the part is not a contiguous range of each dimension.
+    Raises ValueError if this rank is not in its mesh, or if the part is not a contiguous range of each dimension.
     """
     if not is_dtensor(p):
         return None
     shape, coordinate = tuple(p.shape), p.device_mesh.get_coordinate()
+    if coordinate is None:
+        raise ValueError(
+            f"this rank is not in the mesh of a tensor of shape {shape}, {p.device_mesh}; give it to optimizers of that mesh's ranks alone"
+        )
     strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
     first = 0
     for dim in range(len(shape)):

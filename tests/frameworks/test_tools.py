@@ -25,10 +25,13 @@ LOSSES = {
 }
 
 
+SHARDED = ("fsdp2", "tensor_parallel", "fabric_model_parallel")  # run by test_sharded.py
+
+
 def test_examples_are_short_and_listed() -> None:
     readme = (ROOT / "README.md").read_text()
     for example in FOLDER.glob("*.py"):
-        assert len(example.read_text().splitlines()) <= 40, example.name
+        assert len(example.read_text().splitlines()) <= (60 if example.stem in SHARDED else 40), example.name
         assert example.stem == "toy" or f"(examples/tools/{example.name})" in readme, example.name
 
 

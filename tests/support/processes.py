@@ -24,15 +24,16 @@ def results_of(program: str, world: int, names: Mapping[str, Any], folder: Path)
     path = [str(Path(program).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)}
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # independent of host name and network
-    programs = [
-        subprocess.Popen(
-            [sys.executable, program, str(rank), str(folder)],
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
+    # Files, not pipes: a pipe that nobody reads yet fills up, and all would wait for its writer.
+    logs = [folder / f"{rank}.log" for rank in range(world)]
+    programs = []
+    for rank, log in enumerate(logs):
+        with log.open("w") as output:
+            command = [sys.executable, program, str(rank), str(folder)]
+            programs.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
     try:
-        output = [each.communicate(timeout=SECONDS)[0] for each in programs]
+        for each in programs:
+            each.wait(timeout=SECONDS)
     finally:
         for each in programs:
             each.kill()
@@ -41,7 +42,7 @@ def results_of(program: str, world: int, names: Mapping[str, Any], folder: Path)
         errors = (
             [error for rank in range(world) if (error := _error_in(folder / f"{name}.{rank}.pt"))] for name in names
         )
-        raise AssertionError("\n".join([*next(filter(None, errors), []), *(text[-1000:] for text in output)]))
+        raise AssertionError("\n".join([*next(filter(None, errors), []), *(log.read_text()[-1000:] for log in logs)]))
     return {
         name: [torch.load(folder / f"{name}.{rank}.pt", weights_only=False) for rank in range(world)] for name in names
     }
@@ -69,11 +70,13 @@ def run_all(runs: Mapping[str, Callable[[], Result]], world: int, threads: int) 
     # A process whose peer has failed must not wait for long.
     limit = datetime.timedelta(seconds=30)
     dist.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=world, timeout=limit)
+    *_, last = runs
     for name, run in runs.items():
         begin = time.perf_counter()
-        torch.save({**_result_of(run), "seconds": time.perf_counter() - begin}, folder / f"{name}.{rank}.pt")
-        dist.barrier()
-    dist.destroy_process_group()
+        torch.save(_result_of(run), folder / f"{name}.{rank}.pt")
+        print(f"{name}: {time.perf_counter() - begin:.2f} s", flush=True)
+        if name != last:  # which may leave the group broken
+            dist.barrier()
     # All is saved. At interpreter exit torch 2.13 sometimes aborts, because of its own thread that is still running
     # ("terminate called without an active exception", on busy cores with three threads).
     sys.stdout.flush()

@@ -7,6 +7,7 @@ elements themselves, and not by the code that is tested.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,7 +55,9 @@ class Shaped(nn.Module):
 # ------------------------------------------------------------------ layouts
 
 
+@cache
 def mesh_of(*sizes: int, names: Sequence[str] = ("dp", "tp")) -> DeviceMesh:
+    """Made once: each has process groups of its own, which take time to connect, and a file handle for each pair of ranks."""
     return init_device_mesh("cpu", sizes, mesh_dim_names=tuple(names[: len(sizes)]))
 
 
