@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -26,7 +28,7 @@ from traffic import traffic_rows
 
 
 def arguments(known: list[str]) -> argparse.Namespace:
-    parser = parser_of(__doc__, [*known, "memory", "traffic"], "CSV and PNG go")
+    parser = parser_of(__doc__, [*known, "memory", "traffic", "scale"], "CSV and PNG go")
     parser.add_argument(
         "--readme",
         action="store_true",
@@ -84,6 +86,11 @@ def main() -> None:
         say(f"\nBytes per parameter, counted:\n{traffic_table(counted)}{since(started)}")
         predicted = prediction_rows(gpu for gpu in GPUS if gpu.name in ("H100", "H200"))
         say(f"\n{TITLE} (docs/prediction.md):\n{prediction_table(predicted)}\n{since(started)}")
+
+    if not args.case or "scale" in args.case:
+        # A program of its own, which has torch's fake process group.
+        program = Path(__file__).with_name("scale.py")
+        subprocess.run([sys.executable, str(program), *["--quick"] * args.quick], check=True)
 
     if rows:
         say_goals(goals, args.quick)

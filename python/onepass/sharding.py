@@ -9,16 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .spec import OptimizerSpec
-from .torch_compat import is_dtensor, local_of, waited_for
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from .torch_compat import have_one_spec, is_dtensor, is_under_way, local_of, waited_for
 
 Group = dict[str, Any]
 
@@ -40,7 +37,7 @@ class Axis:
     """The ranks that differ from this one in one dimension of a mesh. Two meshes may share it."""
 
     ranks: tuple[int, ...]
-    group: ProcessGroup
+    group: Any  # torch's process group
 
 
 # ------------------------------------------------------------------ placements
@@ -119,7 +116,7 @@ def is_placed(g: Tensor, p: Tensor) -> bool:
     """Whether a rank holds of a gradient what it holds of its parameter, and no collective is under way."""
     if not is_dtensor(g) or not is_dtensor(p):
         return not is_dtensor(g) and not is_dtensor(p)
-    return type(g._local_tensor) is Tensor and (g._spec is p._spec or is_placed_as(g, p))
+    return not is_under_way(g) and (have_one_spec(g, p) or is_placed_as(g, p))
 
 
 def is_cut(p: Any, block: int) -> bool:
@@ -136,7 +133,7 @@ def is_cut(p: Any, block: int) -> bool:
     return False
 
 
-def axis(group: ProcessGroup) -> Axis:
+def axis(group: Any) -> Axis:
     return Axis(tuple(torch.distributed.get_process_group_ranks(group)), group)
 
 
@@ -186,6 +183,6 @@ def place_gradients(params: Iterable[Any]) -> bool:
             continue
         if g.placements != p.placements:
             p.grad, found = g.redistribute(placements=p.placements), True
-        if type(p.grad._local_tensor) is not Tensor:
+        if is_under_way(p.grad):
             p.grad, found = waited_for(p.grad), True
     return found

@@ -10,7 +10,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -28,10 +28,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_tra
 
 # Applies a function to the tensors in nested containers; torch.utils has no public one.
 from torch.utils._pytree import tree_map_only as tree_map_only
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-    from typing_extensions import TypeIs
+from typing_extensions import TypeIs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,7 +93,22 @@ def base_of(t: Tensor) -> Tensor | None:
     return t._base
 
 
-def is_dtensor(t: Any) -> TypeIs[DTensor]:
+class DTensorLike(Tensor):
+    """What is used of torch.distributed.tensor.DTensor, for annotations: importing that takes a while, and most have none."""
+
+    device_mesh: Any
+    placements: tuple[Any, ...]
+    _spec: Any
+    _local_tensor: Tensor
+
+    def redistribute(self, *args: Any, **kwargs: Any) -> DTensorLike:
+        raise NotImplementedError
+
+    def full_tensor(self) -> Tensor:
+        raise NotImplementedError
+
+
+def is_dtensor(t: Any) -> TypeIs[DTensorLike]:
     """Whether a tensor is spread over a device mesh. Without an import: where none was made, there is none."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and type(t) is module.DTensor
@@ -106,6 +118,16 @@ def local_of(t: Tensor) -> Tensor:
     """What a DTensor holds on this rank, with its memory; any other tensor itself. `to_local()` would make a view, and takes ten
     times as long."""
     return t._local_tensor if is_dtensor(t) else t
+
+
+def is_under_way(t: DTensorLike) -> bool:
+    """Whether what a DTensor holds may still be received (AsyncCollectiveTensor)."""
+    return type(t._local_tensor) is not Tensor
+
+
+def have_one_spec(t: DTensorLike, other: DTensorLike) -> bool:
+    """Whether two DTensors are described by one object, as gradients under FSDP2 and their parameters are."""
+    return t._spec is other._spec
 
 
 def like_local(local: Tensor, t: Tensor, shape: Sequence[int] | None = None, of_rows: bool = False) -> Tensor:
@@ -127,9 +149,9 @@ def like_local(local: Tensor, t: Tensor, shape: Sequence[int] | None = None, of_
     return DTensor.from_local(local, t.device_mesh, placements, run_check=False, shape=size, stride=stride)
 
 
-def waited_for(t: DTensor) -> DTensor:
-    """A DTensor whose collective is done, of one where it may be under way (AsyncCollectiveTensor)."""
-    return like_local(t._local_tensor.wait(), t)  # type: ignore[attr-defined, return-value]
+def waited_for(t: DTensorLike) -> Tensor:
+    """The same DTensor, of one whose collective may be under way."""
+    return like_local(t._local_tensor.wait(), t)  # type: ignore[attr-defined]
 
 
 def all_gather(every: Tensor, own: Tensor, group: Any) -> None:

@@ -82,6 +82,12 @@ def test_one_rank_closes_the_gate_of_all(results: Any, name: str) -> None:
             assert all(math.isnan(cosine) for cosine in cosines)
 
 
+@runs("near the threshold")
+def test_the_threshold_is_of_whole_rows(results: Any, name: str) -> None:
+    for result in of_run(results, name):
+        assert result["gates"] == sharded_runs.NEAR
+
+
 @runs("uneven ranks")
 def test_ranks_that_differ_do_not_part(results: Any, name: str) -> None:
     ranks = of_run(results, name)
@@ -142,6 +148,12 @@ def test_checkpoints(results: Any, name: str) -> None:
 def test_a_state_dict_of_one_process(results: Any) -> None:
     for result in of_run(results, "loaded whole"):
         assert max(result["apart"]) == 0 and result["counters"]
+
+
+@runs("mutant")
+def test_mutants_are_noticed(results: Any, name: str) -> None:
+    """On some rank."""
+    assert any(result["caught"] for result in of_run(results, name))
 
 
 @runs("example")

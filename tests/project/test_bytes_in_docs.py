@@ -14,6 +14,7 @@ import torch
 
 import onepass
 from counting import traffic_of
+from onepass.backend.base import STATS
 from pages import PAGES, text_of
 from triton_traffic import total, traffic
 
@@ -190,6 +191,16 @@ def of_training() -> list[str]:
     return [f"AdamW and AdamP move {moved('AdamW', CLIPS)} bytes per float32 parameter with it"]
 
 
+def of_distributed() -> list[str]:
+    """As test_sharded.py counts them on four processes."""
+    record, row = 8 * len(STATS), 8 * len(STATS[:4])
+    return [
+        f"1: {record} bytes for each matrix",
+        f"1: {row} bytes for each row",
+        f"2: {row} bytes for each row of row-wise weights, {record} for each column-wise weight",
+    ]
+
+
 STATEMENTS = {
     "README.md": lambda: of_readme() + of_triton(),
     "adam.md": lambda: [of_adam("Adam")],
@@ -199,6 +210,7 @@ STATEMENTS = {
     "adamp.md": of_adamp,
     "sgd.md": of_sgd,
     "sgdp.md": of_sgdp,
+    "distributed.md": of_distributed,
     "limits.md": of_limits,
     "precision.md": of_precision,
     "training.md": of_training,

@@ -158,6 +158,28 @@ def many_ranks(place: str) -> Result:
         exchange.MOST_GATHERED = kept
 
 
+def near_the_threshold(backend: str) -> Result:
+    """Rows whose cosine is a little below and above delta/sqrt(row length), of the whole rows."""
+    run = sharded.BesideWhole(RECORDS["AdamP"], "fsdp_columns", F32, backend, [(8, 8), (8, 16)])
+    gates = []
+    for factor in (0.9, 1.3):
+        for number, (p, whole) in enumerate(zip(run.params, run.wholes, strict=True)):
+            x = whole.detach().double()
+            along = x / x.norm(dim=1, keepdim=True)
+            across = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+            across -= (across * along).sum(1, keepdim=True) * along
+            across /= across.norm(dim=1, keepdim=True)
+            cosine = factor * run.opt.param_groups[0]["delta"] / x.size(1) ** 0.5
+            whole.grad = ((1 - cosine**2) ** 0.5 * across + cosine * along).float()
+            p.grad = sharded.placed(run.part(whole.grad, number).contiguous(), p)
+        for opt in (run.opt, run.whole):
+            opt.step()
+        gates.append(
+            [[verdict.gate == "channel" for verdict in opt.last_step().values()] for opt in (run.opt, run.whole)]
+        )
+    return {"gates": gates}
+
+
 def uneven_ranks(backend: str) -> Result:
     """Ranks differ in counters and in which gradients are there; one has no rows of any tensor: they take the same gates, and no rank
     waits for ever."""
@@ -473,6 +495,85 @@ def loaded_whole() -> Result:
     return {"apart": apart, "counters": counters(new) == counters(opt)}
 
 
+# ------------------------------------------------------------------ mutants
+
+
+def raw_locals(params: Any) -> bool:
+    """place_gradients that takes what a rank holds of a gradient for its part."""
+    found = False
+    for p in params:
+        if p.grad is not None and p.grad.placements != p.placements:
+            part = p.grad._local_tensor
+            rows = sharded.local(p).size(0)
+            p.grad, found = sharded.placed(part[:rows].clone(), p), True
+    return found
+
+
+def largest_by_max(stats: Tensor, _: Any, over: Any) -> Tensor:
+    """put_together that trusts a MAX, which may drop a NaN."""
+    total, cosine = stats.clone(), stats[:, 4].clone()
+    dist.all_reduce(total, group=over.group)
+    dist.all_reduce(cosine, op=dist.ReduceOp.MAX, group=over.group)
+    total[:, 4] = cosine
+    return total
+
+
+def mutant(what: str) -> Result:
+    """Whether a run notices it."""
+    from onepass import checks, exchange, optimizer, reference
+
+    decide = reference.decide
+    changed: dict[str, tuple[Any, str, Any, Callable[[], Result], Callable[[Result], bool]]] = {
+        "raw locals": (
+            optimizer, "place_gradients", raw_locals, lambda: placed_otherwise("cpu"),
+            lambda result: max(result["apart"]) > 1e-6,
+        ),
+        "MAX": (
+            exchange, "put_together", largest_by_max, lambda: not_a_number("fsdp", float("nan"), 64),
+            lambda result: result["gates"] != [["none", "none"]] * WORLD,
+        ),
+        "local row length": (
+            reference, "decide", lambda stats, length, h: decide(stats, length // 4, h),
+            lambda: near_the_threshold("reference"), lambda result: result["gates"] != NEAR,
+        ),
+        "blocks of a shard": (
+            checks, "is_cut", lambda p, block: False,
+            lambda: blocks_of_parts(), lambda result: False,
+        ),
+        "copies counted": (
+            exchange, "axes_of", lambda p, kind: axes_of_all(p, kind), lambda: clipped("cpu", "AdamW"),
+            lambda result: abs(result["norms"][0][0] - result["norms"][0][1]) > 1e-3,
+        ),
+    }  # fmt: skip
+    module, name, replacement, run, noticed = changed[what]
+    kept = getattr(module, name)
+    setattr(module, name, replacement)
+    try:
+        return {"caught": noticed(run())}
+    except AssertionError:
+        return {"caught": True}
+    finally:
+        setattr(module, name, kept)
+
+
+def axes_of_all(p: Tensor, kind: Any) -> Any:
+    from onepass import sharding
+
+    return sharding.axes_of(p, "all" if kind == "sharded" else kind)
+
+
+def blocks_of_parts() -> Result:
+    run = sharded.BesideWhole(RECORDS["AdamW"], "fsdp_columns", F32, "cpu", [(16, 512)], state_dtype="8bit")
+    for gate in ("none", "none", "none"):
+        run.step(gate)
+    run.finish()
+    return {}
+
+
+NEAR = [[[True, True]] * 2, [[False, False]] * 2]
+MUTANTS = ["raw locals", "MAX", "local row length", "blocks of a shard", "copies counted"]
+
+
 # ------------------------------------------------------------------ examples
 
 
@@ -576,6 +677,7 @@ RUNS: dict[str, Callable[[], Result]] = {
     **{f"many ranks {p}": lambda p=p: many_ranks(p) for p in ("fsdp", "fsdp_tp")},
     **{f"uneven ranks {b}": lambda b=b: uneven_ranks(b) for b in NAMES},
     **{f"placed otherwise {b}": lambda b=b: placed_otherwise(b) for b in ("cpu", "triton")},
+    **{f"near the threshold {b}": lambda b=b: near_the_threshold(b) for b in NAMES},
     "seen again": seen_again,
     **{f"clipped {b} {n}": lambda b=b, n=n: clipped(b, n) for b in NAMES for n in ("AdamP", "AdamW")},
     "clipped over stages": clipped_over_stages,
@@ -593,6 +695,7 @@ RUNS: dict[str, Callable[[], Result]] = {
     "resumed flat": lambda: resumed("AdamP", "fsdp", "hsdp", {}, flatten_optimizer_state_dict=True),
     "loaded whole": loaded_whole,
     **{f"example {name}": lambda name=name: example(name) for name in ("fsdp2", "tensor_parallel", "fabric_model_parallel")},
+    **{f"mutant {what}": lambda what=what: mutant(what) for what in MUTANTS},
     "refused": refused,
     "left alone": left_alone,
 }  # fmt: skip
