@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -53,7 +52,7 @@ def summed(x: Tensor, over: Axis) -> Tensor:
     return x
 
 
-def put_together(stats: Tensor, limits: Callable[[], list[float]], over: Axis) -> Tensor:
+def put_together(stats: Tensor, limits: Callable[[], Tensor], over: Axis) -> Tensor:
     """STATS of some tensors over the ranks of an axis: the sums, and the largest cosine, NaN if any is.
 
     limits: for each tensor, the cosine that its rows must stay below. Beyond `MOST_GATHERED` ranks the largest cosine is not known,
@@ -66,7 +65,7 @@ def put_together(stats: Tensor, limits: Callable[[], list[float]], over: Axis) -
         total[:, COSINE] = every[:, :, COSINE].amax(dim=0)  # torch's own keeps a NaN
         return total
     own = stats[:, COSINE]
-    fails = ~(own.sqrt() < torch.tensor(limits(), dtype=own.dtype).to(own.device, non_blocking=True))
+    fails = ~(own.sqrt() < limits())
     total = stats.clone()
     total[:, COSINE] = fails + OF_NAN * own.isnan()
     torch.distributed.all_reduce(total, group=over.group)
@@ -85,13 +84,35 @@ def found_anywhere(found_inf: Tensor, axes: Iterable[Axis]) -> None:
 # ------------------------------------------------------------------ the exchange
 
 
-@dataclass(frozen=True)
+class _Constants:
+    """Numbers on a device, which are sent when they have changed: a captured step finds them there."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.values, self.sent = device, list[float](), torch.zeros(0)
+
+    def of(self, values: list[float]) -> Tensor:
+        if values != self.values:
+            self.values, self.sent = values, torch.tensor(values, dtype=torch.float64, device=self.device)
+        return self.sent
+
+
 class _Part:
     """The rows of a table that are exchanged over one axis, and the tensors that they are of."""
 
-    axis: Axis
-    rows: Tensor
-    tensors: list[int]
+    def __init__(self, over: Axis, rows: list[int], tensors: list[int], device: torch.device):
+        self.axis, self.tensors = over, tensors
+        self.rows = torch.tensor(rows, dtype=torch.int64, device=device)
+        self.constants = _Constants(device)
+
+    def limits(self, backend: Backend) -> Tensor:
+        """The cosine that a row of each tensor must stay below: delta/sqrt(row length)."""
+        of_each = [(p, h) for group, h in zip(backend.params, backend.hypers, strict=True) for p in group]
+        limits = []
+        for p, h in (of_each[number] for number in self.tensors):
+            length = p.numel() // p.shape[0]
+            # That of a single element is 1, but its square is not, quite.
+            limits.append(min(h.delta, 1 - 2**-20) if length == 1 and h.delta <= 1 else h.delta / math.sqrt(length))
+        return self.constants.of(limits)
 
 
 class Exchange:
@@ -128,7 +149,7 @@ class Exchange:
                 split.complete(backend, sums)
             for part in of_tensors:
                 stats = backend.stats
-                stats[part.rows] = put_together(stats[part.rows], partial(_limits, backend, part.tensors), part.axis)
+                stats[part.rows] = put_together(stats[part.rows], partial(part.limits, backend), part.axis)
 
     @torch.no_grad()
     def square_sum(self, backends: Sequence[Backend]) -> Tensor:
@@ -164,11 +185,12 @@ class _SplitRows:
             [[*own, *[count] * (most - len(own))] for own in rows], dtype=torch.int64, device=device
         )
         self.counts = torch.tensor([*map(len, rows)], dtype=torch.float64, device=device)
+        self.constants = _Constants(device)
         self.of_row = [tensor for tensor, own in zip(tensors, rows, strict=True) for _ in own]
 
     def complete(self, backend: Backend, sums: Tensor) -> None:
         """From the sums of whole rows their coefficients, and the statistics of the tensors."""
-        eps = self._eps(backend, sums)
+        eps = self._eps(backend)
         pg, pp, gg, pu = sums.unbind(dim=1)
         backend.complete_rows(sums, coefficient(pp, pu, eps))
         squares = cosine(pg, pp, gg, eps) ** 2
@@ -176,14 +198,12 @@ class _SplitRows:
         stats = torch.cat([own[..., :4].sum(dim=1), own[..., 4].amax(dim=1)[:, None], self.counts[:, None]], dim=1)
         backend.stats[self.tensors] = stats
 
-    def _eps(self, backend: Backend, sums: Tensor) -> float | Tensor:
+    def _eps(self, backend: Backend) -> float | Tensor:
         values = {h.eps for h in backend.hypers}
         if len(values) == 1:
             return values.pop()
         groups = [h.eps for group, h in zip(backend.params, backend.hypers, strict=True) for _ in group]
-        return torch.tensor([groups[tensor] for tensor in self.of_row], dtype=sums.dtype).to(
-            sums.device, non_blocking=True
-        )
+        return self.constants.of([groups[tensor] for tensor in self.of_row])
 
 
 def _parts_of(spec: OptimizerSpec, params: list[Tensor]) -> tuple[list[_Part], list[_Part], _SplitRows | None]:
@@ -207,21 +227,6 @@ def _parts_of(spec: OptimizerSpec, params: list[Tensor]) -> tuple[list[_Part], l
             members.append(number)
     device = params[0].device
     of_rows, of_tensors = (
-        [
-            _Part(a, torch.tensor(numbers, dtype=torch.int64, device=device), members)
-            for a, numbers, members in found.values()
-        ]
-        for found in (rows, tensors)
+        [_Part(a, numbers, members, device) for a, numbers, members in found.values()] for found in (rows, tensors)
     )
     return of_rows, of_tensors, _SplitRows([*split], [*split.values()], device) if split else None
-
-
-def _limits(backend: Backend, tensors: list[int]) -> list[float]:
-    """The cosine that a row of each tensor must stay below: delta/sqrt(row length)."""
-    of_each = [(p, h) for group, h in zip(backend.params, backend.hypers, strict=True) for p in group]
-    limits = []
-    for p, h in (of_each[number] for number in tensors):
-        length = p.numel() // p.shape[0]
-        # That of a single element is 1, but its square is not, quite.
-        limits.append(min(h.delta, 1 - 2**-20) if length == 1 and h.delta <= 1 else h.delta / math.sqrt(length))
-    return limits

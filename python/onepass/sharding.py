@@ -20,6 +20,10 @@ from .torch_compat import have_one_spec, is_dtensor, is_under_way, local_of, wai
 Group = dict[str, Any]
 
 
+# Ranks of an axis over which anything is exchanged.
+FEWEST = 2
+
+
 class Shard(NamedTuple):
     """The part of a tensor that a rank holds.
 
@@ -100,7 +104,7 @@ def axes_of(p: Tensor, kind: Kind) -> list[Axis]:
     for number, placement in enumerate(p.placements):
         dim = dim_of(placement)
         of_kind = {"rows": dim == 0, "split": bool(dim), "sharded": dim is not None, "all": True}[kind]
-        if of_kind and p.device_mesh.size(number) > 1:
+        if of_kind and p.device_mesh.size(number) >= FEWEST:
             axes.append(axis(p.device_mesh.get_group(number)))
     return axes
 
