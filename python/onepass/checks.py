@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks import BLOCK, SCALE, scale_shape
+from .blocks import SCALE, scale_shape
 from .dtypes import PARAM_DTYPES
 from .masters import MASTER
 from .precision import precision_of
-from .sharding import dim_of, is_cut, is_placed_as, shard_of
+from .sharding import check_mesh, check_placements, is_placed_as
 from .spec import OptimizerSpec
 from .torch_compat import (
     FakeTensor,
@@ -76,7 +76,9 @@ def check_parameters(spec: OptimizerSpec, groups: Sequence[Group], first: int = 
             )
         if local_of(p).is_neg():
             raise ValueError(f"{name}: is a view that torch negates when it is read; use p.resolve_neg()")
-        _check_shard(spec, name, p, group)
+        if is_dtensor(p):
+            precision = precision_of(group)
+            check_placements(name, p, precision.draws(spec, p), precision.moment_dtype(p) == torch.uint8)
         if overlaps(local_of(p)):
             raise ValueError(
                 f"{name}: its elements share memory (strides {p.stride()}), so a write to one would change another; "
@@ -113,30 +115,6 @@ def _check_precision(name: str, p: Tensor, group: Group) -> None:
                     f"{name}: {what} for torch.float16; convert the parameter to torch.bfloat16 or torch.float32, or put it "
                     f"into a group with {instead}"
                 )
-
-
-def _check_shard(spec: OptimizerSpec, name: str, p: Tensor, group: Group) -> None:
-    """Raises if a DTensor is placed in a way in which it cannot be stepped."""
-    if not is_dtensor(p):
-        return
-    if any(placement.is_partial() for placement in p.placements):
-        raise ValueError(
-            f"{name}: has placements {p.placements}, of which a Partial one is a sum that is not made yet; use "
-            "p.redistribute(...) to shard or replicate it"
-        )
-    shard_of(p)  # raises where this rank's part is not a range of each dimension
-    precision = precision_of(group)
-    beyond = max((dim_of(placement) or 0) for placement in p.placements)
-    if beyond > 1 and precision.draws(spec, p):
-        raise ValueError(
-            f"{name}: is sharded along dim {beyond}, where the random bits of stochastic rounding are not to be found; shard it "
-            "along dim 0 or 1, or put it into a group with state_dtype=None and stochastic_rounding=False"
-        )
-    if precision.moment_dtype(p) == torch.uint8 and is_cut(p, BLOCK):
-        raise ValueError(
-            f"{name}: its rows are split over ranks at places that are no multiples of {BLOCK}, the elements of a block of moments "
-            "of 8 bits; put it into a group with state_dtype=torch.bfloat16"
-        )
 
 
 def check_rows(spec: OptimizerSpec, groups: Sequence[Group]) -> None:
@@ -201,11 +179,7 @@ def check_gradients(groups: Sequence[Group]) -> None:
         if g is None:
             continue
         if is_dtensor(p) or is_dtensor(g):
-            if not (is_dtensor(p) and is_dtensor(g) and g.device_mesh == p.device_mesh):
-                raise TypeError(
-                    f"{name}: its gradient must be on the mesh of the parameter, {_mesh_of(p)}, got {_mesh_of(g)}; "
-                    "distribute both, torch.distributed.tensor.distribute_tensor, or neither"
-                )
+            check_mesh(name, p, g)
         elif is_traceable_wrapper_subclass(g):
             raise TypeError(f"{name}: its gradient is a {type(g).__name__}, which wraps other tensors; pass plain ones")
         if g.layout != torch.strided:
@@ -294,10 +268,6 @@ def _described(x: Any) -> str:
 
 def _placed_as(p: Tensor) -> str:
     return f" with placements {p.placements}" if is_dtensor(p) else ""
-
-
-def _mesh_of(t: Tensor) -> str:
-    return repr(t.device_mesh) if is_dtensor(t) else "none (a plain tensor)"
 
 
 def _state_advice(p: Tensor, moment: Any) -> str:

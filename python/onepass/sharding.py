@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .blocks import BLOCK
 from .spec import OptimizerSpec
 from .torch_compat import have_one_spec, is_dtensor, is_under_way, local_of, waited_for
 
@@ -168,6 +169,43 @@ def part_of(x: Tensor, p: Tensor) -> Tensor:
 
     x = x.to(p.device)
     return local_of(distribute_tensor(x, p.device_mesh, p.placements, src_data_rank=None))
+
+
+# ------------------------------------------------------------------ checks
+
+
+def check_placements(name: str, p: Any, draws: bool, has_scales: bool) -> None:
+    """Raises if a DTensor is placed in a way in which it cannot be stepped.
+
+    draws: whether its steps take random bits. has_scales: whether its moments have 8 bits.
+    """
+    if any(placement.is_partial() for placement in p.placements):
+        raise ValueError(
+            f"{name}: has placements {p.placements}, of which a Partial one is a sum that is not made yet; use "
+            "p.redistribute(...) to shard or replicate it"
+        )
+    shard_of(p)
+    beyond = max(dim_of(placement) or 0 for placement in p.placements)
+    if beyond > 1 and draws:
+        raise ValueError(
+            f"{name}: is sharded along dim {beyond}, where the random bits of stochastic rounding are not to be found; shard it "
+            "along dim 0 or 1, or put it into a group with state_dtype=None and stochastic_rounding=False"
+        )
+    if has_scales and is_cut(p, BLOCK):
+        raise ValueError(
+            f"{name}: its rows are split over ranks at places that are no multiples of {BLOCK}, the elements of a block of moments "
+            "of 8 bits; put it into a group with state_dtype=torch.bfloat16"
+        )
+
+
+def check_mesh(name: str, p: Tensor, g: Tensor) -> None:
+    """Raises if a gradient is on another mesh than its parameter, or one of them on none."""
+    if not (is_dtensor(p) and is_dtensor(g) and g.device_mesh == p.device_mesh):
+        meshes = [repr(t.device_mesh) if is_dtensor(t) else "none (a plain tensor)" for t in (p, g)]
+        raise TypeError(
+            f"{name}: its gradient must be on the mesh of the parameter, {meshes[0]}, got {meshes[1]}; distribute both, "
+            "torch.distributed.tensor.distribute_tensor, or neither"
+        )
 
 
 # ------------------------------------------------------------------ gradients

@@ -96,7 +96,7 @@ def test_stub() -> None:
         ("def release_gradients", "def release_the_gradients"),
         ("threads: int, factor: float", "threads: int"),
         ("threads: int, factor: float", "factor: float, threads: int"),
-        ("threads: int) -> float", "threads: int) -> int"),
+        ("threads: int) -> list[float]", "threads: int) -> float"),
         ("class CpuPlan(Plan)", "class CpuPlan"),
         ("version: str\n", "version: bytes\n"),
     ],

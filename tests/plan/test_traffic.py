@@ -250,7 +250,7 @@ def test_plan_traffic_of_small_tensors() -> None:
     vectors = traffic_of(onepass.AdamW, [(64,)] * 1000)
     assert_streams(vectors, fp32())
     assert vectors.of("plan") == (plan, 0) and vectors.of("row_stats") == NONE
-    assert vectors.total < 30.5
+    assert vectors.total < 31
 
     for gate in ("none", "channel"):
         matrices = traffic_of(onepass.AdamP, [(8, 8)] * 1000, gate=gate, predicted=gate)
@@ -279,6 +279,6 @@ def test_table() -> None:
     assert header == f"| | {' | '.join(OPERANDS)} | all |"
     assert rule.count("|") == header.count("|")
     assert lines == [
-        "| AdamW | 4+4 | 4+0 | 4+4 | 4+4 | 0+0 | 0.07+0 | 0+0 | 28.07 |",
-        "| SGD | 4+4 | 4+0 | 4+4 | 0+0 | 0+0 | 0.07+0 | 0+0 | 20.07 |",
+        "| AdamW | 4+4 | 4+0 | 4+4 | 4+4 | 0+0 | 0.09+0 | 0+0 | 28.09 |",
+        "| SGD | 4+4 | 4+0 | 4+4 | 0+0 | 0+0 | 0.09+0 | 0+0 | 20.09 |",
     ]

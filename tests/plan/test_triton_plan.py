@@ -50,7 +50,7 @@ def many(dtype: str) -> list[TensorDesc]:
 
 def rows_of_tensor(plan: Plan, tensor: int) -> list[tuple[int, int]]:
     """First element and length of every row with elements."""
-    owner, start, length = plan.row_table
+    owner, start, length, _ = plan.row_table
     mine = (owner == tensor) & (length > 0)
     return list(zip(start[mine].tolist(), length[mine].tolist(), strict=True))
 
@@ -80,7 +80,7 @@ def test_every_row_is_in_one_program_of_its_configuration(dtype: str, interprete
         width, vector = launch.config
         for first in range(launch.first, launch.first + launch.programs * launch.rows, launch.rows):
             visited[first : first + launch.rows] += 1
-            owner, _, length = rows = plan.row_table[:, first : first + launch.rows]
+            owner, _, length, _ = rows = plan.row_table[:, first : first + launch.rows]
             assert length[0] > 0, "the first row of a program says which bucket it is of"
             there = length > 0
             assert {shapes[i].bucket for i in owner[there].tolist()} == {shapes[int(owner[0])].bucket}
@@ -144,7 +144,7 @@ def test_offsets_are_64_bits_wide() -> None:
     plan = plan_of([huge])
     assert int((plan.row_table[1] + plan.row_table[2]).max()) == huge.rows * huge.length
     flat = shape("float32", 1, 2**32 + 8, False)
-    assert int((plan_of([flat]).row_table.sum(0)).max()) == flat.length
+    assert int((plan_of([flat]).row_table[:3].sum(0)).max()) == flat.length
 
 
 @pytest.mark.parametrize("length", [length for length in LENGTHS if length <= 8192])
