@@ -102,13 +102,25 @@ struct View {
 
 // Where an element of a tensor is in the whole that it is a part of, in the order of the shape.
 struct WholePlace {
-  int64_t first;    // of the first element
-  int64_t length;   // of a row here
-  int64_t missing;  // elements of a row that are elsewhere
+  int64_t first;          // of the first element
+  uint64_t rows_of_2_64;  // 2^64 over the length of a row here, or 0 where that is 1
+  int64_t missing;        // elements of a row that are elsewhere
 
+  // Division by multiplication is exact here, as the elements of a tensor times those of a row are fewer than 2^64; and
+  // a division takes registers that `update` does not have.
   ONEPASS_HD int64_t of(int64_t index) const {
-    const int64_t at = first + index;
-    return missing == 0 ? at : at + index / length * missing;
+    int64_t at = first + index;
+    if (missing) at += (rows_of_2_64 ? int64_t(upper_half(uint64_t(index), rows_of_2_64)) : index) * missing;
+    return at;
+  }
+
+ private:
+  ONEPASS_HD static uint64_t upper_half(uint64_t a, uint64_t b) {
+#ifdef __CUDA_ARCH__
+    return __umul64hi(a, b);
+#else
+    return uint64_t((static_cast<unsigned __int128>(a) * b) >> 64);
+#endif
   }
 };
 
@@ -139,7 +151,9 @@ struct Tensor {
   int64_t first_split_row = 0;    // likewise among those of all projected tensors whose rows are split
 
   int64_t elements() const { return rows * length; }
-  WholePlace whole_place() const { return {first, length, whole_length - length}; }
+  WholePlace whole_place() const {
+    return {first, length > 1 ? ~uint64_t(0) / uint64_t(length) + 1 : 0, whole_length - length};
+  }
   int64_t gradient_bytes() const { return wide_gradient ? 4 : bytes_of(storage.param); }
 };
 

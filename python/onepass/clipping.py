@@ -71,7 +71,7 @@ class ScaledGradients(TorchOptimizer):
             square_sums = [exchange.square_sum(backends)]
         else:
             square_sums = [backend.square_sum() for backend in backends]
-        square_sums = over_groups(square_sums, process_groups)
+        square_sums = over_groups(square_sums or [torch.zeros((), dtype=torch.float64, device="cpu")], process_groups)
         total_norm, self._execution.clip = clip_gradients(
             square_sums, self.param_groups, limit, earlier, bool(error_if_nonfinite)
         )

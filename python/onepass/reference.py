@@ -215,7 +215,7 @@ class RowSums(NamedTuple):
 
 
 def row_sums(p: Tensor, g: Tensor, u: Tensor, h: Hyper) -> RowSums:
-    p64, g64, u64 = (x.double().flatten(1) for x in (p, g, u))
+    p64, g64, u64 = (x.double().reshape(p.size(0), math.prod(p.shape[1:])) for x in (p, g, u))
     pg, pp, gg, pu = ((a * b).sum(dim=1) for a, b in ((p64, g64), (p64, p64), (g64, g64), (p64, u64)))
     return RowSums(pg, pp, gg, pu, cosine(pg, pp, gg, h.eps))
 

@@ -12,6 +12,7 @@ import onepass
 from compare import assert_same_bits, assert_same_state, assert_within
 from emulated_backend import emulated
 from onepass.draws import draws, rounded
+from onepass.sharding import Shard
 from oracles import Arguments
 from precisions import BF16, F32, SHORT, each_short_precision, run, trained
 from records import Record, each_backend, each_compiled, each_optimizer, each_projected, each_variant
@@ -56,7 +57,8 @@ def test_threads(threads: int, precision: str, record: Record) -> None:
 
 
 def drawn(seed: int = 0, step: int = 1, number: int = 0, count: int = 1 << 18, first: int = 0) -> Tensor:
-    return draws(seed, step, number, torch.Size([count]), torch.device("cpu"), first)
+    part = Shard((first + count,), first, split=False)
+    return draws(seed, step, number, torch.Size([count]), torch.device("cpu"), part)
 
 
 @pytest.mark.parametrize("first", [0, 5, (1 << 32) - 7, (3 << 32) - 7, 1 << 40])

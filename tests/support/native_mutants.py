@@ -102,7 +102,7 @@ MUTANTS = [
            "DrawKey{}.with(uint32_t(seed)).with(uint32_t(seed >> 32))"),
     Mutant("the seed is not in the draws", "DrawKey{}.with(uint32_t(seed)).with(uint32_t(seed >> 32)).with(step)", "DrawKey{}.with(step)"),
     Mutant("the tensor is not in the draws", "step.scalars.draw_key.with(t.number)", "step.scalars.draw_key"),
-    Mutant("draws go by the place in the item", "tile.first = first", "tile.first = 0"),
+    Mutant("draws go by the place in the item", "t.first + item.row * t.whole_length + item.begin", "t.first"),
     Mutant("draws go by the place in the row", "first = t.first + at", "first = t.first"),
     Mutant("draws go by the place in memory", "!plan_.draws(t) || is_contiguous(t)", "true"),
     Mutant("v is rounded to nearest", "rounded_by<false>(bits, x[1])", "rounded_to_nearest(x[1])"),

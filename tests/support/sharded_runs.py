@@ -520,7 +520,7 @@ def largest_by_max(stats: Tensor, _: Any, over: Any) -> Tensor:
 
 def mutant(what: str) -> Result:
     """Whether a run notices it."""
-    from onepass import checks, exchange, optimizer, reference
+    from onepass import exchange, optimizer, reference, sharding
 
     decide = reference.decide
     changed: dict[str, tuple[Any, str, Any, Callable[[], Result], Callable[[Result], bool]]] = {
@@ -537,7 +537,7 @@ def mutant(what: str) -> Result:
             lambda: near_the_threshold("reference"), lambda result: result["gates"] != NEAR,
         ),
         "blocks of a shard": (
-            checks, "is_cut", lambda p, block: False,
+            sharding, "is_cut", lambda p, block: False,
             lambda: blocks_of_parts(), lambda result: False,
         ),
         "copies counted": (
