@@ -35,6 +35,8 @@ CudaExecutor::CudaExecutor(Plan& plan, int device)
   };
   limits_ = {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
              attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrReservedSharedMemoryPerBlock)};
+  // The random bits of a split row go by a place that packed kernels do not find: they have no registers left for it.
+  for (Tensor& t : plan.tensors) t.packed &= !(t.split && plan.draws(t));
   layout_ = launch_layout_of(plan, limits_, shared_storage_bytes());
   lay_out();
 }

@@ -138,8 +138,9 @@ struct PackedPlace {
   int at;
   int64_t index;  // of the first of them in the tensor; one for all operands, which saves registers
 
-  // Of the first of them. It may lie before the span, in another row.
-  __device__ __forceinline__ int64_t in_whole(const WholePlace& whole) const { return whole.of(s.first) + at; }
+  // In the whole tensor. Rows are whole: `update` has no registers left to find those that are split, which are
+  // strided.
+  __device__ __forceinline__ int64_t in_whole(const WholePlace& whole) const { return whole.first + index; }
 };
 // Strided: one element, so many elements from the first of each operand.
 struct StridedPlace {
