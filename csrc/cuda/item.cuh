@@ -49,7 +49,8 @@ struct Operands : ItemView<Rule> {
   bool aligned;  // vectors of all operands lie on their boundaries wherever those of p do
 
   __device__ __forceinline__ explicit Operands(const ItemView<Rule>& view)
-      : ItemView<Rule>(view), p(view.t->p, &view.t->remainder, view.draw_key(), &view.t->whole_place) {
+      : ItemView<Rule>(view),
+        p(view.t->p, &view.t->remainder, {&view.scalars->draw_key, &view.t->number, &view.t->whole_place}) {
     g = {this->gradient, &t->wide_gradient};
     aligned = g.is_wide() ? like_p<float>(this->gradient) : like_p<Element>(this->gradient);
     if (std::is_same_v<P, Master>) aligned &= like_p<MasterRemainder>(t->remainder);

@@ -239,12 +239,19 @@ struct Gradients {
   }
 };
 
-// The weights of a tensor that is stored as P, by Stream<element, operand>. key: of the tensor's random bits, which
-// go by the places of elements in the whole tensor.
+// What the random bits of a tensor's elements come from, read at every access: `update` has no registers left for it.
+struct DrawSource {
+  const DrawKey* step;
+  const uint32_t* number;
+  const WholePlace* whole_place;
+
+  __device__ __forceinline__ DrawKey key() const { return step->with(*number); }
+};
+
+// The weights of a tensor that is stored as P, by Stream<element, operand>.
 template <class P, template <class, Operand> class Stream>
 struct Weights : Stream<P, of_p> {
-  __device__ __forceinline__ Weights(void* p, void* const*, const DrawKey&, const WholePlace*)
-      : Stream<P, of_p>{static_cast<P*>(p)} {}
+  __device__ __forceinline__ Weights(void* p, void* const*, const DrawSource&) : Stream<P, of_p>{static_cast<P*>(p)} {}
 
   __device__ __forceinline__ const void* address(int64_t element) const { return this->data + element; }
 };
@@ -253,7 +260,7 @@ struct Weights<Master, Stream> {
   Stream<MasterParameter, of_p> parameter;
   void* const* at_remainder;  // read at every access: `update` has no registers left for another address
 
-  __device__ __forceinline__ Weights(void* p, void* const* at_remainder, const DrawKey&, const WholePlace*)
+  __device__ __forceinline__ Weights(void* p, void* const* at_remainder, const DrawSource&)
       : parameter{static_cast<MasterParameter*>(p)}, at_remainder(at_remainder) {}
 
   __device__ __forceinline__ Stream<MasterRemainder, of_r> remainder() const {
@@ -278,18 +285,17 @@ struct Weights<Master, Stream> {
 };
 template <template <class, Operand> class Stream>
 struct Weights<Stochastic, Stream> : Weights<BFloat16, Stream> {
-  DrawKey key;
-  const WholePlace* whole_place;  // of the elements; read at every access
+  DrawSource source;
 
-  __device__ __forceinline__ Weights(void* p, void* const* at_remainder, const DrawKey& key,
-                                     const WholePlace* whole_place)
-      : Weights<BFloat16, Stream>(p, at_remainder, key, whole_place), key(key), whole_place(whole_place) {}
+  __device__ __forceinline__ Weights(void* p, void* const* at_remainder, const DrawSource& source)
+      : Weights<BFloat16, Stream>(p, at_remainder, source), source(source) {}
 
   template <bool whole, class Place, int lanes>
   __device__ __forceinline__ void write(const Place& place, Pack<float, lanes> x) const {
+    const DrawKey key = source.key();
 #pragma unroll
     for (int i = 0; i < lanes; ++i)
-      x.x[i] = rounded_up(x.x[i], draw_at(key, place.in_whole(*whole_place) + i) & 0xffff);
+      x.x[i] = rounded_up(x.x[i], draw_at(key, place.in_whole(*source.whole_place) + i) & 0xffff);
     Weights<BFloat16, Stream>::template write<whole>(place, x);  // which has nothing left to round
   }
 };

@@ -62,7 +62,7 @@ MUTANTS = [
     Mutant("strided draws go by the place in memory", "place.index = element", "place.index = 0"),
     Mutant("v is rounded to nearest", "rounded_up(moment[1].x[i], draw_at(key, place.in_whole(t->whole_place) + i) >> 16)",
            "rounded_to_nearest(moment[1].x[i])"),
-    Mutant("p and v are rounded by the same bits", "draw_at(key, place.in_whole(*whole_place) + i) & 0xffff", "draw_at(key, place.in_whole(*whole_place) + i) >> 16"),
+    Mutant("p and v are rounded by the same bits", "draw_at(key, place.in_whole(*source.whole_place) + i) & 0xffff", "draw_at(key, place.in_whole(*source.whole_place) + i) >> 16"),
     Mutant("short moments are cut off", "bits_of(x) + (x == x ? up : 0)", "bits_of(x)"),
     Mutant("short moments are aligned as parameters", "like_p<M>(t->moment[0])", "true"),
     Mutant("a projected buffer is cut off", "o.round_moments(place, &buffer)", "(void)0"),
