@@ -435,7 +435,7 @@ py::list Binding::unstepped() const {
 std::vector<int64_t> Binding::split_coefficients() const {
   std::vector<int64_t> out(plan_.split_rows);
   for (const Tensor& t : plan_.tensors)
-    for (int64_t row = 0; t.projected && t.split && row < t.rows; ++row)
+    for (int64_t row = 0; t.projected && t.split && row != t.rows; ++row)
       out[t.first_split_row + row] = t.first_coefficient + row;
   return out;
 }

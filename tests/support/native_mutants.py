@@ -103,7 +103,7 @@ MUTANTS = [
     Mutant("the seed is not in the draws", "DrawKey{}.with(uint32_t(seed)).with(uint32_t(seed >> 32)).with(step)", "DrawKey{}.with(step)"),
     Mutant("the tensor is not in the draws", "step.scalars.draw_key.with(t.number)", "step.scalars.draw_key"),
     Mutant("draws go by the place in the item", "t.first + item.row * t.whole_length + item.begin", "t.first"),
-    Mutant("draws go by the place in the row", "first = t.first + at", "first = t.first"),
+    Mutant("draws go by the place in the row", "first = t.first + row * t.next_row", "first = t.first"),
     Mutant("draws go by the place in memory", "!plan_.draws(t) || is_contiguous(t)", "true"),
     Mutant("v is rounded to nearest", "rounded_by<false>(bits, x[1])", "rounded_to_nearest(x[1])"),
     Mutant("m is rounded stochastically", "x[0] = rounded_to_nearest(x[0])",
@@ -134,8 +134,8 @@ MUTANTS = [
     Mutant("half of the elements are not in the norm", "high_ += b * b", "high_ += b - b"),
     Mutant("the norm of the first row", "t.rows * t.length", "t.length", "(0, @, [&](int64_t i, auto n) { sum.add_square",
            "kernels.cpp"),
-    Mutant("the norm of the first item", "sum += row_stats_[index].sums.gg",
-           "sum += index == items[0] ? row_stats_[index].sums.gg : 0"),
+    Mutant("the norm of the first item", "sums[plan_.items[index].tensor] += row_stats_[index].sums.gg",
+           "sums[plan_.items[index].tensor] += index == items[0] ? row_stats_[index].sums.gg : 0"),
 ]  # fmt: skip
 
 # Another namespace, and so other types for pybind11, lets both modules be in one process.
