@@ -31,7 +31,7 @@ def train(net: torch.nn.Module, opt: onepass.AdamP, steps: int) -> list[float]:
     for _ in range(steps):
         loss = torch.nn.functional.mse_loss(net(x), y)
         loss.backward()
-        opt.clip_grad_norm_(1.0)  # the norm of the whole
+        opt.clip_grad_norm_(1.0)  # of the whole, on any meshes; torch.nn.utils refuses several
         opt.step()
         opt.zero_grad()
         losses.append(loss.item())

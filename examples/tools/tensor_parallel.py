@@ -14,6 +14,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import onepass
 import toy
+from fsdp2 import train
 
 
 def parallel_net(data: int, tensor: int) -> torch.nn.Module:
@@ -26,19 +27,6 @@ def parallel_net(data: int, tensor: int) -> torch.nn.Module:
     }
     net = parallelize_module(toy.net().to(device), mesh["tensor"], plan)
     return fully_shard(net, mesh=mesh["data"])
-
-
-def train(net: torch.nn.Module, opt: onepass.AdamP, steps: int) -> list[float]:
-    x, y = (t.to(next(net.parameters()).device) for t in toy.data().tensors)
-    losses = []
-    for _ in range(steps):
-        loss = torch.nn.functional.mse_loss(net(x), y)
-        loss.backward()
-        opt.clip_grad_norm_(1.0)  # parameters are on two meshes, which torch's refuses
-        opt.step()
-        opt.zero_grad()
-        losses.append(loss.item())
-    return losses
 
 
 def main() -> tuple[torch.nn.Module, list[float]]:

@@ -17,7 +17,7 @@ from .checks import Group, step_device
 from .hyperparams import hyper_of
 from .masters import MASTER, split
 from .precision import precision_of
-from .sharding import is_placed_as, part_of
+from .sharding import is_placed_as, part_of, whole_of
 from .spec import OptimizerSpec
 from .state import scales_like
 from .torch_compat import is_dtensor, is_traceable_wrapper_subclass, like_local, local_of, tree_map_only
@@ -262,7 +262,7 @@ def _moment(p: Tensor, key: str, moment: Tensor, scales: Any, dtype: torch.dtype
         if is_dtensor(moment) and is_placed_as(moment, p):
             part = decoded(local_of(moment), local_of(scales), signed)
         else:  # blocks may lie across the parts
-            part = part_of(decoded(_whole(moment), _whole(scales), signed), p)
+            part = part_of(decoded(whole_of(moment), whole_of(scales), signed), p)
         return {key: _like(p, dtype, part)}
     part = part_of(moment.detach(), p)
     if dtype != torch.uint8:
@@ -277,12 +277,8 @@ def _moment(p: Tensor, key: str, moment: Tensor, scales: Any, dtype: torch.dtype
     return {key: _like(p, dtype, part), key + SCALE: own}
 
 
-def _whole(t: Tensor) -> Tensor:
-    return t.full_tensor() if is_dtensor(t) else t
-
-
 def _number(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    value = _whole(value) if isinstance(value, Tensor) else value
+    value = whole_of(value) if isinstance(value, Tensor) else value
     has_value = not (isinstance(value, Tensor) and value.is_meta)
     return torch.tensor(float(value) if has_value else 0, dtype=dtype, device=device)
 

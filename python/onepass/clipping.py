@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .checks import Group, name_of
-from .exchange import Exchange, summed
+from .exchange import summed
 from .execution_state import ExecutionState
 from .forks import one_thread_after_fork
 from .hyperparams import Hyper
@@ -67,7 +67,7 @@ class ScaledGradients(TorchOptimizer):
         earlier = clip.coefficient_for(self.param_groups, may_be_new=True) if clip else None
         self._make_ready(scaled=True, needs_state=False)
         backends, exchange = self._execution.backends, self._execution.exchange
-        if isinstance(exchange, Exchange):
+        if exchange:
             square_sums = [exchange.square_sum(backends)]
         else:
             square_sums = [backend.square_sum() for backend in backends]
@@ -106,19 +106,23 @@ def check_whole(groups: Sequence[Group]) -> None:
 def over_groups(square_sums: list[Tensor], process_groups: Sequence[Any]) -> list[Tensor]:
     """The sums of squares of all ranks of some process groups, which have other parameters."""
     if process_groups:
-        total = torch.stack([x.to(square_sums[0].device) for x in square_sums]).sum()
+        total = added_up(square_sums)
         for group in process_groups:
             total = summed(total, axis(group))
         square_sums = [total]
     return square_sums
 
 
+def added_up(square_sums: list[Tensor]) -> Tensor:
+    """On the device of the first."""
+    return torch.stack([x.to(square_sums[0].device) for x in square_sums]).sum()
+
+
 def total_norm_of(square_sums: list[Tensor], clip: Tensor | None, dtype: torch.dtype) -> Tensor:
     """sqrt of the sum of `square_sums` (float64, each on its device), times the coefficient of an earlier clipping."""
-    device = square_sums[0].device
-    norm = torch.stack([x.to(device) for x in square_sums]).sum().sqrt()
+    norm = added_up(square_sums).sqrt()
     if clip is not None:
-        norm = norm * clip.to(device)
+        norm = norm * clip.to(norm.device)
     return norm.to(dtype)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ref
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from .backend.base import Backend
 from .checkpoint_state import Loading
+from .exchange import Exchange
 from .hyperparams import Hyper
 from .pending_clip import Clip
-from .phases import nothing
 
 
 @dataclass(eq=False)
@@ -32,8 +31,8 @@ class ExecutionState:
         was scaled on a device, as only the device knows whether it was skipped.
     clip: the coefficient that `clip_grad_norm_` has left for the next step.
     first: the parameters whose lazy buffers were new when the backends were bound, with the buffers.
-    exchange: what ranks exchange between the update and the decision; sharded: the DTensors among the parameters. Both since the
-        backends were bound.
+    exchange: what ranks exchange, None without DTensors; sharded: the DTensors among the parameters. Both since the backends were
+        bound.
     warned: keys of param groups that were warned of.
     """
 
@@ -47,13 +46,13 @@ class ExecutionState:
     clip: Clip | None = None
     first: dict[Tensor, ref[Tensor]] = field(default_factory=dict)
     members: set[int] | None = None
-    exchange: Callable[[Sequence[Backend]], None] = nothing
+    exchange: Exchange | None = None
     sharded: list[Tensor] = field(default_factory=list)
     warned: set[str] = field(default_factory=set)
 
     def forget(self) -> None:
         self.backends, self.cached, self.layout, self.members, self.first = [], [], [], None, {}
-        self.exchange, self.sharded = nothing, []
+        self.exchange, self.sharded = None, []
 
     def unstepped(self, state: Any) -> dict[Tensor, ref[Tensor]]:
         """Those of `first` with which no step was taken, and whose buffer is still in `state`. Without backends, as when

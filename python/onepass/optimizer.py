@@ -158,13 +158,15 @@ class Optimizer(ScaledGradients, Checkpointed):
             for backend in execution.backends:
                 backend.release_gradients()
         else:
-            execution.stepped = take_step(execution.backends, hypers, scaling, execution.exchange) or execution.stepped
+            execution.stepped = (
+                take_step(execution.backends, hypers, scaling, execution.exchange or nothing) or execution.stepped
+            )
         execution.clip = None
 
     def _mesh_axes(self) -> list[Axis]:
         """Of all meshes that parameters are on."""
         exchange = self._execution.exchange
-        return exchange.axes if isinstance(exchange, Exchange) else every_axis(sharded(self.param_groups), "all")
+        return exchange.axes if exchange else every_axis(sharded(self.param_groups), "all")
 
     def _make_ready(self, scaled: bool, needs_state: bool) -> list[Hyper]:
         """Checks every group and tensor and makes all backends ready; returns the groups' hyper-parameters.
@@ -213,7 +215,7 @@ class Optimizer(ScaledGradients, Checkpointed):
                 hypers = self._hypers()
             if needs_state:
                 execution.first |= make_state(self.spec, groups, hypers, self.state, execution.counts_on_device)
-        execution.exchange = Exchange(self.spec, backends) if execution.sharded else nothing
+        execution.exchange = Exchange(self.spec, backends) if execution.sharded else None
         for backend in backends:
             backend.bind(self.state, list(execution.first), exchanges=is_needed(self.spec, backend))
             if not backend.ready(groups, hypers, needs_state):

@@ -157,12 +157,17 @@ def has_gate(spec: OptimizerSpec, p: Tensor) -> bool:
     return spec.projected and p.dim() > 1 and p.numel() > 0
 
 
+def whole_of(t: Tensor) -> Tensor:
+    """All of a DTensor, which takes a collective; any other tensor itself."""
+    return t.full_tensor() if is_dtensor(t) else t
+
+
 @torch.no_grad()
 def part_of(x: Tensor, p: Tensor) -> Tensor:
     """What this rank is to hold of a tensor that is to be placed as `p`. x: the whole, or a DTensor of other placements, which takes a
     collective."""
     if not is_dtensor(p):
-        return x.full_tensor() if is_dtensor(x) else x
+        return whole_of(x)
     if is_dtensor(x):
         return local_of(x if is_placed_as(x, p) else x.redistribute(p.device_mesh, p.placements))
     from torch.distributed.tensor import distribute_tensor

@@ -68,7 +68,7 @@ def zeros_like(p: Tensor, dtype: torch.dtype) -> Tensor:
 def scales_like(p: Tensor) -> Tensor:
     """The scales of a moment of 8 bits of a parameter. A rank has those of its blocks."""
     scales = torch.zeros(scale_shape(local_of(p).shape), dtype=torch.uint8, device=p.device)
-    return like_local(scales, p, scale_shape(p.shape), of_rows=True)
+    return like_local(scales, p, scale_shape(p.shape))
 
 
 def move_counts(spec: OptimizerSpec, groups: Sequence[Group], state: Any) -> None:

@@ -130,11 +130,10 @@ def have_one_spec(t: DTensorLike, other: DTensorLike) -> bool:
     return t._spec is other._spec
 
 
-def like_local(local: Tensor, t: Tensor, shape: Sequence[int] | None = None, of_rows: bool = False) -> Tensor:
-    """A DTensor of what this rank is to hold, placed as the DTensor `t`; `local` itself if t is none.
+def like_local(local: Tensor, t: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """A DTensor with this local tensor, placed as the DTensor `t`; `local` itself if t is none.
 
-    shape: of the whole, if it is not that of t: of two dimensions, (rows, elements of a row). of_rows: whether a t of one dimension
-    is one row of it.
+    shape: of the whole, (rows, numbers of a row), where these are numbers of the rows of t. A t of one dimension is one row.
     """
     if not is_dtensor(t):
         return local
@@ -144,7 +143,7 @@ def like_local(local: Tensor, t: Tensor, shape: Sequence[int] | None = None, of_
     if shape is not None:
         size = torch.Size(shape)
         stride = (size[1], 1)
-        if of_rows and t.dim() == 1:
+        if t.dim() == 1:
             placements = tuple(Shard(1) if placement.is_shard() else placement for placement in placements)
     return DTensor.from_local(local, t.device_mesh, placements, run_check=False, shape=size, stride=stride)
 
