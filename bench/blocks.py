@@ -1,4 +1,4 @@
-"""What the README's tables show: each function of BLOCKS makes one of the rows of a CSV file of bench/run.py, and of
+"""The README's tables of measurements: each function of BLOCKS makes one of the rows of a CSV file of bench/run.py, and of
 STORED of one of bench/precision.py."""
 
 from __future__ import annotations

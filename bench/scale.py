@@ -1,4 +1,4 @@
-"""What a step of sharded parameters asks of the host and of the network on many ranks: Llama 3 8B and 70B on torch's fake process
+"""The host's time, the collectives and the bytes of a step of sharded parameters on many ranks: Llama 3 8B and 70B on torch's fake process
 group, whose collectives do nothing, so that one process is one rank of them. Nothing is timed but the host.
 
     checks      the host's time for a look at every tensor

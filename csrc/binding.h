@@ -13,8 +13,8 @@
 
 namespace onepass {
 
-// Reads Python's tensors: directly where that is proven, else through DLPack's exchange table. Of a DTensor, what it
-// holds on this rank.
+// Reads Python's tensors: directly where that is proven, else through DLPack's exchange table. Of a DTensor, its local
+// tensor.
 class Reader {
  public:
   explicit Reader(const pybind11::dict& direct_reads);
@@ -30,10 +30,10 @@ class Reader {
   bool is_negated(PyObject* object) const;
   void prefetch(PyObject* object) const { direct_.prefetch(object); }
   static pybind11::object gradient_of(PyObject* param);
-  // What a DTensor holds on this rank, borrowed from it; any other object itself.
+  // The local tensor of a DTensor, borrowed from it; any other object itself.
   PyObject* local_of(PyObject* object) const;
-  // Whether a rank holds of a gradient what it holds of the parameter: of two DTensors of one mesh and equal
-  // placements, no collective is under way; or both are plain.
+  // Whether a gradient is placed as its parameter: both plain tensors, or DTensors of one mesh and equal placements,
+  // with no collective under way.
   bool is_placed_as(PyObject* gradient, PyObject* param) const;
 
   // A description of some parameters and their state, to be compared with that of the last step: the addresses of the
@@ -75,13 +75,13 @@ class Binding {
   // parameters. Steps that the device counts are not known here.
   pybind11::list unstepped() const;
 
-  // Where the coefficient of every split row is, among those of all rows.
+  // The place of the coefficient of every split row, among those of all rows.
   std::vector<int64_t> split_coefficients() const;
 
   // Releases the gradients, of which `ready` holds references until the step.
   void release_gradients();
 
-  // Ends a step: the parameters that were stepped, and what DTensors among them hold. Releases their gradients.
+  // Ends a step: the parameters that were stepped, and the local tensors of DTensors. Releases their gradients.
   pybind11::list end();
 
  protected:

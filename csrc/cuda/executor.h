@@ -32,8 +32,8 @@ class CudaExecutor {
   int64_t square_sum_at() const { return square_sum_.offset; }
   int64_t square_sums_at() const { return square_sums_.offset; }
 
-  // Where in the plan's memory the statistics and the verdicts of its tensors begin, the sums of split rows, and the
-  // coefficients of all; which tensors have a verdict of the last step.
+  // Offsets in the plan's memory: of the statistics and the verdicts of its tensors, the sums of split rows, and the
+  // coefficients of all rows. The tensors that have a verdict of the last step.
   int64_t stats_at() const { return stats_.offset; }
   int64_t row_sums_at() const { return row_sums_.offset; }
   int64_t coefficients_at() const { return coefficients_.offset; }
