@@ -73,7 +73,8 @@ inline Dtype moment_dtype(Dtype param, const Precision& precision, int64_t eleme
   const Dtype wide = Storage{param}.with_wide_moments().moment;
   if (precision.moment_bits == 32 || (param != Dtype::bf16 && param != Dtype::f32)) return wide;
   if (precision.moment_bits == 16) return Dtype::bf16;
-  return elements < smallest_tensor_of_blocks ? wide : row < shortest_row_of_blocks ? Dtype::bf16 : Dtype::u8;
+  if (elements < (row == elements ? smallest_vector_of_blocks : smallest_tensor_of_blocks)) return wide;
+  return row < shortest_row_of_blocks ? Dtype::bf16 : Dtype::u8;
 }
 
 // The storage of a parameter in a group.

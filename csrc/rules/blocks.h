@@ -9,7 +9,7 @@
 namespace onepass {
 
 constexpr int block_length = 256;
-constexpr int64_t smallest_tensor_of_blocks = 4096, shortest_row_of_blocks = 64;
+constexpr int64_t smallest_tensor_of_blocks = 4096, smallest_vector_of_blocks = 65536, shortest_row_of_blocks = 64;
 
 ONEPASS_HD int64_t blocks_of(int64_t length) {
   return (length + block_length - 1) / block_length;

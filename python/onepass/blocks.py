@@ -30,8 +30,9 @@ SIGNED, UNSIGNED = 15, 31
 NEAREST = 1 << (DROPPED - 1)
 NAN = 255  # the scale of a block that has numbers that are not finite; all its codes are 1
 
-# Of smaller tensors the moments are float32, and of tensors with shorter rows bfloat16: scales would weigh too much.
-SMALLEST_TENSOR, SHORTEST_ROW = 4096, 64
+# Of smaller tensors the moments are float32, and of tensors with shorter rows bfloat16: scales would weigh too much. Of smaller
+# vectors they are float32 too, as a vector is one row, which shards cut at places that are no multiples of BLOCK.
+SMALLEST_TENSOR, SMALLEST_VECTOR, SHORTEST_ROW = 4096, 65536, 64
 
 
 def rows_of(shape: torch.Size) -> tuple[int, int]:

@@ -36,8 +36,9 @@ COMMON = """
         state_dtype: the dtype of the moments: None or torch.float32, or torch.bfloat16, in which the first is rounded to
             nearest and the second stochastically; or for Adam and its kin "8bit", which rounds likewise, relative to an exponent
             of 256 elements: torch.uint8 with scales in `exp_avg_scale` and `exp_avg_sq_scale`, but float32 for tensors of fewer
-            than 4096 elements, and torch.bfloat16 where rows, the indices of dim 0, have fewer than 64. float64 parameters
-            have moments of float64, and take None alone; those of float16 take None and torch.float32.
+            than 4096 elements and vectors of fewer than 65536, and torch.bfloat16 where rows, the indices of dim 0, have fewer
+            than 64. float64 parameters have moments of float64, and take None alone; those of float16 take None and
+            torch.float32.
         stochastic_rounding: round bfloat16 parameters up or down at random, so that on average no update is lost. Not with
             master_weights, and not for parameters of float16.
         seed: of the random bits, an int from 0 to 2**64 - 1. They are a hash of it, the parameter's step count and number and

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import SHORTEST_ROW, SMALLEST_TENSOR, rows_of
+from .blocks import SHORTEST_ROW, SMALLEST_TENSOR, SMALLEST_VECTOR, rows_of
 from .dtypes import compute_dtype
 from .spec import OptimizerSpec
 
@@ -44,9 +44,10 @@ class Precision(NamedTuple):
             return wide
         if self.moment_bits == 16:
             return torch.bfloat16
-        if p.numel() < SMALLEST_TENSOR:
+        rows, length = rows_of(p.shape)
+        if rows * length < (SMALLEST_VECTOR if rows == 1 else SMALLEST_TENSOR):
             return wide
-        return torch.bfloat16 if rows_of(p.shape)[1] < SHORTEST_ROW else torch.uint8
+        return torch.bfloat16 if length < SHORTEST_ROW else torch.uint8
 
     def draws(self, spec: OptimizerSpec, p: Tensor) -> bool:
         """Whether a step takes random bits: those of the parameter, or of its second moment."""

@@ -18,7 +18,7 @@ from records import RECORDS, Record, each_backend, each_compiled, each_optimizer
 from tensors import Guarded, values
 
 # Large enough for blocks, and beside them a tensor that is not.
-LARGE = ((16, 300), (16, 300), (5000,), (70,))
+LARGE = ((16, 300), (16, 300), (5, 1000), (70,))
 # Optimizers with each precision that they take.
 each_precision_of_each = pytest.mark.parametrize(
     ("precision", "name"),
@@ -223,10 +223,10 @@ def test_codes_without_their_scales_are_refused() -> None:
 
 @each_backend
 def test_moments_are_of_8_bits_where_tensors_are_large(backend: str) -> None:
-    """As the whole tensor is: 4,096 elements, and rows of 64."""
+    """As the whole tensor is: 4,096 elements, rows of 64, and 65,536 in a single row."""
     sizes = {
-        (4095,): F32, (4096,): torch.uint8, (4096, 1): BF16, (66, 63): BF16, (64, 63): F32, (64, 64): torch.uint8,
-        (1, 5000): torch.uint8, (100, 3, 3, 7): BF16, (64, 8, 8): torch.uint8,
+        (65535,): F32, (65536,): torch.uint8, (4096, 1): BF16, (66, 63): BF16, (64, 63): F32, (64, 64): torch.uint8,
+        (1, 65535): F32, (1, 65536): torch.uint8, (2, 2048): torch.uint8, (100, 3, 3, 7): BF16, (64, 8, 8): torch.uint8,
     }  # fmt: skip
     params = [values(shape, F32, 1) for shape in sizes]
     for name in ("AdamW", "AdamP"):
