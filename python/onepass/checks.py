@@ -117,11 +117,12 @@ def _check_precision(name: str, p: Tensor, group: Group) -> None:
                 )
 
 
-def check_rows(spec: OptimizerSpec, groups: Sequence[Group]) -> None:
+def check_rows(spec: OptimizerSpec, groups: Sequence[Group], had_matrices: bool) -> None:
     """Raises if the rule projects and a parameter is known to be a flat piece of a matrix: it would be taken for a vector,
     and not be projected.
 
-    Not every shard can be recognised: see `_cut_from`.
+    had_matrices: whether matrices were added to the groups. DeepSpeed's ZeRO 1 and 2 and Megatron put flat copies in the place of
+    all parameters, which nothing else tells from vectors.
     """
     if not spec.projected:
         return
@@ -129,20 +130,23 @@ def check_rows(spec: OptimizerSpec, groups: Sequence[Group]) -> None:
     # Where FSDP does not shard, it gives matrices back as matrices, and its vectors are vectors. All groups are looked
     # at together, since one may be of vectors alone.
     sharded = not any(is_fsdp(p) and p.dim() > 1 for _, p in named)
+    lost = had_matrices and not any(p.dim() > 1 for _, p in named)
     for name, p in named:
         matrix = _cut_from(p, sharded) if p.dim() == 1 else None
+        if matrix is None and lost and not isinstance(p, torch.nn.Parameter):
+            matrix = (
+                "a plain vector, and the matrices that the optimizer was made for are gone, as where DeepSpeed's ZeRO or Megatron "
+                "puts flat shards in their place (if it is meant to be a vector, make it a torch.nn.Parameter)"
+            )
         if matrix is not None:
             raise ValueError(
                 f"{name}: is {matrix}, and the projection needs its rows; use an optimizer without projection, or "
-                "DistributedDataParallel or ZeroRedundancyOptimizer, which leave tensors whole"
+                "fully_shard, DistributedDataParallel or ZeroRedundancyOptimizer, which leave rows as they are"
             )
 
 
 def _cut_from(p: Tensor, sharded: bool) -> str | None:
-    """Names the flat shard that a one-dimensional parameter is, if it can be recognised; None for a vector.
-
-    Not recognised: DeepSpeed's ZeRO 1 and 2 and Megatron's column-parallel weights, whose pieces are plain copies.
-    """
+    """Names the flat shard that a one-dimensional parameter is, if it can be recognised; None for a vector."""
     if (is_fsdp(p) and sharded) or is_flat_parameter(p):
         return "a flat shard made by FSDP"
     if isinstance(getattr(p, "ds_id", None), str):  # an unsharded parameter has a number there

@@ -34,6 +34,7 @@ class ExecutionState:
     exchange: what ranks exchange, None without DTensors; sharded: the DTensors among the parameters. Both since the backends were
         bound.
     warned: keys of param groups that were warned of.
+    had_matrices: whether a parameter with rows was added to a group.
     """
 
     backends: list[Backend] = field(default_factory=list)
@@ -49,6 +50,7 @@ class ExecutionState:
     exchange: Exchange | None = None
     sharded: list[Tensor] = field(default_factory=list)
     warned: set[str] = field(default_factory=set)
+    had_matrices: bool = False
 
     def forget(self) -> None:
         self.backends, self.cached, self.layout, self.members, self.first = [], [], [], None, {}

@@ -67,7 +67,7 @@ class Optimizer(ScaledGradients, Checkpointed):
         refuse_unsupported(self.spec, defaults, type(self).__name__)
         self._execution = ExecutionState()
         super().__init__(params, {name: value for name, value in defaults.items() if name not in OF_TORCH})
-        check_rows(self.spec, self.param_groups)
+        check_rows(self.spec, self.param_groups, self._execution.had_matrices)
 
     # ------------------------------------------------------------------ param groups
 
@@ -88,6 +88,7 @@ class Optimizer(ScaledGradients, Checkpointed):
         registry.check_name(param_group["backend"])
         members = self._checked_members(param_group, index)
         self.param_groups.append(param_group)
+        self._execution.had_matrices |= any(p.dim() > 1 for p in param_group["params"])
         # The backends are kept until the next step: they know with which buffers no step was taken yet.
         self._execution.layout, self._execution.members = [], members
 
@@ -200,7 +201,7 @@ class Optimizer(ScaledGradients, Checkpointed):
             backend.release_gradients()
         check_memory(groups, self.state)
         check_parameters(self.spec, groups)
-        check_rows(self.spec, groups)
+        check_rows(self.spec, groups, execution.had_matrices)
         execution.sharded = sharded(groups)
         place_gradients(execution.sharded)
         check_gradients(groups)

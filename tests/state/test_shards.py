@@ -78,6 +78,29 @@ def test_shards_are_accepted_without_projection(kind: str) -> None:
 
 
 @pytest.mark.parametrize("make", PROJECTED)
+def test_plain_vectors_in_the_place_of_all_matrices_are_refused(make: type[onepass.AdamP]) -> None:
+    """As DeepSpeed's ZeRO 1 and 2 and Megatron put them there, after construction."""
+    opt = make([{"params": [nn.Parameter(torch.ones(3))]}, {"params": [matrix(), matrix()]}], lr=0.1)
+    kept = [group["params"] for group in opt.param_groups]
+    for group in opt.param_groups:
+        group["params"] = [torch.ones(10, requires_grad=True)]
+        group["params"][0].grad = torch.ones(10)
+    with pytest.raises(ValueError, match=r"parameter 0 of group 0.*is a plain vector.*needs its rows.*fully_shard"):
+        opt.step()
+    assert not opt.state and torch.equal(opt.param_groups[0]["params"][0], torch.ones(10))
+    opt.param_groups[1]["params"] = kept[1]  # a matrix that is left shows that nothing has made them flat
+    train(opt, range(2))
+    opt.param_groups[:] = [{**opt.param_groups[0], "params": kept[0]}]  # stepped group by group
+    train(opt, range(2))
+
+
+def test_plain_vectors_in_the_place_of_matrices_are_accepted_without_projection() -> None:
+    opt = onepass.AdamW([matrix()])
+    opt.param_groups[0]["params"] = [torch.ones(10, requires_grad=True)]
+    train(opt, range(2))
+
+
+@pytest.mark.parametrize("make", PROJECTED)
 @pytest.mark.parametrize("kind", VECTORS)
 def test_vectors_are_not_refused(make: type[onepass.AdamP], kind: str) -> None:
     train(make([matrix(), VECTORS[kind]()], lr=0.1), range(2))
