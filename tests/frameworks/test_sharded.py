@@ -97,6 +97,11 @@ def test_ranks_that_differ_do_not_part(results: Any, name: str) -> None:
             assert result["gates"][time] == ranks[0]["gates"][time]
 
 
+def test_ranks_without_rows_take_part(results: Any) -> None:
+    ranks = of_run(results, "empty ranks")
+    assert all(result == ranks[0] for result in ranks) and ranks[0]["gates"] == ["none"]
+
+
 @runs("placed otherwise")
 def test_gradients_that_are_placed_otherwise(results: Any, name: str) -> None:
     for result in of_run(results, name):

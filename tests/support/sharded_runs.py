@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
@@ -29,7 +30,7 @@ from processes import Result, run_all
 
 WORLD = 4
 F32, BF16 = torch.float32, torch.bfloat16
-BLOCK_SHAPES = [(16, 1024), (9, 1024), (4, 2048), (4096 * 4,), (5, 6)]
+BLOCK_SHAPES = [(16, 1024), (9, 1024), (4, 2048), (65536,), (5001,), (5, 6)]
 # By name: record, dtype, arguments.
 VARIANTS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "AdamP": ("AdamP", F32, {}),
@@ -195,6 +196,21 @@ def uneven_ranks(backend: str) -> Result:
                 run.opt.state[p]["gate_counter"].fill_(dist.get_rank())
         gates.append([verdict.gate for verdict in run.opt.last_step().values()])
     return {"gates": gates}
+
+
+def empty_ranks() -> Result:
+    """Ranks without any row take part in every exchange. With a short timeout, as a rank that did not would be waited for."""
+    params = [nn.Parameter(distribute_tensor(torch.ones(2, 4), mesh_with_a_timeout(), [Shard(0)], src_data_rank=None))]
+    opt = onepass.AdamP(params, lr=0.1)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        opt.step()
+    return {"gates": [verdict.gate for verdict in opt.last_step().values()]}
+
+
+def mesh_with_a_timeout() -> DeviceMesh:
+    return DeviceMesh.from_group(dist.new_group(timeout=datetime.timedelta(seconds=3)), "cpu", mesh_dim_names=("dp",))
 
 
 # ------------------------------------------------------------------ gradients
@@ -522,7 +538,7 @@ def mutant(what: str) -> Result:
     """Whether a run notices it."""
     from onepass import exchange, optimizer, reference, sharding
 
-    decide = reference.decide
+    decide, has_gate = reference.decide, exchange.has_gate
     changed: dict[str, tuple[Any, str, Any, Callable[[], Result], Callable[[Result], bool]]] = {
         "raw locals": (
             optimizer, "place_gradients", raw_locals, lambda: placed_otherwise("cpu"),
@@ -544,13 +560,17 @@ def mutant(what: str) -> Result:
             exchange, "axes_of", lambda p, kind: axes_of_all(p, kind), lambda: clipped("cpu", "AdamW"),
             lambda result: abs(result["norms"][0][0] - result["norms"][0][1]) > 1e-3,
         ),
+        "a rank without rows skips the exchange": (
+            exchange, "has_gate", lambda spec, p: has_gate(spec, p) and len(sharded.local(p)) > 0,
+            empty_ranks, lambda result: False,
+        ),
     }  # fmt: skip
     module, name, replacement, run, noticed = changed[what]
     kept = getattr(module, name)
     setattr(module, name, replacement)
     try:
         return {"caught": noticed(run())}
-    except AssertionError:
+    except (AssertionError, RuntimeError):  # RuntimeError: of torch's timeout
         return {"caught": True}
     finally:
         setattr(module, name, kept)
@@ -571,7 +591,9 @@ def blocks_of_parts() -> Result:
 
 
 NEAR = [[[True, True]] * 2, [[False, False]] * 2]
-MUTANTS = ["raw locals", "MAX", "local row length", "blocks of a shard", "copies counted"]
+MUTANTS = [
+    "raw locals", "MAX", "local row length", "blocks of a shard", "copies counted", "a rank without rows skips the exchange",
+]  # fmt: skip
 
 
 # ------------------------------------------------------------------ examples
@@ -650,8 +672,7 @@ def refused() -> Result:
 
 def left_alone() -> Result:
     """A rank that raises before the exchange leaves the others with an error of torch's, and nothing decided."""
-    group = dist.new_group(timeout=datetime.timedelta(seconds=3))
-    mesh = torch.distributed.device_mesh.DeviceMesh.from_group(group, "cpu", mesh_dim_names=("dp",))
+    mesh = mesh_with_a_timeout()
     p = nn.Parameter(distribute_tensor(torch.ones(8, 4), mesh, [Shard(0)], src_data_rank=None))
     opt = onepass.AdamP([p], lr=0.1)
     p.grad = distribute_tensor(torch.ones(8, 4), mesh, [Shard(0)], src_data_rank=None)
@@ -676,6 +697,7 @@ RUNS: dict[str, Callable[[], Result]] = {
     },
     **{f"many ranks {p}": lambda p=p: many_ranks(p) for p in ("fsdp", "fsdp_tp")},
     **{f"uneven ranks {b}": lambda b=b: uneven_ranks(b) for b in NAMES},
+    "empty ranks": empty_ranks,
     **{f"placed otherwise {b}": lambda b=b: placed_otherwise(b) for b in ("cpu", "triton")},
     **{f"near the threshold {b}": lambda b=b: near_the_threshold(b) for b in NAMES},
     "seen again": seen_again,
