@@ -25,7 +25,7 @@ LOSSES = {
 }
 
 
-SHARDED = ("fsdp2", "tensor_parallel", "fabric_model_parallel")  # run by test_sharded.py
+SHARDED = ("fsdp2", "tensor_parallel", "fabric_model_parallel", "deepspeed_zero")  # run by test_sharded, test_deepspeed
 
 
 def test_examples_are_short_and_listed() -> None:
