@@ -117,6 +117,14 @@ def test_replaced_tensors_are_seen(results: Any) -> None:
     of_run(results, "seen again")
 
 
+@runs("tied")
+def test_policies_of_fsdp2_and_tied_weights(results: Any, name: str) -> None:
+    for result in of_run(results, name):
+        assert max(result["apart"]) == 0 and len(result["apart"]) == 5
+        assert result["gates"][0] == result["gates"][1]
+        assert result["dtypes"] == {"torch.float32"} and result["losses"][-1] < result["losses"][0]
+
+
 @runs("clipped")
 def test_clipping(results: Any, name: str) -> None:
     for result in of_run(results, name):

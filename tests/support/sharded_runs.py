@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
@@ -274,6 +274,44 @@ def seen_again() -> Result:
     run.step("none")
     run.finish()
     return {}
+
+
+class Tied(nn.Module):
+    """A language model whose output weights are its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden, self.norm = nn.Embedding(16, 8), nn.Linear(8, 8), nn.LayerNorm(8)
+        self.out = nn.Linear(8, 16, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.hidden(self.embedding(x)).relu()))
+
+
+def tied(**policies: Any) -> Result:
+    """Trained under a policy of FSDP2, beside an optimizer of the whole with the same gradients."""
+    torch.manual_seed(0)
+    net = fully_shard(Tied(), mesh=sharded.mesh_of(4), **policies)
+    wholes = [nn.Parameter(full(p).detach().clone()) for p in net.parameters()]
+    opt, whole = (onepass.AdamP(params, lr=0.01) for params in (list(net.parameters()), wholes))
+    x = torch.randint(0, 16, (4, 6), generator=torch.Generator().manual_seed(dist.get_rank()))
+    losses = []
+    for _ in range(6):
+        loss = nn.functional.cross_entropy(net(x).flatten(0, 1), (x.flatten() + 1) % 16)
+        loss.backward()
+        for w, p in zip(wholes, net.parameters(), strict=True):
+            w.grad = full(p.grad)
+        opt.step()
+        whole.step()
+        opt.zero_grad()
+        losses.append(loss.item())
+    return {
+        "apart": [float((full(p) - w).abs().max()) for p, w in zip(net.parameters(), wholes, strict=True)],
+        "gates": [[verdict.gate for verdict in each.last_step().values()] for each in (opt, whole)],
+        "dtypes": {str(p.dtype) for p in net.parameters()},
+        "losses": losses,
+    }
 
 
 # ------------------------------------------------------------------ scaling and clipping
@@ -701,6 +739,9 @@ RUNS: dict[str, Callable[[], Result]] = {
     **{f"placed otherwise {b}": lambda b=b: placed_otherwise(b) for b in ("cpu", "triton")},
     **{f"near the threshold {b}": lambda b=b: near_the_threshold(b) for b in NAMES},
     "seen again": seen_again,
+    "tied": tied,
+    "tied mixed precision": lambda: tied(mp_policy=MixedPrecisionPolicy(param_dtype=BF16, reduce_dtype=F32)),
+    "tied offloaded": lambda: tied(offload_policy=CPUOffloadPolicy(pin_memory=False)),
     **{f"clipped {b} {n}": lambda b=b, n=n: clipped(b, n) for b in NAMES for n in ("AdamP", "AdamW")},
     "clipped over stages": clipped_over_stages,
     **{f"overflowed {b}": lambda b=b: overflowed(b) for b in ("cpu", "emulated")},
