@@ -73,7 +73,7 @@ def sharded(number: int, shape: Shape, mesh: Any) -> torch.Tensor:
     stride = torch.empty(shape, device="meta").stride()
     how: dict[str, Any] = {"run_check": False, "shape": torch.Size(shape), "stride": stride}
     p = torch.nn.Parameter(DTensor.from_local(local, mesh, placements, **how))
-    p.grad = DTensor.from_local(torch.zeros_like(local), mesh, placements, **how)
+    p.grad = DTensor(torch.zeros_like(local), p._spec, requires_grad=False)  # which FSDP2 gives to it too
     return p
 
 

@@ -1,6 +1,8 @@
 #include "binding.h"
 #include "dlpack_tensor.h"
 
+#include <structmember.h>
+
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -91,22 +93,35 @@ Reader::Reader(const py::dict& direct_reads) : direct_(direct_reads) {
   const py::dict modules = py::module_::import("sys").attr("modules");
   if (PyObject* module = PyDict_GetItemString(modules.ptr(), "torch.distributed.tensor"))
     dtensor_ = py::getattr(module, "DTensor", py::none());
+  local_ = Slot(dtensor_, "_local_tensor");
+  spec_ = Slot(dtensor_, "_spec");
+}
+
+Slot::Slot(const py::object& type, const char* name) : name_(PyUnicode_InternFromString(name)) {
+  const py::object found = type ? py::getattr(type, name, py::none()) : py::none();
+  if (!Py_IS_TYPE(found.ptr(), &PyMemberDescr_Type)) return;
+  const PyMemberDef& member = *reinterpret_cast<PyMemberDescrObject*>(found.ptr())->d_member;
+  if (member.type == T_OBJECT_EX) offset_ = member.offset;
+}
+
+PyObject* Slot::of(PyObject* object) const {
+  PyObject* const value = offset_ ? *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset_) : nullptr;
+  return value ? value : attribute(object, name_).ptr();
 }
 
 PyObject* Reader::local_of(PyObject* object) const {
-  static PyObject* const name = PyUnicode_InternFromString("_local_tensor");
-  return is_dtensor(object) ? attribute(object, name).ptr() : object;
+  return is_dtensor(object) ? local_.of(object) : object;
 }
 
 bool Reader::is_placed_as(PyObject* gradient, PyObject* param) const {
   if (is_dtensor(gradient) != is_dtensor(param)) return false;
   if (!is_dtensor(param)) return true;
   if (reinterpret_cast<PyObject*>(Py_TYPE(local_of(gradient))) != tensor_.ptr()) return false;
-  static PyObject* const name = PyUnicode_InternFromString("_spec");
-  const py::object g = attribute(gradient, name), p = attribute(param, name);
-  if (g.ptr() == p.ptr()) return true;
-  for (const char* part : {"placements", "mesh"})
-    if (!py::getattr(g, part).equal(py::getattr(p, part))) return false;
+  const py::handle g = spec_.of(gradient), p = spec_.of(param);
+  if (g.is(p)) return true;
+  static PyObject* const parts[] = {PyUnicode_InternFromString("placements"), PyUnicode_InternFromString("mesh")};
+  for (PyObject* part : parts)
+    if (!attribute(g.ptr(), part).equal(attribute(p.ptr(), part))) return false;
   return true;
 }
 

@@ -13,6 +13,19 @@
 
 namespace onepass {
 
+// An attribute that the objects of a Python class hold in one of its __slots__, or in their dict.
+class Slot {
+ public:
+  Slot() = default;
+  Slot(const pybind11::object& type, const char* name);
+
+  PyObject* of(PyObject* object) const;  // borrowed from the object
+
+ private:
+  PyObject* name_ = nullptr;
+  Py_ssize_t offset_ = 0;  // in an object of the class, 0 if it is in the dict
+};
+
 // Reads Python's tensors: directly where that is proven, else through DLPack's exchange table. Of a DTensor, its local
 // tensor.
 class Reader {
@@ -51,6 +64,7 @@ class Reader {
   }
 
   DirectReads direct_;
+  Slot local_, spec_;  // of a DTensor
   const dlpack::ExchangeApi* api_;
   pybind11::object tensor_, is_neg_;  // torch.Tensor, and its is_neg
   pybind11::object dtensor_;          // the class, if it has been imported

@@ -27,8 +27,6 @@ from .torch_compat import all_gather, local_of
 # Up to so many ranks, what each has is gathered and added up in the order of ranks: the same bits from run to run. Beyond, it is a
 # sum of the communication library, whose order is its own, and whose time grows with the logarithm of the ranks.
 MOST_GATHERED = 64
-# What a NaN adds to the number of ranks on which a row fails its gate.
-OF_NAN = 2.0**20
 
 COSINE = STATS.index("max_cosine_squared")
 
@@ -67,11 +65,10 @@ def put_together(stats: Tensor, limits: Callable[[], Tensor], over: Axis) -> Ten
     own = stats[:, COSINE]
     fails = ~(own.sqrt() < limits())
     total = stats.clone()
-    total[:, COSINE] = fails + OF_NAN * own.isnan()
+    total[:, COSINE] = fails + 0 * own  # a NaN stays one, in every sum
     torch.distributed.all_reduce(total, group=over.group)
     count = total[:, COSINE]
-    elsewhere = torch.where(fails, own, math.inf)
-    total[:, COSINE] = torch.where(count >= OF_NAN, math.nan, torch.where(count > 0, elsewhere, own))
+    total[:, COSINE] = torch.where(count > 0, torch.where(fails, own, math.inf), own + count)
     return total
 
 
@@ -85,15 +82,16 @@ def found_anywhere(found_inf: Tensor, axes: Iterable[Axis]) -> None:
 
 
 class _Constants:
-    """Numbers on a device, which are sent when they have changed: a captured step finds them there."""
+    """Numbers on a device that follow from a hyper-parameter of each group. They are made when that has changed: a captured step finds
+    them there."""
 
     def __init__(self, device: torch.device):
-        self.device, self.values, self.sent = device, list[float](), torch.zeros(0)
+        self.device, self.values, self.made = device, list[float](), torch.zeros(0)
 
-    def of(self, values: list[float]) -> Tensor:
+    def of(self, values: list[float], numbers: Callable[[], list[float]]) -> Tensor:
         if values != self.values:
-            self.values, self.sent = values, torch.tensor(values, dtype=torch.float64, device=self.device)
-        return self.sent
+            self.values, self.made = values, torch.tensor(numbers(), dtype=torch.float64, device=self.device)
+        return self.made
 
 
 class _Part:
@@ -106,13 +104,19 @@ class _Part:
 
     def limits(self, backend: Backend) -> Tensor:
         """The cosine that a row of each tensor must stay below: delta/sqrt(row length)."""
-        of_each = [(p, h) for group, h in zip(backend.params, backend.hypers, strict=True) for p in group]
-        limits = []
-        for p, h in (of_each[number] for number in self.tensors):
-            length = p.numel() // p.shape[0]
-            # That of a single element is 1, but its square is not, quite.
-            limits.append(min(h.delta, 1 - 2**-20) if length == 1 and h.delta <= 1 else h.delta / math.sqrt(length))
-        return self.constants.of(limits)
+        deltas = [h.delta for h in backend.hypers]
+
+        def limits() -> list[float]:
+            of_each = [(p, delta) for group, delta in zip(backend.params, deltas, strict=True) for p in group]
+            return [_limit(*of_each[number]) for number in self.tensors]
+
+        return self.constants.of(deltas, limits)
+
+
+def _limit(p: Tensor, delta: float) -> float:
+    length = p.numel() // p.shape[0]
+    # That of a single element is 1, but its square is not, quite.
+    return min(delta, 1 - 2**-20) if length == 1 and delta <= 1 else delta / math.sqrt(length)
 
 
 class Exchange:
@@ -199,11 +203,15 @@ class _SplitRows:
         backend.stats[self.tensors] = stats
 
     def _eps(self, backend: Backend) -> float | Tensor:
-        values = {h.eps for h in backend.hypers}
-        if len(values) == 1:
-            return values.pop()
-        groups = [h.eps for group, h in zip(backend.params, backend.hypers, strict=True) for _ in group]
-        return self.constants.of([groups[tensor] for tensor in self.of_row])
+        values = [h.eps for h in backend.hypers]
+        if len(set(values)) == 1:
+            return values[0]
+
+        def of_rows() -> list[float]:
+            of_each = [eps for group, eps in zip(backend.params, values, strict=True) for _ in group]
+            return [of_each[tensor] for tensor in self.of_row]
+
+        return self.constants.of(values, of_rows)
 
 
 def _parts_of(spec: OptimizerSpec, params: list[Tensor]) -> tuple[list[_Part], list[_Part], _SplitRows | None]:

@@ -38,7 +38,7 @@ from .precision import precision_of
 from .sharding import Axis, every_axis, is_placed_as, part_of, place_gradients, sharded
 from .spec import OptimizerSpec
 from .state import make_state, make_state_of, move_counts
-from .torch_compat import is_dtensor, is_faking, like_local, local_of
+from .torch_compat import is_dtensor, is_faking, like_local, local_of, without_torch_function
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 LossT = TypeVar("LossT")
@@ -182,7 +182,8 @@ class Optimizer(ScaledGradients, Checkpointed):
         layout = [id(self.state), *[(id(group), group["backend"]) for group in self.param_groups]]
 
         def ready() -> bool:
-            return all([backend.ready(self.param_groups, hypers, needs_state) for backend in execution.backends])
+            with without_torch_function(bool(execution.sharded)):
+                return all([backend.ready(self.param_groups, hypers, needs_state) for backend in execution.backends])
 
         if (
             layout != execution.layout
