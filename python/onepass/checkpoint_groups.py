@@ -88,7 +88,8 @@ def check_arguments(spec: OptimizerSpec, name: str, groups: list[dict[str, Any]]
                 )
         if "corrected_weight_decay" in group:  # timm's classes that have it decouple the decay
             _check_decay(spec, name, "corrected_weight_decay, whose decay is decoupled", True, where)
-        if spec.rule == "adam" and "foreach" in group and "amsgrad" not in group:
+        # A user may have put it into a group of ours, as torchtitan does.
+        if spec.rule == "adam" and "foreach" in group and "amsgrad" not in group and "backend" not in group:
             raise ValueError(
                 f"{where} 'foreach' but no 'amsgrad', which torch.optim.Adam and AdamW have, so it is of another optimizer, such as "
                 f"RAdam or timm's NAdamW; use the class that it is of, or delete 'foreach' to go on with onepass.{name}"
