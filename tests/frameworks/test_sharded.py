@@ -182,6 +182,7 @@ def test_refusals(results: Any) -> None:
             "partial": ("ValueError", "Partial", "redistribute"),
             "dim 2": ("ValueError", "sharded along dim 2", "along dim 0 or 1", "state_dtype=None"),
             "blocks": ("ValueError", "no multiples of 256", "state_dtype=torch.bfloat16"),
+            "blocks cut twice": ("ValueError", "no multiples of 256", "state_dtype=torch.bfloat16"),
             "state": ("ValueError", "'exp_avg'", "with placements (Shard(dim=0),)"),
             "plain gradient": ("TypeError", "on the mesh of the parameter, DeviceMesh", "got none (a plain tensor)"),
             "gradient of a plain one": ("TypeError", "none (a plain tensor), got DeviceMesh"),
@@ -189,6 +190,7 @@ def test_refusals(results: Any) -> None:
         }.items():
             for word in (*words, "parameter 0 of group 0"):
                 assert word in result[what], result[what]
+        assert result["whole blocks"] == "accepted"
 
 
 def test_a_rank_that_raises_leaves_the_others_with_an_error(results: Any) -> None:

@@ -692,6 +692,9 @@ def refused() -> Result:
         p.grad = g
         onepass.AdamP([p], lr=0.1).step()
 
+    def vector(length: int) -> Any:
+        return nn.Parameter(distribute_tensor(torch.zeros(length), sharded.mesh_of(2, 2), [Shard(0), Shard(0)]))
+
     whole = torch.zeros(8, 4)
     on_mesh = distribute_tensor(whole, mesh, [Shard(0)])
     on_another = distribute_tensor(whole, sharded.mesh_of(2, 2), [Shard(0), Shard(0)])
@@ -701,6 +704,8 @@ def refused() -> Result:
         "partial": said(lambda: onepass.AdamW([nn.Parameter(partial)])),
         "dim 2": said(lambda: onepass.AdamW([parameter((4, 4, 8), Shard(2))], state_dtype=BF16)),
         "blocks": said(lambda: onepass.AdamW([parameter((64, 512), Shard(1))], state_dtype="8bit")),
+        "blocks cut twice": said(lambda: onepass.AdamW([vector(258 * 256)], state_dtype="8bit")),
+        "whole blocks": said(lambda: onepass.AdamW([vector(260 * 256)], state_dtype="8bit")),
         "state": said(other_state),
         "plain gradient": said(lambda: other_gradient(parameter((8, 4), Shard(0)), whole)),
         "gradient of a plain one": said(lambda: other_gradient(nn.Parameter(whole.clone()), on_mesh)),
