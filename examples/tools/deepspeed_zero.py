@@ -1,6 +1,4 @@
-"""DeepSpeed's ZeRO 1 and 2: every rank steps a part of the parameters, as one flat float32 vector.
-
-That is for the optimizers without projection; AdamP and SGDP refuse it.
+"""DeepSpeed's ZeRO 1 and 2: every rank steps a part of the parameters, as one flat float32 vector. AdamP and SGDP refuse that.
 
 torchrun --nproc-per-node 4 examples/tools/deepspeed_zero.py
 """
