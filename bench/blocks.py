@@ -1,4 +1,4 @@
-"""The README's tables of measurements: each function of BLOCKS makes one of the rows of a CSV file of bench/run.py, and of
+"""The tables of measurements of the README and docs/: each function of BLOCKS makes one of the rows of a CSV file of bench/run.py, and of
 STORED of one of bench/precision.py."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def find(rows: list[Row], case: str, contender: str) -> Row | None:
 
 
 def cell(rows: list[Row], case: str, contender: str, against: str) -> str:
-    """A ratio as the README has it; empty where there is none."""
+    """A ratio as the tables have it; empty where there is none."""
     row = find(rows, case, contender)
     ratio = None if row is None else ratio_to(row, against)
     return "" if ratio is None else f"{ratio:.2f}" if ratio < 2 else f"{ratio:.1f}"
@@ -108,6 +108,20 @@ def adam(rows: list[Row]) -> str:
         lines.append([title, size(rows, case), *ours, *(cell(rows, case, name, TORCH_ADAMW) for name in theirs)])
     table = markdown(["to torch's fused AdamW", "tensors, parameters", *names, *theirs.values()], lines)
     return table + (AS_TIMM if find(rows, "gpt2-adam", "onepass AdamP as timm") else "")
+
+
+def summary(rows: list[Row]) -> str:
+    names = {
+        "onepass AdamW": "onepass AdamW",
+        "onepass AdamP": "onepass AdamP",
+        "adamp AdamP": "`adamp`'s AdamP",
+        "timm AdamP": "timm's AdamP",
+    }
+    cases = ("gpt2-adam", "gpt2-adam-tangent", "resnet50", "small-matrices")
+    lines = [
+        [TITLES[case], size(rows, case), *(cell(rows, case, name, TORCH_ADAMW) for name in names)] for case in cases
+    ]
+    return markdown(["", "tensors, parameters", *names.values()], lines)
 
 
 def sgd(rows: list[Row]) -> str:
@@ -217,5 +231,5 @@ STORED: dict[str, Callable[[list[Row]], str]] = {"precision": precision, "missed
 # Without a CSV file.
 TARGETS = {"cpu_targets": CPU, "gpu_targets": GPU}
 BLOCKS: dict[str, Callable[[list[Row]], str]] = {
-    function.__name__: function for function in (adam, sgd, clip, each, memory, spread, missed)
+    function.__name__: function for function in (summary, adam, sgd, clip, each, memory, spread, missed)
 }

@@ -102,7 +102,7 @@ def main() -> None:
         say(f"\nWritten: {', '.join(os.path.relpath(p) for p in written)}. {since(started)}")
     if args.readme:
         tables.write(use=path, counted=counted)
-        say("Written: the tables of README.md and docs/targets.md")
+        say("Written: the tables of the README and docs/")
 
 
 def warn(about: Row) -> None:

@@ -19,7 +19,8 @@ from blocks import BLOCKS, STORED, TARGETS, Counted, Row, predicted_table, targe
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PREDICTED = ("predicted", "predicted_triton")  # of predict.py and predict_triton.py
-PAGES = (README, ROOT / "docs/targets.md", ROOT / "docs/prediction.md")
+MEASURED = ROOT / "docs/measured.md"
+PAGES = (README, MEASURED, ROOT / "docs/targets.md", ROOT / "docs/prediction.md")
 BLOCK = re.compile(r"<!-- bench: (\w+)(?: from (\S+\.csv))? -->\n(.*?)<!-- /bench -->", re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""Figures in the README equal those of its CSV files and of counted traffic; the CSV files were measured on commits."""
+"""Figures in the README and docs/ equal those of its CSV files and of counted traffic; the CSV files were measured on commits."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import blocks
 import tables
 from results_file import commit
 
-README = tables.README.read_text(encoding="utf-8")
 PAGES = {page: page.read_text(encoding="utf-8") for page in tables.PAGES}
 SOURCES = tables.sources("".join(PAGES.values()))
-MEASURED = README[README.index("## Measured\n") : README.index("## On a GPU\n")]
+README, MEASURED = PAGES[tables.README], PAGES[tables.MEASURED]
+SECTION = README[README.index("## Measured\n") : README.index("## Try it\n")]
 
 
 def git(*arguments: str, folder: Path = ROOT) -> str:
@@ -40,10 +40,11 @@ def test_tables_match_the_csv_files() -> None:
     assert not any("quick" in name for name in SOURCES)
 
 
-def test_section_has_only_generated_figures() -> None:
+@pytest.mark.parametrize("text", [SECTION, MEASURED], ids=["README", "measured"])
+def test_pages_have_only_generated_figures(text: str) -> None:
     """No ratios, percentages or times outside of the generated tables, since only those are compared."""
-    words = tables.BLOCK.sub("", MEASURED)
-    assert len(words) < len(MEASURED) and not re.findall(r"\d+\.\d+|\d+ ?%|\d+ ?x\b|\d+ ?[mun]s\b", words)
+    words = tables.BLOCK.sub("", text)
+    assert len(words) < len(text) and not re.findall(r"\d+\.\d+|\d+ ?%|\d+ ?x\b|\d+ ?[mun]s\b", words)
 
 
 def changed(text: str, number: int) -> str:
@@ -53,19 +54,22 @@ def changed(text: str, number: int) -> str:
     return f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}"
 
 
-def test_a_figure_edited_by_hand_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("original", [tables.README, tables.MEASURED], ids=lambda page: page.name)
+def test_a_figure_edited_by_hand_is_detected(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Edits one figure of each table; rendering restores it."""
-    page = tmp_path / "README.md"
+    page = tmp_path / original.relative_to(ROOT)
+    page.parent.mkdir(exist_ok=True)
+    text, up = PAGES[original], tables.up_from(page)
     monkeypatch.setattr(tables, "PAGES", (page,))
-    for match in tables.BLOCK.finditer(README):
+    for match in tables.BLOCK.finditer(text):
         if match[1] not in ("spread", "traffic"):
-            edited = README.replace(match[3], changed(match[3], -1))
-            assert edited != README
+            edited = text.replace(match[3], changed(match[3], -1))
+            assert edited != text
             page.write_text(edited, encoding="utf-8")
             with pytest.raises(SystemExit, match="differs from its CSV files"):
                 tables.main(["--check", "--no-traffic"])
-            assert tables.render(edited) == README
-    page.write_text(README, encoding="utf-8")
+            assert tables.render(edited, up=up) == text
+    page.write_text(text, encoding="utf-8")
     tables.main(["--check", "--no-traffic"])
 
 
@@ -74,8 +78,11 @@ def test_a_figure_changed_in_the_csv_is_detected(name: str, tmp_path: Path) -> N
     for source in SOURCES:
         (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / source, tmp_path / source)
+        figure = Path(source).with_suffix(".png")
+        if (ROOT / figure).is_file():
+            shutil.copy(ROOT / figure, tmp_path / figure)
     path = tmp_path / name
-    assert tables.render(README, root=tmp_path) == README
+    assert tables.render(MEASURED, root=tmp_path, up="../") == MEASURED
     rows = tables.read(path)
     for row in rows:
         if row["ratio"] and row["ratio"] != "1.0":
@@ -84,7 +91,7 @@ def test_a_figure_changed_in_the_csv_is_detected(name: str, tmp_path: Path) -> N
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    assert tables.render(README, root=tmp_path) != README
+    assert tables.render(MEASURED, root=tmp_path, up="../") != MEASURED
 
 
 def test_ratio_to_a_baseline() -> None:
@@ -107,7 +114,7 @@ def test_switch_to_another_csv_file() -> None:
 
 # ------------------------------------------------------------------ traffic
 
-(TRAFFIC,) = (match[3] for match in tables.BLOCK.finditer(README) if match[1] == "traffic")
+(TRAFFIC,) = (match[3] for match in tables.BLOCK.finditer(MEASURED) if match[1] == "traffic")
 TRAFFIC_LINES = TRAFFIC.splitlines()[2:]
 
 

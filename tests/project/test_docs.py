@@ -88,6 +88,7 @@ def test_the_readme_links_every_page(page: Path) -> None:
 def test_every_optimizer_has_a_page(name: str) -> None:
     """The page's table of arguments has the defaults of the class."""
     assert f"| [`{name}`](docs/{name.lower()}.md) |" in text_of(PAGES[0])
+    assert f"| [`{name}`]({name.lower()}.md) |" in text_of(ROOT / "docs/optimizers.md")
     text = text_of(ROOT / "docs" / f"{name.lower()}.md")
     assert text.startswith(f"# {name}\n")
     lr = {"lr": 1.0} if name == "SGDP" else {}
