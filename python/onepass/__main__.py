@@ -1,72 +1,86 @@
-"""`python -m onepass`: versions, backends, instruction set, build flags, and a self-test against the reference."""
+"""`python -m onepass`: what can be used here, and how fast it is beside torch."""
 
 from __future__ import annotations
 
-import platform
+import argparse
+import json
+import os
 import sys
-import time
 from typing import Any
 
 import torch
 
-from . import SGD, SGDP, Adam, AdamP, AdamProx, AdamProxL2, AdamW, __version__, backends
-from .backend import compiled
+from . import doctor, quick_bench
 
-SHAPES = ((64, 3, 3, 3), (48, 40), (7, 1001), (33,), ())
-OPTIMIZERS: tuple[Any, ...] = (Adam, AdamW, AdamProx, AdamProxL2, AdamP, SGD, SGDP)
+COLOURS = {"good": "32", "bad": "31;1", "quiet": "2"}
 
 
-def report() -> None:
-    """Prints what is installed and what can be used."""
-    print(f"onepass {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
-    for name, reason in backends().items():
-        print(f"  {name:<10} {'usable' if reason is None else reason}")
-    if compiled.unavailable() is None:
-        print(f"instruction set: {compiled._C.isa()} of {', '.join(compiled._C.isas())}")
-        print(f"threads: {torch.get_num_threads()}")
-        print(f"CUDA kernels: {compiled._C.cuda_archs or 'not built'}")
-        print(f"built with {compiled._C.build_flags}")
+def paint(text: str, colour: str) -> str:
+    """A text in a colour, where the output is a terminal and NO_COLOR (no-color.org) is not set."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\033[{COLOURS[colour]}m{text}\033[0m"
 
 
-def largest_difference(cls: Any, backend: str, device: str = "cpu") -> float:
-    """The largest relative difference from the reference after ten steps on every dtype and a few shapes."""
-    units = []
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        generator = torch.Generator().manual_seed(0)
-        start = [torch.randn(shape, generator=generator).to(device, dtype) for shape in SHAPES]
-        runs = [[p.clone() for p in start] for _ in range(2)]
-        optimizers = [
-            cls(params, lr=1e-2, weight_decay=0.1, backend=name)
-            for params, name in zip(runs, (backend, "reference"), strict=True)
-        ]
-        for _ in range(10):
-            for i, shape in enumerate(SHAPES):
-                gradient = torch.randn(shape, generator=generator).to(device, dtype)
-                for params in runs:
-                    params[i].grad = gradient.clone()
-            for optimizer in optimizers:
-                optimizer.step()
-        for ours, reference in zip(*runs, strict=True):
-            difference = (ours.double() - reference.double()).abs().max() / reference.double().abs().max()
-            units.append(float(difference) / torch.finfo(dtype).eps)
-    return float(torch.tensor(units, device="cpu").max())  # NaN if any is
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
-def self_test() -> bool:
-    """Steps every optimizer on every compiled backend beside the reference; True if all agree."""
-    started, agree = time.perf_counter(), True
-    for backend in [name for name, reason in backends().items() if reason is None and name != "reference"]:
-        for cls in OPTIMIZERS:
-            units = largest_difference(
-                cls, backend, "cuda" if backend != "cpu" and torch.cuda.is_available() else "cpu"
-            )
-            agree = agree and units <= 8
-            verdict = "same bits" if units == 0 else f"within {units:.2g} units in the last place"
-            print(f"  {backend:<6} {cls.__name__:<10} {verdict if units <= 8 else 'DIFFERS: ' + verdict}")
-    print(f"self-test {'passed' if agree else 'FAILED'} in {time.perf_counter() - started:.1f} s")
-    return agree
+def silent(_: Any) -> None:
+    pass
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    found = doctor.findings()
+    if not args.json:
+        for line in doctor.told(found, paint):
+            say(line)
+    found["self_test"] = doctor.self_test(paint, silent if args.json else say)
+    if args.json:
+        say(json.dumps(found, indent=2))
+    return 0 if found["self_test"]["passed"] else 1
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    watched = sys.stderr.isatty() and not args.json
+
+    def progress(part: float) -> None:
+        if watched:
+            print(f"\r{round(100 * part):3d}%" + "\r    \r" * (part >= 1), end="", file=sys.stderr, flush=True)
+
+    found = quick_bench.measured(args.device, args.seconds, progress)
+    for line in [json.dumps(found, indent=2)] if args.json else quick_bench.told(found):
+        say(line)
+    return 0
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text}")
+    return value
+
+
+def main(given: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m onepass", description=__doc__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    of_doctor = "what can be used on this machine, what cannot and why, and a self-test; the command if there is none"
+    of_bench = "time a step beside torch's optimizers, and adamp's if it is installed"
+    doctors = commands.add_parser("doctor", help=of_doctor, description=of_doctor)
+    benches = commands.add_parser("bench", help=of_bench, description=of_bench)
+    for command, run in ((doctors, run_doctor), (benches, run_bench)):
+        command.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+        command.set_defaults(run=run)
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    benches.add_argument("--device", choices=("cpu", "cuda"), default=here, help=f"default: {here}")
+    benches.add_argument("--seconds", type=positive, default=10.0, help="how long to measure, at least (default: 10)")
+    args = parser.parse_args(given)
+    if args.command is None:
+        args = parser.parse_args(["doctor"])
+    if args.command == "bench" and args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    return int(args.run(args))
 
 
 if __name__ == "__main__":
-    report()
-    sys.exit(0 if self_test() else 1)
+    sys.exit(main())

@@ -51,12 +51,24 @@ COMMON = """
     and ValueError, TypeError or RuntimeError, naming the group and the argument or parameter, on anything it cannot
     step, before anything is written. Warns of keys of param groups that it does not read."""
 
+EXAMPLE = """
+
+    Example:
+        >>> import torch
+        >>> import onepass
+        >>> model = torch.nn.Linear(8, 2)
+        >>> opt = onepass.{name}(model.parameters(), lr=1e-3)
+        >>> model(torch.ones(4, 8)).square().mean().backward()
+        >>> opt.step()
+        >>> opt.zero_grad()
+"""
+
 
 def documented(*sections: str) -> Callable[[T], T]:
-    """Adds sections to the docstring of a class, which ends with its own arguments."""
+    """Adds sections and an example to the docstring of a class, which ends with its own arguments."""
 
     def add(cls: T) -> T:
-        cls.__doc__ = f"{(cls.__doc__ or '').rstrip()}{''.join(sections)}\n"
+        cls.__doc__ = f"{(cls.__doc__ or '').rstrip()}{''.join(sections)}{EXAMPLE.format(name=cls.__name__)}"
         return cls
 
     return add

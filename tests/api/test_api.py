@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import re
 from typing import Any
@@ -85,5 +86,12 @@ def test_names() -> None:
     assert issubclass(onepass.Optimizer, torch.optim.Optimizer)
     with pytest.raises(TypeError, match="is the base class; use one of its subclasses"):
         onepass.Optimizer([torch.zeros(1)], {})
-    assert all(record.make.__doc__ for record in RECORDS.values())
     assert list(onepass.backends()) == ["cpu", "cuda", "triton", "reference"]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_examples_of_docstrings_run(name: str) -> None:
+    (example,) = doctest.DocTestFinder(recurse=False).find(getattr(onepass, name), name)
+    assert len(example.examples) >= 5 and f"onepass.{name}(" in example.docstring
+    runner = doctest.DocTestRunner()
+    assert runner.run(example).failed == 0
