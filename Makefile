@@ -33,10 +33,12 @@ help:
 	@echo 'make sanitize   run those of the CPU kernels with sanitizers of addresses, undefined behaviour and threads: ARGS=thread'
 	@echo 'make mutate   plant a random sample of bugs, and list those that no test notices: ARGS="--seed 2 --count 100 --resume"'
 	@echo 'make bench    time a step beside torch and adamp: a table, a CSV and figures in bench/results/'
-	@echo 'make bench-readme   the same from a clean commit on a quiet machine, and the tables of the README from it'
+	@echo 'make bench-readme   the same from a clean commit on a quiet machine, and the tables of the README and docs/ from it'
 	@echo 'make bench-precision   time AdamW and AdamP with weights and moments stored otherwise: a table and a CSV'
-	@echo 'make bench-tables   the tables of the README from the CSV files it names'
+	@echo 'make bench-tables   the tables of the README and docs/ from the CSV files they name'
 	@echo 'make predict  what the CUDA and Triton kernels can be expected to reach on a GPU, by a model: ARGS="--gpu H200"'
+	@echo 'make docs     the site of the documentation, in build/site, its links checked; ARGS=serve shows it'
+	@echo 'make dist     the source distribution and a wheel without CUDA kernels, in dist, tried in a new environment'
 	@echo 'make lint     ruff, mypy, clang-format'
 	@echo 'make format   put the sources into the format that lint asks for'
 	@echo 'make debug    the CPU kernels without optimization and with symbols, and compile_commands.json; undone by the next target'
@@ -77,6 +79,21 @@ mutate: .venv/.mutate $(BUILT)
 bench: .venv/.demo $(BUILT)
 	$(BIN)/python bench/run.py $(ARGS)
 
+docs: .venv/.docs $(BUILT_FOR_DEMO)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build)
+
+# The wheel is made from the sdist, and tried in an environment of its own, where torch brings the only OpenMP runtime.
+dist: .venv/.dist
+	rm -rf dist build/wheel build/fresh
+	ONEPASS_CUDA=0 $(BIN)/python -m build --outdir build/wheel .
+	$(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+	$(PYTHON) -m venv build/fresh
+	build/fresh/bin/pip install --disable-pip-version-check --no-compile --constraint requirements/build.txt dist/*.whl
+	cd build/fresh && bin/python -m onepass doctor --json > doctor.json
+	$(BIN)/python -c 'import json; found = json.load(open("build/fresh/doctor.json")); \
+	  assert found["self_test"]["passed"] and len(found["openmp"]) == 1, found; print("dist/ holds what works")'
+
 bench-readme: .venv/.test $(BUILT)
 	$(BIN)/python bench/run.py --readme $(ARGS)
 
@@ -115,6 +132,8 @@ lint: .venv/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 format: .venv/.lint
 	$(BIN)/ruff check --fix .
@@ -141,7 +160,7 @@ $(BIN)/pip:
 	  { echo 'Python has no working venv: install it (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
 
 # What each file of requirements/ names. They include one another.
-.venv/.build .venv/.demo .venv/.lint: .venv/.%: requirements/%.txt | $(BIN)/pip
+.venv/.build .venv/.demo .venv/.dist .venv/.docs .venv/.lint: .venv/.%: requirements/%.txt | $(BIN)/pip
 	$(PIP) -r $<
 	@touch $@
 
@@ -151,7 +170,7 @@ $(BIN)/pip:
 	$(PIP) --no-deps timm==1.0.31
 	@touch $@
 
-.venv/.demo .venv/.lint: .venv/.build
+.venv/.demo .venv/.dist .venv/.docs .venv/.lint: .venv/.build
 
 $(BUILT): .venv/.build $(SOURCES)
 	$(PIP) -q --no-build-isolation --no-deps -e .
@@ -163,4 +182,4 @@ $(BUILT_FOR_DEMO): .venv/.build $(SOURCES)
 	@touch $@
 
 .NOTPARALLEL:
-.PHONY: help demo check test test-all test-elsewhere sanitize mutate bench bench-readme bench-tables predict test-gpu bench-gpu explore-gpu built-gpu lint format debug clean
+.PHONY: help demo check test test-all test-elsewhere sanitize mutate docs dist bench bench-readme bench-tables predict test-gpu bench-gpu explore-gpu built-gpu lint format debug clean
