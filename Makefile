@@ -86,7 +86,7 @@ docs: .venv/.docs $(BUILT_FOR_DEMO)
 dist: .venv/.dist
 	rm -rf dist build/wheel build/fresh
 	ONEPASS_CUDA=0 $(BIN)/python -m build --outdir build/wheel .
-	$(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	cp build/wheel/*.tar.gz dist
 	$(PYTHON) -m venv build/fresh
 	build/fresh/bin/pip install --disable-pip-version-check --no-compile --constraint requirements/build.txt dist/*.whl
