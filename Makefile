@@ -85,7 +85,9 @@ docs: .venv/.docs $(BUILT_FOR_DEMO)
 # The wheel is made from the sdist, and tried in an environment of its own, where torch brings the only OpenMP runtime.
 dist: .venv/.dist
 	rm -rf dist build/wheel build/fresh
-	ONEPASS_CUDA=0 $(BIN)/python -m build --outdir build/wheel .
+	mkdir -p build/wheel
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("build/wheel")'
+	ONEPASS_CUDA=0 $(BIN)/pip wheel --disable-pip-version-check --no-deps --wheel-dir build/wheel build/wheel/*.tar.gz
 	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	cp build/wheel/*.tar.gz dist
 	$(PYTHON) -m venv build/fresh

@@ -19,7 +19,7 @@ from pathlib import Path
 from native_mutants import Mutant, write_sources
 from paths import ROOT, TESTS
 
-sys.path.append(str(TESTS / "emulated"))
+sys.path.insert(0, str(TESTS / "emulated"))
 import build as emulated
 
 SECONDS = 60

@@ -15,7 +15,7 @@ import onepass
 from onepass.backend.cuda import CudaBackend
 from paths import TESTS
 
-sys.path.append(str(TESTS / "emulated"))
+sys.path.insert(0, str(TESTS / "emulated"))  # before any installed package named build
 from build import build
 
 
