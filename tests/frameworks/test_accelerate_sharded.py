@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("accelerate")
 pytest.importorskip("transformers")
 import accelerate_runs
 import onepass
-import toy
 from accelerate_runs import OPTIMIZERS, RUNS, WORLD
 from processes import of_run, results_of
+from tools import ten_steps
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +23,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_accelerate_equals_one_process(results: Any, name: str) -> None:
     """The optimizer was made with the whole parameters, and steps the parts of a rank."""
-    net, losses = toy.net(), []
-    opt = getattr(onepass, name)(net.parameters(), lr=1e-2, weight_decay=1e-2)
-    x, y = toy.data().tensors
-    for _ in range(10):
-        loss = torch.nn.functional.mse_loss(net(x), y)
-        loss.backward()
-        opt.clip_grad_norm_(1.0)
-        opt.step()
-        opt.zero_grad()
-        losses.append(loss.item())
+    net, opt, losses = ten_steps(getattr(onepass, name))
     for result in of_run(results, f"accelerate {name}"):
         assert result["sharded"]
         assert result["losses"] == pytest.approx(losses, rel=1e-5)

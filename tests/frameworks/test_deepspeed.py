@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("deepspeed")
 import deepspeed_runs
 import onepass
-import toy
 from deepspeed_runs import RUNS, WORLD
 from processes import of_run, results_of
+from tools import ten_steps
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +23,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
 def test_equals_one_process(results: Any, name: str) -> None:
     """With clipping, and a checkpoint in the middle. In bfloat16 as far as its forward passes allow."""
     _, _, optimizer, *bf16 = name.split()
-    net, losses = toy.net(), []
-    opt = getattr(onepass, optimizer)(net.parameters(), lr=1e-2, weight_decay=1e-2)
-    x, y = toy.data().tensors
-    for _ in range(10):
-        loss = torch.nn.functional.mse_loss(net(x), y)
-        loss.backward()
-        opt.clip_grad_norm_(1.0)
-        opt.step()
-        opt.zero_grad()
-        losses.append(loss.item())
+    net, _, losses = ten_steps(getattr(onepass, optimizer))
     ranks = of_run(results, name)
     apart = 0.1 if bf16 else 1e-5
     for result in ranks:

@@ -77,6 +77,7 @@ def of_readme() -> list[str]:
     assert moved("AdamW") == moved("AdamP", *RIGHT) == moved("AdamP")
     short, stochastic = "state_dtype=torch.bfloat16`", 'stochastic_rounding=True, state_dtype="8bit"'
     least = f"| `{stochastic}` | every update, on average | "
+    nearest = "in the weight's last place | "
     precisions = of_precision()
 
     def same(start: str) -> str:
@@ -94,7 +95,7 @@ def of_readme() -> list[str]:
         f"| everything: the float32 weight | {same('| everything: the float32 weight | ')}",
         f"`master_weights=True, {short} | the float32 weight | {same(f'| `master_weights=True, {short} | the float32 weight | ')}",
         f"`{stochastic}` | every update, on average | {same(least)}",
-        f"as torch: small updates are lost | {same('in the weight' + chr(39) + 's last place | ')}",
+        f"as torch: small updates are lost | {same(nearest)}",
     ]
 
 

@@ -21,13 +21,8 @@ WORLD = 2
 OPTIMIZERS = ("AdamP", "AdamW", "SGDP")
 
 
-def fsdp2() -> Any:
-    return FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="no_wrap",
-        cpu_ram_efficient_loading=False,
-        state_dict_type="SHARDED_STATE_DICT",
-    )
+# Of Accelerate, and of Trainer, which hands them on.
+FSDP2 = {"auto_wrap_policy": "NO_WRAP", "cpu_ram_efficient_loading": False, "state_dict_type": "SHARDED_STATE_DICT"}
 
 
 def sharding_on_a_cpu(init: Callable[..., None]) -> Callable[..., None]:
@@ -58,7 +53,7 @@ def accelerated(name: str) -> Result:
 
     def made() -> Any:
         AcceleratorState._reset_state(reset_partial_state=True)
-        accelerator = Accelerator(cpu=True, fsdp_plugin=fsdp2())
+        accelerator = Accelerator(cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2, **FSDP2))
         assert accelerator.is_fsdp2
         net = toy.net()
         opt = getattr(onepass, name)(net.parameters(), lr=1e-2, weight_decay=1e-2)
@@ -94,12 +89,7 @@ def trainer() -> Result:
             report_to="none",
             disable_tqdm=True,
             fsdp=True,
-            fsdp_config={
-                "version": 2,
-                "auto_wrap_policy": "NO_WRAP",
-                "cpu_ram_efficient_loading": False,
-                "state_dict_type": "SHARDED_STATE_DICT",
-            },
+            fsdp_config={"version": 2, **FSDP2},
             **saving,
         )
         made = hf_trainer.with_a_class(settings)

@@ -648,17 +648,7 @@ def example(name: str) -> Result:
         )
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", LOCAL_WORLD_SIZE=str(WORLD), GROUP_RANK="0")
     net, losses = module.main(*arguments)
-    whole = toy.net()
-    opt, (x, y) = onepass.AdamP(whole.parameters(), lr=1e-2, weight_decay=1e-2), toy.data().tensors
-    want = []
-    for _ in range(10):
-        loss = nn.functional.mse_loss(whole(x), y)
-        loss.backward()
-        if name != "fabric_model_parallel":
-            opt.clip_grad_norm_(1.0)
-        opt.step()
-        opt.zero_grad()
-        want.append(loss.item())
+    whole, _, want = tools.ten_steps(onepass.AdamP, clip=float("inf") if name == "fabric_model_parallel" else 1.0)
     apart = [
         float((full(p) - q.detach()).abs().max()) for p, q in zip(net.parameters(), whole.parameters(), strict=True)
     ]
@@ -777,7 +767,7 @@ if __name__ == "__main__":
 
     import onepass
     import sharded
-    import toy
+    import tools
     from processor import THREADS
     from records import RECORDS
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import onepass
+import toy
 from compare import assert_same_bits, assert_within
 
 each_optimizer_of_both = pytest.mark.parametrize(
@@ -24,16 +25,28 @@ def by_hand(
     clip: float,
     every: int = 1,
     schedule: Any = None,
-) -> None:
-    """Trains as the tools document: a step after `every` losses on their mean's gradient, clipped to the norm `clip`."""
+) -> list[float]:
+    """Trains as the tools document: a step after `every` losses on their mean's gradient, clipped to the norm `clip`. Returns the
+    losses."""
+    found = []
     for count, loss in enumerate(losses, 1):
-        (loss() / every).backward()
+        value = loss()
+        found.append(value.item())
+        (value / every).backward()
         if count % every == 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             opt.step()
             if schedule is not None:
                 schedule.step()
             opt.zero_grad()
+    return found
+
+
+def ten_steps(make: Callable[..., Any], clip: float = 1.0) -> tuple[torch.nn.Module, Any, list[float]]:
+    """The net of examples/tools, its optimizer and the losses of ten steps by hand on all of its data, in this process."""
+    net, (x, y) = toy.net(), toy.data().tensors
+    opt = make(net.parameters(), lr=1e-2, weight_decay=1e-2)
+    return net, opt, by_hand(net, opt, [lambda: torch.nn.functional.mse_loss(net(x), y)] * 10, clip)
 
 
 def assert_same_weights(got: torch.nn.Module, want: torch.nn.Module) -> None:
