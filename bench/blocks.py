@@ -110,6 +110,11 @@ def adam(rows: list[Row]) -> str:
     return table + (AS_TIMM if find(rows, "gpt2-adam", "onepass AdamP as timm") else "")
 
 
+def compared(rows: list[Row], titles: dict[str, str], names: dict[str, str], against: str) -> list[list[str]]:
+    """For each case its title and the ratios of some contenders."""
+    return [[title, *(cell(rows, case, name, against) for name in names)] for case, title in titles.items()]
+
+
 def summary(rows: list[Row]) -> str:
     names = {
         "onepass AdamW": "onepass AdamW",
@@ -117,32 +122,28 @@ def summary(rows: list[Row]) -> str:
         "adamp AdamP": "`adamp`'s AdamP",
         "timm AdamP": "timm's AdamP",
     }
-    cases = ("gpt2-adam", "gpt2-adam-tangent", "resnet50", "small-matrices")
-    lines = [
-        [TITLES[case], size(rows, case), *(cell(rows, case, name, TORCH_ADAMW) for name in names)] for case in cases
-    ]
-    return markdown(["", "tensors, parameters", *names.values()], lines)
+    titles = {case: TITLES[case] for case in ("gpt2-adam", "gpt2-adam-tangent", "resnet50", "small-matrices")}
+    lines = compared(rows, titles, names, TORCH_ADAMW)
+    sized = [[title, size(rows, case), *ratios] for case, (title, *ratios) in zip(titles, lines, strict=True)]
+    return markdown(["", "tensors, parameters", *names.values()], sized)
 
 
 def sgd(rows: list[Row]) -> str:
-    columns = {
+    names = {
         "onepass SGD": "SGD",
         "onepass SGDP": "SGDP",
         "adamp SGDP": "`adamp` SGDP",
         "onepass SGDP as timm": "SGDP as timm",
         "timm SGDP": "timm's SGDP",
     }
-    lines = [[title, *(cell(rows, case, name, TORCH_SGD) for name in columns)] for case, title in SGD_CASES.items()]
-    return markdown(["to torch's fused SGD with momentum", *columns.values()], lines)
+    lines = compared(rows, SGD_CASES, names, TORCH_SGD)
+    return markdown(["to torch's fused SGD with momentum", *names.values()], lines)
 
 
 def clip(rows: list[Row]) -> str:
-    against = f"{TORCH_ADAMW}, clip"
-    lines = [
-        [title, *(cell(rows, case, f"onepass {name}, clip", against) for name in ("AdamW", "AdamP"))]
-        for case, title in CLIP_CASES.items()
-    ]
-    return markdown(["to torch's `clip_grad_norm_` and fused AdamW", "AdamW", "AdamP"], lines)
+    names = {"onepass AdamW, clip": "AdamW", "onepass AdamP, clip": "AdamP"}
+    lines = compared(rows, CLIP_CASES, names, f"{TORCH_ADAMW}, clip")
+    return markdown(["to torch's `clip_grad_norm_` and fused AdamW", *names.values()], lines)
 
 
 def each(rows: list[Row]) -> str:
