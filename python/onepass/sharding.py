@@ -6,6 +6,7 @@ device mesh that shard it; an axis that replicates it needs nothing, since the s
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -128,21 +129,14 @@ def is_cut(p: Any, block: int) -> bool:
     """Whether some rank's part of a row does not begin with a block of so many elements. A vector is one row."""
     dim = 1 if p.dim() > 1 else 0
     inner = math.prod(p.shape[2:])
-    axes = [(placement, ranks) for placement, ranks in zip(p.placements, p.device_mesh.shape, strict=True) if ranks > 1]
-    if any((dim_of(placement) or 0) > 1 for placement, _ in axes):
+    axes = [(dim_of(placement), ranks) for placement, ranks in zip(p.placements, p.device_mesh.shape, strict=True)]
+    if any((axis or 0) > 1 and ranks > 1 for axis, ranks in axes):
         return True
-    axes.sort(key=lambda a: hasattr(a[0], "split_factor"))  # strided placements cut what the others have left
-    pieces = [(0, p.shape[dim])]
-    for placement, ranks in axes:
-        if dim_of(placement) == dim:
-            pieces = [(first + at, min(step, size - at)) for first, size in pieces for at, step in _cuts(size, ranks)]
-    return any(first * inner % block for first, _ in pieces)
-
-
-def _cuts(size: int, ranks: int) -> list[tuple[int, int]]:
-    """Where torch.chunk cuts, and how long its pieces are, but for the last."""
-    step = max(1, math.ceil(size / ranks))
-    return [(at, step) for at in range(0, size, step)]
+    for coordinate in itertools.product(*(range(ranks) if axis == dim else (0,) for axis, ranks in axes)):
+        place = _range_of(p.shape[dim], dim, p, coordinate)
+        if len(place) and int(place[0]) * inner % block:
+            return True
+    return False
 
 
 def axis(group: Any) -> Axis:
