@@ -39,7 +39,7 @@ help:
 	@echo 'make predict  what the CUDA and Triton kernels can be expected to reach on a GPU, by a model: ARGS="--gpu H200"'
 	@echo 'make docs     the site of the documentation, in build/site, its links checked; ARGS=serve shows it'
 	@echo 'make dist     the source distribution and a wheel without CUDA kernels, in dist, tried in a new environment'
-	@echo 'make lint     ruff, mypy, clang-format'
+	@echo 'make lint     ruff, mypy, clang-format, and the schemas of the GitHub workflows and CITATION.cff'
 	@echo 'make format   put the sources into the format that lint asks for'
 	@echo 'make debug    the CPU kernels without optimization and with symbols, and compile_commands.json; undone by the next target'
 	@echo 'make clean    remove what was built (rm -r .venv also removes what was installed)'

@@ -10,11 +10,13 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+from onepass.doctor import OPTIMIZERS
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = "source"  # folder of the site for files from outside of docs/
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
-CLASSES = ("Adam", "AdamW", "AdamProx", "AdamProxL2", "AdamP", "SGD", "SGDP")
-API = "# Reference\n\n" + "\n".join(f"::: onepass.{name}\n" for name in (*CLASSES, "LastStep", "Verdict", "backends"))
+NAMES = (*(optimizer.__name__ for optimizer in OPTIMIZERS), "LastStep", "Verdict", "backends")
+API = "# Reference\n\n" + "\n".join(f"::: onepass.{name}\n" for name in NAMES)
 
 
 def relinked(text: str, page: PurePosixPath, place: PurePosixPath) -> str:

@@ -1,4 +1,4 @@
-"""What of onepass can be used on this machine, what cannot and why, and a self-test: `python -m onepass doctor`."""
+"""A report of the versions, the devices and the usable backends of this machine, and a self-test: `python -m onepass doctor`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Paint = Callable[[str, str], str]  # a text in a colour: "good", "bad" or "quiet
 
 
 def findings() -> dict[str, Any]:
-    """What is installed and what can be used."""
+    """The versions, the devices, and the backends with the reasons why they cannot be used."""
     found: dict[str, Any] = {
         "onepass": __version__,
         "torch": str(torch.__version__),
@@ -46,7 +46,7 @@ def openmp_runtimes() -> list[str]:
     """The OpenMP libraries that this process has loaded. With two, threads wait for each other's, and steps take many times as long."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text(encoding="utf-8").splitlines() if maps.is_file() else []
-    paths = {line.split(maxsplit=5)[5] for line in lines if line.count("/")}
+    paths = {line.split(maxsplit=5)[5] for line in lines if "/" in line}
     return sorted(path for path in paths if Path(path).name.startswith(("libgomp", "libomp", "libiomp")))
 
 
