@@ -113,6 +113,12 @@ def test_gradients_that_are_placed_otherwise(results: Any, name: str) -> None:
         assert sharded == whole
 
 
+@runs("partial alone")
+def test_partial_gradients_are_summed_at_every_step(results: Any, name: str) -> None:
+    for result in of_run(results, name):
+        assert result["apart"] == [0.0] * 3
+
+
 def test_replaced_tensors_are_seen(results: Any) -> None:
     of_run(results, "seen again")
 

@@ -255,6 +255,23 @@ def placed_otherwise(backend: str) -> Result:
     }
 
 
+def partial_alone(backend: str) -> Result:
+    """A replicated parameter with Partial gradients, which have its shape and strides: their placements alone tell that they are sums."""
+    mesh = sharded.mesh_of(4, names=("tp",))
+    p = nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Replicate()]))
+    whole = nn.Parameter(torch.ones(4, 4))
+    opts = [onepass.SGD([each], lr=0.5, backend=backend) for each in (p, whole)]
+    apart = []
+    for step in range(3):
+        parts = [(rank + 1.0) * torch.full((4, 4), step + 1.0) for rank in range(WORLD)]
+        p.grad = DTensor.from_local(parts[dist.get_rank()], mesh, [Partial()], run_check=False)
+        whole.grad = torch.stack(parts).sum(0)
+        for opt in opts:
+            opt.step()
+        apart.append(float((full(p) - whole.detach()).abs().max()))
+    return {"apart": apart}
+
+
 def full(p: Tensor) -> Tensor:
     return p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
 
@@ -732,6 +749,7 @@ RUNS: dict[str, Callable[[], Result]] = {
     **{f"uneven ranks {b}": lambda b=b: uneven_ranks(b) for b in NAMES},
     "empty ranks": empty_ranks,
     **{f"placed otherwise {b}": lambda b=b: placed_otherwise(b) for b in ("cpu", "triton")},
+    **{f"partial alone {b}": lambda b=b: partial_alone(b) for b in NAMES},
     **{f"near the threshold {b}": lambda b=b: near_the_threshold(b) for b in NAMES},
     "seen again": seen_again,
     "tied": tied,
