@@ -16,12 +16,26 @@ struct Variant {
   bool usable;
 };
 
+#ifdef ONEPASS_X86_64
+// What -march=x86-64-v3 and -v4 use of the processor, by feature: clang++ before 18 does not know the levels' names
+// here. There is no processor with these and without the others of its level, such as f16c.
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 // Best first.
 const std::vector<Variant>& variants() {
   static const std::vector<Variant> all = {
 #ifdef ONEPASS_X86_64
-      {"avx512", avx512::table, __builtin_cpu_supports("x86-64-v4") != 0},
-      {"avx2", avx2::table, __builtin_cpu_supports("x86-64-v3") != 0},
+      {"avx512", avx512::table, has_avx512()},
+      {"avx2", avx2::table, has_avx2()},
 #endif
       {"baseline", baseline::table, true},
   };
