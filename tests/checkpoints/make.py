@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests/support python tests/checkpoints/make.py
 
-For each optimizer: its arguments, two parameters, their gradients, a state dict after some steps, and the parameters after
-one further step with the backend "cpu".
+For each optimizer, and each of its ways to store weights and moments: its arguments, two parameters, their gradients, a state
+dict after some steps, and the parameters after one further step with the backend "cpu".
 """
 
 from __future__ import annotations
@@ -25,18 +25,32 @@ FOLDER = Path(__file__).parent
 STEPS = 4
 
 
-def start() -> list[Tensor]:
-    """float32, whose matrix is projected, and bfloat16, whose moments are wider than itself."""
-    return [values((3, 4), torch.float32, 1), values((5,), torch.bfloat16, 2)]
+# What follows the optimizer's name: dtypes of the parameters, and arguments. The first parameter is projected; in the plain
+# case the second has moments wider than itself.
+STORED: dict[str, tuple[tuple[torch.dtype, ...], dict[str, Any]]] = {
+    "": ((torch.float32, torch.bfloat16), {}),
+    ", exact weights": ((torch.bfloat16,) * 2, {"master_weights": True, "state_dtype": torch.bfloat16}),
+    ", stochastic rounding": ((torch.bfloat16,) * 2, {"stochastic_rounding": True, "seed": 3}),
+    ", 8 bits": ((torch.float32,) * 2, {"state_dtype": "8bit"}),
+}
+
+
+def takes(record: Record, stored: str) -> bool:
+    return stored != ", 8 bits" or "exp_avg" in record.moments
+
+
+def start(dtypes: tuple[torch.dtype, ...]) -> list[Tensor]:
+    return [values(shape, dtype, seed) for seed, (shape, dtype) in enumerate(zip(((3, 4), (5,)), dtypes, strict=True), 1)]
 
 
 def clones(tensors: list[Tensor]) -> list[Tensor]:
     return [t.detach().clone() for t in tensors]
 
 
-def saved(record: Record) -> dict[str, Any]:
-    arguments = {**record.typical, "decouple_lr": True}  # so that initial_lr is there
-    params = start()
+def saved(record: Record, stored: str) -> dict[str, Any]:
+    dtypes, chosen = STORED[stored]
+    arguments = {**record.typical, **chosen, "decouple_lr": True}  # so that initial_lr is there
+    params = start(dtypes)
     opt = train(record.make(params, backend="cpu", **arguments), range(STEPS))
     opt.param_groups[0]["lr"] /= 2
     feed(opt, STEPS)
@@ -51,7 +65,8 @@ def main() -> None:
         raise SystemExit(f"{path} is there already: a released format is not written anew")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        torch.save({name: saved(record) for name, record in RECORDS.items()}, path)
+        cases = [(name, stored) for name, record in RECORDS.items() for stored in STORED if takes(record, stored)]
+        torch.save({name + stored: saved(RECORDS[name], stored) for name, stored in cases}, path)
     print(path, path.stat().st_size, "bytes")
 
 

@@ -34,7 +34,7 @@ CORRECTED = {("0.1.0", "AdamProxL2"): "the shrink was 1 + wd*s/D and not 1 + lr*
 def test_resume_from_a_file_of_an_earlier_version(file: Path, backend: str) -> None:
     for name, saved in torch.load(file, weights_only=True).items():
         params = [p.clone() for p in saved["parameters"]]
-        opt = RECORDS[name].make(params, backend=backend, **saved["arguments"])
+        opt = RECORDS[name.split(",")[0]].make(params, backend=backend, **saved["arguments"])
         opt.load_state_dict(saved["state_dict"])
         for number, own in saved["state_dict"]["state"].items():
             for key, value in own.items():
@@ -54,7 +54,10 @@ def test_resume_from_a_file_of_an_earlier_version(file: Path, backend: str) -> N
 def test_this_version_has_a_file() -> None:
     """CONTRIBUTING.md describes how to make it."""
     (file,) = [file for file in FILES if file.stem == onepass.__version__]
-    assert set(torch.load(file, weights_only=True)) == set(RECORDS)
+    saved = torch.load(file, weights_only=True)
+    assert set(RECORDS) < set(saved)
+    for stored in ("exact weights", "stochastic rounding", "8 bits"):
+        assert f"AdamP, {stored}" in saved
 
 
 # ------------------------------------------------------------------ torch.distributed.checkpoint
