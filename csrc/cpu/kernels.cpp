@@ -102,7 +102,7 @@ struct Row {
   // The random bits of a pack, if a step takes any of its parameters or of its moments.
   template <bool needed>
   ONEPASS_INLINE auto drawn(int64_t i) const {
-    Draws<> bits;
+    Draws<> bits{};
     if constexpr (needed) draw_into(bits, draw_key, first + i);
     return bits;
   }
@@ -351,7 +351,8 @@ struct KernelsOf {
 // How the moments of a rule are stored. Of rules with fewer than two there are none in blocks, and of those with none
 // there is one kind of kernels.
 template <class P, class M, class Rule>
-using MomentOf = std::conditional_t<(Rule::moments > std::is_same_v<M, ByteMoment>), M, typename WorkOf<P>::type>;
+using MomentOf =
+    std::conditional_t<(Rule::moments > (std::is_same_v<M, ByteMoment> ? 1 : 0)), M, typename WorkOf<P>::type>;
 
 template <class P, class M, class... Rule>
 constexpr std::array<Kernels, sizeof...(Rule)> kernels_of(const std::tuple<Rule...>*) {

@@ -1,14 +1,12 @@
 // Parameters as they are stored, to and from the numbers they are worked on as.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include <cstdint>
 #include <cstring>
 
 #include "../rules/number.h"
-
-#ifdef __CUDACC__
-#include <cuda_fp16.h>
-#endif
 
 namespace onepass::cuda {
 
@@ -33,13 +31,7 @@ __device__ __forceinline__ float to_work(BFloat16 x) {
   return float_of(uint32_t(x.bits) << 16);
 }
 __device__ __forceinline__ float to_work(Half x) {
-#ifdef __CUDACC__
   return __half2float(__ushort_as_half(x.bits));
-#else
-  _Float16 half;
-  memcpy(&half, &x, sizeof half);
-  return half;
-#endif
 }
 
 // The parts of a Master, each in the bits of a float: those of the parameter, and a signed integer, to be added to
@@ -111,14 +103,7 @@ __device__ __forceinline__ MasterRemainder from_work<MasterRemainder>(float x) {
 }
 template <>
 __device__ __forceinline__ Half from_work<Half>(float x) {
-#ifdef __CUDACC__
   return {__half_as_ushort(__float2half_rn(x))};
-#else
-  const _Float16 half = static_cast<_Float16>(x);
-  Half out;
-  memcpy(&out, &half, sizeof out);
-  return out;
-#endif
 }
 
 }  // namespace onepass::cuda
