@@ -7,6 +7,7 @@ The CUDA kernels are in it where there is nvcc: NVCC, else in CUDA_HOME/bin, on 
     ONEPASS_CUDA=1             stop if they cannot be built; 0: leave them out
     ONEPASS_CUDA_ARCHS="90"    for these architectures only ("80;90")
     ONEPASS_WERROR=1           stop at the first warning
+ONEPASS_PAGES is the address of the repository's files, which links of the README in the package's description then have.
 """
 
 import json
@@ -189,7 +190,19 @@ class NinjaBuild(build_ext):
             n.build(str(build / "_C.so"), "link", objects)
 
 
+def description():
+    """The README, with links that hold outside of the repository: to ONEPASS_PAGES; where it is not known, as text, without figures."""
+    pages, text = os.environ.get("ONEPASS_PAGES", "").rstrip("/"), Path("README.md").read_text(encoding="utf-8")
+    if not pages:
+        text = re.sub(r"<picture>.*?</picture>\n+", "", text, flags=re.DOTALL)
+        return re.sub(r"\[([^\]]*)\]\((?![\w+.-]+:|#)[^)]*\)", r"\1", text)
+    text = re.sub(r'((?:src|srcset)=")(?!\w+:)([^"]*)', rf"\g<1>{pages}/\g<2>?raw=true", text)
+    return re.sub(r"(\]\()(?![\w+.-]+:|#)", rf"\g<1>{pages}/", text)
+
+
 setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
     ext_modules=[Extension("onepass._C", [str(source) for source in SOURCES], language="c++")],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -1,4 +1,4 @@
-"""Times optimizer steps beside torch.optim's fused ones, the adamp package and timm: tables, a CSV and a figure."""
+"""Times optimizer steps beside torch.optim's fused ones, the adamp package and timm: tables, a CSV and a figure of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from pathlib import Path
 
 import torch
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "docs/figures"))
+
+import draw as figures
+
 import onepass
 import tables
 from blocks import traffic as traffic_table
@@ -18,7 +22,6 @@ from check import absentees, check_all
 from cpu_cases import MEMORY, cases, memory_shapes
 from cpu_clock import Wall
 from cpu_report import FIELDS, memory_row, memory_table, time_rows, time_table
-from figure import figure
 from harness import time_case
 from memory import measure
 from predict import GPUS, TITLE, prediction_rows, prediction_table
@@ -28,7 +31,7 @@ from traffic import traffic_rows
 
 
 def arguments(known: list[str]) -> argparse.Namespace:
-    parser = parser_of(__doc__, [*known, "memory", "traffic", "scale"], "CSV and PNG go")
+    parser = parser_of(__doc__, [*known, "memory", "traffic", "scale"], "CSV and figures go")
     parser.add_argument(
         "--readme",
         action="store_true",
@@ -95,9 +98,8 @@ def main() -> None:
     if rows:
         say_goals(goals, args.quick)
     written = [path] if rows else []
-    if chosen:
-        written.append(path.with_suffix(".png"))
-        figure({case.name: case.title for case in chosen}, rows, about, written[-1])
+    if figures.BARS.keys() & {case.name for case in chosen}:
+        written += figures.draw("bench", path)
     if written:
         say(f"\nWritten: {', '.join(os.path.relpath(p) for p in written)}. {since(started)}")
     if args.readme:

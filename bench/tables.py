@@ -30,14 +30,24 @@ def read(path: Path) -> list[Row]:
 
 
 def source(name: str, rows: list[Row], up: str) -> str:
-    """The line before the first table of a file: machine, versions and commit. `up` leads from the page to the root."""
+    """What stands before the first table of a file: machine, versions, commit and figure. `up` leads from the page to the root."""
     about, threads = rows[0], " or ".join(sorted({row["threads"] for row in rows}))
-    figure = name.removesuffix(".csv") + ".png"
-    files = f"[CSV]({up}{name})" + f", [figure]({up}{figure})" * (ROOT / figure).is_file()
     busy = f" Other programs were running (load {about['load']})." if float(about["load"] or 0) > 0.5 else ""
     return (
         f"Measured on {about['date']}: {about['device']}, {threads} threads, {about['isa']}, torch {about['torch']},"
-        f" commit {about['commit']} ({files}).{busy}\n\n"
+        f" commit {about['commit']} ([CSV]({up}{name})).{busy}\n\n" + picture(name.removesuffix(".csv"), up)
+    )
+
+
+def picture(name: str, up: str) -> str:
+    """The figure of a file, light or dark as the page is; nothing where there is none."""
+    if not (ROOT / f"{name}.svg").is_file():
+        return ""
+    return (
+        "<picture>\n"
+        f'  <source media="(prefers-color-scheme: dark)" srcset="{up}{name}-dark.svg">\n'
+        f'  <img src="{up}{name}.svg" alt="Bars: time of a step over that of torch\'s fused step, for models and optimizers">\n'
+        "</picture>\n\n"
     )
 
 

@@ -14,7 +14,7 @@ from onepass.doctor import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = "source"  # folder of the site for files from outside of docs/
-LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
+LINK = re.compile(r"""(\]\(|src(?:set)?=")([^)"\s#]+)((?:#[^)\s]*)?[)"])""")  # of Markdown, and of pictures in HTML
 NAMES = (*(optimizer.__name__ for optimizer in OPTIMIZERS), "LastStep", "Verdict", "backends")
 API = "# Reference\n\n" + "\n".join(f"::: onepass.{name}\n" for name in NAMES)
 

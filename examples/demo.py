@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -19,15 +20,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "docs/figures"))
+
+import draw as figures
+
 import demo_norm
 import demo_scale
 import onepass
 from demo_data import digits
-from demo_figures import gate_figure, norm_figure, scale_figure, update_figure
 from demo_jobs import Job, run_jobs
 from demo_tables import norm_claims, norm_table, scale_claims, scale_table, time_table
 from demo_timing import time_steps
 
+HERE = Path(__file__).resolve().parent
 MODEST = (
     "A gain in accuracy that does not show on 899 test images of digits is no evidence against it: the papers trained on "
     "CIFAR-10, ImageNet and larger."
@@ -36,11 +41,14 @@ MODEST = (
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    figures = Path(__file__).resolve().parent / "figures"
-    parser.add_argument("--epochs", type=int, default=20, help="epochs of part (a); part (b) takes half (default: 20)")
+    parser.add_argument(
+        "--epochs", type=int, default=20, help="epochs of part (a); part (b) takes 0.7 of it (default: 20)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default: 3)")
-    parser.add_argument("--out", type=Path, default=figures, help="where the figures go (default: beside this file)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "figures", help="where the figures go (default: beside this file)"
+    )
     parser.add_argument("--backend", default="auto", help="backend of onepass (default: auto)")
     chosen = parser.parse_args()
     if chosen.epochs < 2 or chosen.seeds < 1:
@@ -86,7 +94,7 @@ def measure(console: Console, args: argparse.Namespace, device: torch.device) ->
     seeds = list(range(args.seed, args.seed + args.seeds))
     jobs = [
         *demo_norm.jobs(args.epochs, seeds, args.backend),
-        *demo_scale.jobs(args.epochs // 2, seeds, args.backend),
+        *demo_scale.jobs(max(1, 7 * args.epochs // 10), seeds, args.backend),
         *demo_scale.bit_jobs(args.seed, args.backend),
     ]
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -122,17 +130,18 @@ def bullets(console: Console, lines: list[str]) -> None:
 
 
 def draw(runs: dict[str, Any], folder: Path) -> list[str]:
-    """Writes the figures; returns their names."""
+    """Writes a CSV file for each figure, and the figure from it; returns the names of the figures."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "norm_growth.png": (norm_figure, "norm"),
-        "gates.png": (gate_figure, "norm"),
-        "loss_scale.png": (scale_figure, "scale"),
-        "update_sizes.png": (update_figure, "scale"),
+    files = {
+        "gates": demo_norm.gate_rows(runs["norm"]),
+        "norm-growth": demo_norm.growth_rows(runs["norm"]),
+        "loss-scale": demo_scale.scale_rows(runs["scale"]),
     }
-    for name, (figure, part) in figures.items():
-        figure(runs[part], folder / name)
-    return list(figures)
+    names = []
+    for name, rows in files.items():
+        figures.write_csv(folder / f"{name}.csv", rows)
+        names += [path.name for path in figures.draw(name, folder / f"{name}.csv")]
+    return names
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from sklearn.datasets import load_digits
@@ -87,14 +87,24 @@ class DeepNets(nn.Module):
 
 
 def _linears(sizes: list[tuple[int, int]], seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Weights and biases drawn as torch.nn.Linear draws them."""
+    """Weights of variance 1/fan_in (LeCun's initialization), three times that of torch.nn.Linear; biases as it draws them."""
     generator = torch.Generator().manual_seed(seed)
     layers = []
     for fan_in, fan_out in sizes:
         bound = 1 / math.sqrt(fan_in)
         weight, bias = torch.empty(fan_in, fan_out), torch.empty(1, fan_out)
-        layers.append(tuple(t.uniform_(-bound, bound, generator=generator) for t in (weight, bias)))
+        weight.uniform_(-math.sqrt(3) * bound, math.sqrt(3) * bound, generator=generator)
+        bias.uniform_(-bound, bound, generator=generator)
+        layers.append((weight, bias))
     return layers
+
+
+def mislabelled(data: Digits, share: float, seed: int = 0) -> Digits:
+    """The data with this share of the training labels drawn anew, at random."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(10, data.labels.shape, generator=generator)
+    chosen = torch.rand(data.labels.shape, generator=generator) < share
+    return replace(data, labels=torch.where(chosen, drawn, data.labels.cpu()).to(data.labels.device))
 
 
 def hold_then_fall(total: int, hold: float = 0.7):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "AdamP": lambda params, **kw: onepass.AdamP(params, lr=3e-3, weight_decay=1e-2, **kw),
 }
 PROJECTED = ("SGDP", "AdamP")
+LAYERS = ("conv 1", "conv 2", "conv 3", "conv 4", "classifier")
 SETTINGS = "SGD, SGDP: lr 0.1, momentum 0.9, wd 1e-4; AdamW, AdamP: lr 0.003, wd 0.01"
 
 
@@ -76,6 +79,30 @@ def train(name: str, epochs: int, seed: int, backend: str, data: Digits) -> Norm
         if step % data.steps == 0:
             run.accuracy.append(test_accuracy(net, data))
     return run
+
+
+def growth_rows(runs: dict[str, list[NormRun]]) -> list[dict[str, Any]]:
+    """For docs/figures/draw.py: of each optimizer and fourth step, the mean over the seeds, the smallest and the largest."""
+    rows = []
+    for name, own in runs.items():
+        total, epochs = len(own[0].growth), len(own[0].accuracy)
+        for step in range(0, total, 4):
+            row: dict[str, Any] = {"optimizer": name, "epoch": f"{(step + 1) * epochs / total:.4g}"}
+            for quantity in ("growth", "effective"):
+                values = [getattr(run, quantity)[step] for run in own]
+                of = {"low": min(values), "mean": statistics.mean(values), "high": max(values)}
+                row |= {f"{quantity}_{which}": f"{value:.4g}" for which, value in of.items()}
+            rows.append(row)
+    return rows
+
+
+def gate_rows(runs: dict[str, list[NormRun]]) -> list[dict[str, Any]]:
+    """For docs/figures/draw.py: AdamP's gate and cosine of each layer at each step, of the first seed."""
+    return [
+        {"layer": layer, "step": step, "gate": verdicts[i].gate, "cosine": f"{verdicts[i].cosine:.4g}"}
+        for i, layer in enumerate(LAYERS)
+        for step, verdicts in enumerate(runs["AdamP"][0].verdicts, 1)
+    ]
 
 
 def norms(weights: list[Tensor]) -> Tensor:

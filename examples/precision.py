@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,10 +18,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -29,6 +26,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "docs/figures"))
+
+import draw as figures
 
 import onepass
 from demo_data import Digits
@@ -45,7 +46,6 @@ PRECISIONS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "bf16 stochastic, 8 bits": (BF16, dict(stochastic_rounding=True, state_dtype="8bit")),
     "bf16": (BF16, {}),
 }
-COLOURS = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00")
 CONTEXT, BATCH, WIDTH = 128, 16, 128
 
 
@@ -199,24 +199,18 @@ def table_of(runs: dict[str, dict[str, list[Run]]], steps: int) -> Table:
     return table
 
 
-def draw(runs: dict[str, dict[str, list[Run]]], path: Path) -> None:
-    """The training losses less those of float32 with the same seed, and the LayerNorm gains."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained", width_ratios=(2, 2, 1.6))
-    for task, panel in zip(TASKS, axes, strict=False):
-        for (precision, own), colour in zip(runs[task].items(), COLOURS, strict=True):
-            apart = torch.tensor([a.losses for a in own]) - torch.tensor([b.losses for b in runs[task]["float32"]])
+def figure_rows(runs: dict[str, dict[str, list[Run]]], points: int = 60) -> list[dict[str, Any]]:
+    """For docs/figures/draw.py: the training loss less that of float32 with the same seed, mean of the seeds and of some steps."""
+    rows: list[dict[str, Any]] = []
+    for task, by_precision in runs.items():
+        for precision, own in by_precision.items():
+            apart = torch.tensor([a.losses for a in own]) - torch.tensor([b.losses for b in by_precision["float32"]])
             window = max(1, apart.size(1) // 12)
-            panel.plot(apart.mean(0).unfold(0, window, 1).mean(1), color=colour, label=precision, linewidth=1.6)
-        panel.set(title=f"{task}: training loss less that of float32", xlabel="step (running mean)")
-        panel.grid(alpha=0.25)
-    axes[0].legend(frameon=False, fontsize=8)
-    gains = [statistics.mean(run.gains for run in runs["characters"][precision]) for precision in PRECISIONS]
-    axes[2].barh(range(len(gains)), gains, color=COLOURS)
-    axes[2].set_yticks(range(len(gains)), [name.replace(", ", ",\n", 1) for name in PRECISIONS], fontsize=8)
-    axes[2].invert_yaxis()
-    axes[2].set(title="mean |gain - 1| of LayerNorm", xlabel="characters; 0: gains never moved")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+            curve = apart.mean(0).unfold(0, window, 1).mean(1).tolist()
+            steps = range(0, len(curve), max(1, len(curve) // points))
+            kind = {"task": task, "precision": precision}
+            rows += [{**kind, "step": step + window, "apart": f"{curve[step]:.4g}"} for step in steps]
+    return rows
 
 
 def main() -> None:
@@ -224,8 +218,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of each training (default: 300)")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default: 3)")
     parser.add_argument("--backend", default="auto", help="backend of onepass (default: auto)")
-    figures = Path(__file__).resolve().parent / "figures"
-    parser.add_argument("--out", type=Path, default=figures, help="where the figure goes (default: beside this file)")
+    folder = Path(__file__).resolve().parent / "figures"
+    parser.add_argument("--out", type=Path, default=folder, help="where the figure goes (default: beside this file)")
     args = parser.parse_args()
     if args.steps < 20 or args.seeds < 1:
         parser.error("--steps must be at least 20 and --seeds at least 1")
@@ -244,8 +238,10 @@ def main() -> None:
     runs = {task: {name: [results[task, name, seed] for seed in range(args.seeds)] for name in PRECISIONS}
             for task in TASKS}  # fmt: skip
     console.print(table_of(runs, args.steps))
-    draw(runs, args.out / "precision.png")
-    console.print(f"Figure: {os.path.relpath(args.out / 'precision.png')}", highlight=False)
+    args.out.mkdir(parents=True, exist_ok=True)
+    figures.write_csv(args.out / "precision.csv", figure_rows(runs))
+    written = figures.draw("precision", args.out / "precision.csv")
+    console.print(f"Figure: {', '.join(os.path.relpath(path) for path in written)}", highlight=False)
     console.print(f"Took {time.perf_counter() - started:.0f} s.", highlight=False)
 
 

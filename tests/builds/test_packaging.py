@@ -135,11 +135,32 @@ def test_wheel_has_the_package_and_no_top_level_triton_kernels(wheel):
     assert not any(name.startswith("triton_kernels") for name in names)
 
 
+def test_wheel_has_the_description(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        text = archive.read(name).decode()
+    assert "Description-Content-Type: text/markdown\n" in text and "\n## Which optimizer\n" in text
+    assert "](docs/" not in text
+
+
 def test_wheel_built_without_torch_steps_under_torch(builder, wheel, tmp_path):
     found = run(builder, "-I", "-c", "import importlib.util as u; print(u.find_spec('torch'))")
     assert found.strip() == "None"
     pip("install", "--no-deps", "--target", str(tmp_path), str(wheel))
     run(sys.executable, "-I", "-c", STEP, str(tmp_path))
+
+
+@pytest.mark.parametrize("pages", ["", "https://example.org/onepass/blob/v1/"])
+def test_links_of_the_description_hold_outside_of_the_repository(pages, setup_py, monkeypatch):
+    monkeypatch.setenv("ONEPASS_PAGES", pages)
+    text = setup_py["description"]()
+    links = re.findall(r"""(?:\]\(|src(?:set)?=")([^)"#]+)""", text)
+    assert len(links) > (40 if pages else 1)
+    for link in links:
+        assert link.startswith("https://"), link
+        if pages and link.startswith(pages):
+            assert (ROOT / link.removeprefix(pages).removesuffix("?raw=true")).exists(), link
+    assert "](#measured)" in text and ("[`AdamP`]" in text) == ("<picture>" in text) == bool(pages)
 
 
 @pytest.fixture

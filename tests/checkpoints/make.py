@@ -40,7 +40,9 @@ def takes(record: Record, stored: str) -> bool:
 
 
 def start(dtypes: tuple[torch.dtype, ...]) -> list[Tensor]:
-    return [values(shape, dtype, seed) for seed, (shape, dtype) in enumerate(zip(((3, 4), (5,)), dtypes, strict=True), 1)]
+    return [
+        values(shape, dtype, seed) for seed, (shape, dtype) in enumerate(zip(((3, 4), (5,)), dtypes, strict=True), 1)
+    ]
 
 
 def clones(tensors: list[Tensor]) -> list[Tensor]:

@@ -78,9 +78,6 @@ def test_a_figure_changed_in_the_csv_is_detected(name: str, tmp_path: Path) -> N
     for source in SOURCES:
         (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / source, tmp_path / source)
-        figure = Path(source).with_suffix(".png")
-        if (ROOT / figure).is_file():
-            shutil.copy(ROOT / figure, tmp_path / figure)
     path = tmp_path / name
     assert tables.render(MEASURED, root=tmp_path, up="../") == MEASURED
     rows = tables.read(path)
