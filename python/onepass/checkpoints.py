@@ -23,9 +23,13 @@ class Checkpointed(TorchOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim, without momentum buffers of SGD with which no step was taken. The groups of the Adam family
-        have torch's flag of decoupled weight decay, so that Adam and AdamW refuse each other's."""
+        have torch's flag of decoupled weight decay, so that Adam and AdamW refuse each other's. A state_dtype is there by its name:
+        torch.distributed.checkpoint gathers and offloads no groups with dtypes in them."""
         self._drop_unstepped()
         saved = super().state_dict()
+        for group in saved["param_groups"]:
+            if isinstance(group.get("state_dtype"), torch.dtype):
+                group["state_dtype"] = str(group["state_dtype"]).removeprefix("torch.")
         if self.spec.rule == "adam":
             for group in saved["param_groups"]:
                 group["decoupled_weight_decay"] = self.spec.decoupled

@@ -13,9 +13,9 @@ from .blocks import SHORTEST_ROW, SMALLEST_TENSOR, SMALLEST_VECTOR, rows_of
 from .dtypes import compute_dtype
 from .spec import OptimizerSpec
 
-# Bits of the moments of float32 and bfloat16 parameters, by state_dtype.
-StateDtype = torch.dtype | Literal["8bit"] | None
-BITS: dict[Any, int] = {None: 32, torch.float32: 32, torch.bfloat16: 16, "8bit": 8}
+# Bits of the moments of float32 and bfloat16 parameters, by state_dtype. State dicts have dtypes by their names.
+StateDtype = torch.dtype | Literal["float32", "bfloat16", "8bit"] | None
+BITS: dict[Any, int] = {None: 32, torch.float32: 32, "float32": 32, torch.bfloat16: 16, "bfloat16": 16, "8bit": 8}
 
 
 class Precision(NamedTuple):

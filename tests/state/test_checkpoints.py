@@ -104,6 +104,24 @@ each_option = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize(
+    "options",
+    [StateDictOptions(full_state_dict=True), StateDictOptions(cpu_offload=True), StateDictOptions(flatten_optimizer_state_dict=True)],
+    ids=["full", "offloaded", "flat"],
+)
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16, "bfloat16", "8bit"], ids=str)
+@pytest.mark.usefixtures("in_one_process")
+def test_distributed_checkpoint_of_every_state_dtype(state_dtype: Any, options: StateDictOptions, tmp_path: Path) -> None:
+    """torch gathers and offloads state dicts of tensors, numbers and strings alone."""
+    run, other = (Run(RECORDS["AdamP"], "cpu", options, lr=1e-2, state_dtype=state_dtype) for _ in range(2))
+    train(run.opt, range(3))
+    run.save(tmp_path)
+    train(run.opt, range(3, 5))
+    other.load(tmp_path)
+    assert other.opt.param_groups[0]["state_dtype"] == state_dtype
+    assert_same_state(train(other.opt, range(3, 5)), run.opt)
+
+
 WITHOUT_STATE = RECORDS["SGD"], RECORDS["SGD"].variants["plain"]
 
 
