@@ -46,7 +46,7 @@ def gates(rows: list[Row]) -> Figure:
         (2.2e-3, "four convolutions before batch norm", "C0"),
     ):
         left.text(0.98, y, text, color=colour, transform=left.get_yaxis_transform(), ha="right", va="bottom")
-    left.set(yscale="log", xlabel="step", ylabel="|cos| x sqrt(length)", title="Cosine of gradient and weight")
+    left.set(yscale="log", xlabel="step", ylabel="|cos| x sqrt(length)", title="Cosine, by channel")
 
     kinds = list(GATES)
     taken = [[kinds.index(row["gate"]) for row in own] for own in layers.values()]
@@ -175,7 +175,9 @@ def bench(rows: list[Row]) -> Figure:
         ticks.append((first + y - 1) / 2)
         y += 0.8
     axes.axvline(1, color=plt.rcParams["text.color"], linewidth=1)
-    axes.set(xscale="log", xlim=(0.1, 100), xlabel="time of a step / time of torch's fused AdamW or SGD (1: as fast)")
+    about = f"{rows[0]['device']}, {rows[0]['threads']} threads, {rows[0]['isa']}"
+    label = "time of a step / time of torch's fused AdamW or SGD (1: as fast)"
+    axes.set(xscale="log", xlim=(0.1, 100), xlabel=f"{label}\n{about}")
     axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axes.minorticks_off()
     axes.set_yticks(ticks, [BARS[case] for case in cases])

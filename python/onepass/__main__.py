@@ -32,7 +32,11 @@ def silent(_: Any) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    found = doctor.findings()
+    try:
+        found = doctor.findings()
+    except RuntimeError as reason:  # of an instruction set that is not there
+        say(json.dumps({"error": str(reason)}) if args.json else paint(str(reason), "bad"))
+        return 1
     if not args.json:
         for line in doctor.told(found, paint):
             say(line)

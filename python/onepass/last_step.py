@@ -109,7 +109,9 @@ class LastStep(Mapping[Tensor, Verdict]):
 
     def __getitem__(self, p: Tensor) -> Verdict:
         if p not in self._places:
-            raise KeyError("the parameter was not projected at the last step, or not stepped: see `params`")
+            raise KeyError(
+                "no gate was decided for this parameter at the last step, or it was not stepped: see `params`"
+            )
         return self._verdicts[self._places[p]]
 
     def __contains__(self, p: object) -> bool:
@@ -123,7 +125,7 @@ class LastStep(Mapping[Tensor, Verdict]):
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(tuple(p.shape)) for p in self.params)
-        return f"LastStep of {len(self)} projected parameters of shapes [{shapes}]"
+        return f"LastStep: gates of {len(self)} parameters, of shapes [{shapes}]"
 
     def flat(self, named_parameters: Iterable[tuple[str, Tensor]] | None = None) -> dict[str, float]:
         """Every number under a name, as loggers of scalars take them: {"conv1.weight/cosine": 0.02, ...}.

@@ -65,6 +65,10 @@ class Optimizer(ScaledGradients, Checkpointed):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]):
         refuse_unsupported(self.spec, defaults, type(self).__name__)
+        if isinstance(params, torch.nn.Module):
+            raise TypeError(
+                f"params must be parameters or param groups, got a {type(params).__name__}; give its parameters()"
+            )
         self._execution = ExecutionState()
         super().__init__(params, {name: value for name, value in defaults.items() if name not in OF_TORCH})
         check_rows(self.spec, self.param_groups, self._execution.had_matrices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -70,6 +71,7 @@ def measured(device: str, seconds: float, progress: Callable[[float], None]) -> 
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
         "rounds": len(times[BASELINE]),
+        "load": round(os.getloadavg()[0], 2),
         "milliseconds": medians,
         "ratios": {name: median / medians[BASELINE] for name, median in medians.items()},
     }
@@ -87,4 +89,9 @@ def told(found: dict[str, Any]) -> Iterator[str]:
         length = round(WIDTH * ratio / room)
         bar = "#" * length if length <= WIDTH else "#" * WIDTH + ">"
         yield f"  {name:<20} {found['milliseconds'][name]:9.2f} ms  {ratio:6.2f}  {bar}"
-    yield f"The second number is the time over that of {BASELINE}. Other programs disturb it: look twice."
+    yield f"The second number is the time over that of {BASELINE}."
+    if found["load"] > found["threads"] + 1:
+        yield (
+            f"Do not trust it: the load is {found['load']}, so other programs have a part of the processor, and threads wait for one "
+            "another. Run it again when they have ended."
+        )

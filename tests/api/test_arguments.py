@@ -137,6 +137,13 @@ def test_lr_of_every_group() -> None:
     )
 
 
+def test_a_module_in_place_of_parameters() -> None:
+    with pytest.raises(
+        TypeError, match=r"params must be parameters or param groups, got a Linear; give its parameters\(\)"
+    ):
+        onepass.AdamW(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("params", "at"), [(P, 0), ([{"params": P, "lr": 0.1}, {"params": [torch.zeros(1)]}], 1)], ids=["none", "one group"]
 )

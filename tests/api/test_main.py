@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,13 +85,23 @@ def test_two_openmp_runtimes_are_told() -> None:
     assert any("/a/libgomp.so.1, /b/libomp.so" in line for line in doctor.told(found, main.paint))
 
 
+@pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["words", "json"])
+def test_an_instruction_set_that_is_not_there(arguments: list[str]) -> None:
+    """In one line, and not of Python's."""
+    command = [sys.executable, "-m", "onepass", "doctor", *arguments]
+    done = subprocess.run(command, env=os.environ | {"ONEPASS_ISA": "sse"}, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = json.loads(done.stdout)["error"] if arguments else done.stdout.strip()
+    assert said.startswith("ONEPASS_ISA=sse is not available on this machine; use one of ") and "\n" not in said
+
+
 # ------------------------------------------------------------------ bench
 
 
 def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(quick_bench, "SHAPES", ((64, 64), (64,)))
     assert main.main(["bench", "--seconds", "0.001", "--device", "cpu"]) == 0
-    heading, *lines, last = capsys.readouterr().out.splitlines()
+    heading, *lines, last = [line for line in capsys.readouterr().out.splitlines() if "the load is" not in line]
     assert "in 2 tensors, on CPU" in heading and "medians of 3 rounds" in heading and "over that of torch" in last
     assert len(lines) == len(quick_bench.contenders([torch.ones(2, 2, requires_grad=True)])) == 6
     assert main.main(["bench", "--seconds", "0.001", "--device", "cpu", "--json"]) == 0
@@ -104,12 +115,23 @@ def test_bars_of_the_bench() -> None:
     """As long as the times, and cut off where one is far longer than the others."""
     ratios = {quick_bench.BASELINE: 1.0, "b": 0.5, "c": 2.0, "d": 30.0}
     found: dict[str, Any] = dict(
-        what="a net", parameters=1, tensors=1, device="CPU", threads=1, rounds=3, milliseconds=ratios, ratios=ratios
+        what="a net",
+        parameters=1,
+        tensors=1,
+        device="CPU",
+        threads=1,
+        rounds=3,
+        load=1.4,
+        milliseconds=ratios,
+        ratios=ratios,
     )
     bars = {line.split("  ")[1].strip(): line.split()[-1] for line in [*quick_bench.told(found)][1:-1]}
     assert {name: (bar.count("#"), bar.endswith(">")) for name, bar in bars.items()} == {
         quick_bench.BASELINE: (20, False), "b": (10, False), "c": (40, False), "d": (40, True),
     }  # fmt: skip
+
+    assert not any("Do not trust" in line for line in quick_bench.told(found))
+    assert any("the load is 3.5" in line for line in quick_bench.told({**found, "load": 3.5}))
 
 
 # ------------------------------------------------------------------ self-test

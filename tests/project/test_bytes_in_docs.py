@@ -84,12 +84,12 @@ def of_readme() -> list[str]:
         """The numbers of a line of precision.md."""
         (numbers,) = (line.removeprefix(start) for line in precisions if line.startswith(start))
         adamw, adamp, state = numbers.strip(" |").split(" | ")
-        return f"{adamw}, {adamp} | {state} |"
+        return f"{adamw} | {adamp} | {state} |"
 
     return [
-        f"exact float32 weights with {of_remainder()} bytes of state",
-        f"[{int(float(same(least).split(',')[0]))} to {moved('AdamW')} bytes](#which-precision) per parameter and step in place of {moved('AdamW')}",
-        f"for {8 * len(STATS)} bytes a matrix",
+        f"a remainder of {of_remainder()} bytes",
+        f"[{int(float(same(least).split(' |')[0]))} to {moved('AdamW')} bytes](#which-precision) per parameter and step in place of {moved('AdamW')}",
+        f"one message, of {8 * len(STATS)} bytes",
         f"| float32 | | everything | {same('| float32 | | everything | ')}",
         f"| float32 | `{short} | the weight | {same(f'| float32 | `{short} | the weight | ')}",
         f"| everything: the float32 weight | {same('| everything: the float32 weight | ')}",

@@ -106,12 +106,18 @@ each_option = pytest.mark.parametrize(
 
 @pytest.mark.parametrize(
     "options",
-    [StateDictOptions(full_state_dict=True), StateDictOptions(cpu_offload=True), StateDictOptions(flatten_optimizer_state_dict=True)],
+    [
+        StateDictOptions(full_state_dict=True),
+        StateDictOptions(cpu_offload=True),
+        StateDictOptions(flatten_optimizer_state_dict=True),
+    ],
     ids=["full", "offloaded", "flat"],
 )
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16, "bfloat16", "8bit"], ids=str)
 @pytest.mark.usefixtures("in_one_process")
-def test_distributed_checkpoint_of_every_state_dtype(state_dtype: Any, options: StateDictOptions, tmp_path: Path) -> None:
+def test_distributed_checkpoint_of_every_state_dtype(
+    state_dtype: Any, options: StateDictOptions, tmp_path: Path
+) -> None:
     """torch gathers and offloads state dicts of tensors, numbers and strings alone."""
     run, other = (Run(RECORDS["AdamP"], "cpu", options, lr=1e-2, state_dtype=state_dtype) for _ in range(2))
     train(run.opt, range(3))

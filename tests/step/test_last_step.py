@@ -304,7 +304,7 @@ def test_names_in_flat_dict() -> None:
 def test_lookup_of_an_unprojected_parameter() -> None:
     vector = values((3,), torch.float32, 0)
     last = named([{"params": [values((2, 3), torch.float32, 0), vector]}])
-    with pytest.raises(KeyError, match="not projected at the last step"):
+    with pytest.raises(KeyError, match="no gate was decided for this parameter at the last step"):
         last[vector]
 
 

@@ -25,8 +25,8 @@ def unavailable() -> str | None:
         return reason
     if not compiled._C.cuda_archs:
         return (
-            "onepass was built without its CUDA kernels; install the CUDA toolkit, so that nvcc is found, and reinstall "
-            "onepass."
+            "onepass was built without its CUDA kernels, where there was no nvcc or ONEPASS_CUDA was 0; to have them, reinstall "
+            "onepass with nvcc on the PATH."
         )
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch."
