@@ -89,8 +89,8 @@ def train(args: argparse.Namespace, name: str, device: torch.device) -> list[str
     """Trains, and saves a checkpoint; returns a line of the table."""
     net, opt, schedule = made(args, name, device)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    data = torch.frombuffer(bytearray(b"\n".join(file.read_bytes() for file in files)), dtype=torch.uint8)
+    sources = [file.read_bytes() for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
+    data = torch.frombuffer(bytearray(b"\n".join(sources)), dtype=torch.uint8)
     saved = {"net": net.state_dict(), "schedule": schedule.state_dict(), "opt": {}}
     if args.resume:
         saved["opt"] = get_optimizer_state_dict(net, opt)
@@ -123,8 +123,9 @@ def train(args: argparse.Namespace, name: str, device: torch.device) -> list[str
         saved |= {"schedule": schedule.state_dict(), "opt": get_optimizer_state_dict(net, opt)}
         dcp.save(saved, checkpoint_id=Path(args.out, "checkpoint"))
     tokens = (args.steps - first) * args.accumulate * args.batch * CONTEXT * ranks / took
-    state = sum(t.nbytes for own in opt.state.values() for t in own.values() if torch.is_tensor(t)) / 1e6
-    return [name, f"{loss.item():.3f}", f"{tokens:,.0f}", f"{100 * spent / took:.1f}%", f"{state:,.1f} MB"]
+    kept = [t for own in opt.state.values() for t in own.values() if torch.is_tensor(t)]
+    memory = " + ".join(f"{sum(t.nbytes for t in part) / 1e6:,.0f}" for part in ([*net.parameters()] * 2, kept))
+    return [name, f"{loss.item():.3f}", f"{tokens:,.0f}", f"{100 * spent / took:.1f}%", memory]
 
 
 def main() -> None:
@@ -136,10 +137,9 @@ def main() -> None:
     for option in ("bf16", "compile", "resume", "beside"):
         parser.add_argument(f"--{option}", action="store_true")
     args = parser.parse_args()
-    if "RANK" in os.environ:
-        dist.init_process_group()
+    dist.init_process_group() if "RANK" in os.environ else None
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    lines = table.Table("optimizer", "loss", "tokens a second", "clipping and step", "state")
+    lines = table.Table("optimizer", "loss", "tokens a second", "clipping and step", "MB: weights, gradients + state")
     for name in OPTIMIZERS if args.beside else ["onepass AdamP"]:
         lines.add_row(*train(args, name, device))
     if os.environ.get("RANK", "0") == "0":
