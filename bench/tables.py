@@ -30,7 +30,7 @@ def read(path: Path) -> list[Row]:
 
 
 def source(name: str, rows: list[Row], up: str) -> str:
-    """What stands before the first table of a file: machine, versions, commit and figure. `up` leads from the page to the root."""
+    """The heading of the tables of a file: its machine, versions, commit and figure. `up` leads from the page to the root."""
     about, threads = rows[0], " or ".join(sorted({row["threads"] for row in rows}))
     busy = f" Other programs were running (load {about['load']})." if float(about["load"] or 0) > 0.5 else ""
     return (

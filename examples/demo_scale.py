@@ -33,7 +33,8 @@ DECAYS = {
     "AdamW": (5e-4, 1e-3, 2e-3, 4e-3),
     "AdamProx": (5e-4, 1e-3, 2e-3, 4e-3),
 }
-# Of the labels, drawn at random. Digits are so easy that without this no weight decay is of use, and none is compared.
+# The share of training labels that are drawn at random. Digits are so easy that without it weight decay is of no use, and
+# optimizers that differ in it alone cannot be told apart.
 MISLABELLED = 0.4
 
 

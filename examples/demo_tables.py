@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 
+import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -159,10 +160,11 @@ def scale_claims(runs: dict[str, dict[float, ScaleRun]], bits: dict[str, bool]) 
     # For each optimizer the weight decay at which the scale of the loss moves its accuracy most, and by how much.
     moved, by_chance = {}, {}
     for name, own in runs.items():
-        means = {wd: [float(accuracy.mean()) for accuracy in run.accuracy] for wd, run in own.items()}
-        wd = max(means, key=lambda wd: max(means[wd]) - min(means[wd]))
-        moved[name] = max(means[wd]) - min(means[wd])
-        by_chance[name] = noise(*(own[wd].accuracy[means[wd].index(of(means[wd]))].tolist() for of in (max, min)))
+        ranges = {wd: float(np.ptp(run.accuracy.mean(1))) for wd, run in own.items()}
+        wd = max(ranges, key=ranges.__getitem__)
+        means = own[wd].accuracy.mean(1)
+        moved[name] = ranges[wd]
+        by_chance[name] = noise(*(own[wd].accuracy[i].tolist() for i in (means.argmax(), means.argmin())))
     free = all(moved[name] <= by_chance[name] for name in ("AdamW", "AdamProx"))
     same = ", ".join(f"{name} {'the same' if yes else 'different'}" for name, yes in bits.items())
     best = {name: own[best_wd(own, 0)].accuracy[0].tolist() for name, own in runs.items()}

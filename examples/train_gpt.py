@@ -89,8 +89,8 @@ def train(args: argparse.Namespace, name: str, device: torch.device) -> list[str
     """Trains, and saves a checkpoint; returns a line of the table."""
     net, opt, schedule = made(args, name, device)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    sources = [file.read_bytes() for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
-    data = torch.frombuffer(bytearray(b"\n".join(sources)), dtype=torch.uint8)
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    data = torch.frombuffer(bytearray(b"\n".join(file.read_bytes() for file in files)), dtype=torch.uint8)
     saved = {"net": net.state_dict(), "schedule": schedule.state_dict(), "opt": {}}
     if args.resume:
         saved["opt"] = get_optimizer_state_dict(net, opt)

@@ -17,8 +17,8 @@ struct Variant {
 };
 
 #ifdef ONEPASS_X86_64
-// What -march=x86-64-v3 and -v4 use of the processor, by feature: clang++ before 18 does not know the levels' names
-// here. There is no processor with these and without the others of its level, such as f16c.
+// The features of the processor that -march=x86-64-v3 and -v4 use. clang++ before 18 does not know the names of these
+// levels here. No processor has these features and lacks the others of its level, such as f16c.
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
          __builtin_cpu_supports("bmi2");

@@ -30,8 +30,7 @@ class Checkpointed(TorchOptimizer):
         for group in saved["param_groups"]:
             if isinstance(group.get("state_dtype"), torch.dtype):
                 group["state_dtype"] = str(group["state_dtype"]).removeprefix("torch.")
-        if self.spec.rule == "adam":
-            for group in saved["param_groups"]:
+            if self.spec.rule == "adam":
                 group["decoupled_weight_decay"] = self.spec.decoupled
         return saved
 

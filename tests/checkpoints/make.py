@@ -25,8 +25,8 @@ FOLDER = Path(__file__).parent
 STEPS = 4
 
 
-# What follows the optimizer's name: dtypes of the parameters, and arguments. The first parameter is projected; in the plain
-# case the second has moments wider than itself.
+# The dtypes of the two parameters and the arguments, by the ending of a key of the file. The first parameter is projected;
+# with no ending the second has moments wider than itself.
 STORED: dict[str, tuple[tuple[torch.dtype, ...], dict[str, Any]]] = {
     "": ((torch.float32, torch.bfloat16), {}),
     ", exact weights": ((torch.bfloat16,) * 2, {"master_weights": True, "state_dtype": torch.bfloat16}),
